@@ -1,0 +1,47 @@
+"""What a session understands: its clients' commands. What the model does it reads from the turn's log.
+
+Everything that comes back to one client goes to the `client` named in the command; everything that all
+should see goes through the turn's log.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from protocol.mail import Nudge
+from protocol.watcher import Configured
+
+
+class Say(msgspec.Struct, frozen=True, tag=True):
+    """A user's message."""
+
+    client: int
+    """Which socket; gets `turn_started`/`message_queued` with its request_id, or the error."""
+    request_id: str
+    """Never empty; made by the gateway where the client gave none."""
+    echo: str | None
+    """The client's own request_id, echoed."""
+    content: Any
+    """Text, or a list of parts."""
+    streaming: bool | None
+    """None: as configured."""
+
+
+class Stop(msgspec.Struct, frozen=True, tag=True):
+    """End the running turn."""
+
+    client: int
+    echo: str | None
+    turn: int | None
+    """Only if this turn runs; None: whichever."""
+
+
+class Drain(msgspec.Struct, frozen=True, tag=True):
+    """The service stops: no new turn. `now`: the running one ends as `interrupted`."""
+
+    now: bool
+
+
+SessionMessage = Say | Stop | Drain | Configured | Nudge

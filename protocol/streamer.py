@@ -1,0 +1,101 @@
+"""What the LLM streamer understands, and what comes back from it.
+
+Down: `Complete` starts one request, `Cancel` ends it. Up: one `Pieces` per tick to the address that the
+request named, with what all running requests of that address received since the last.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from protocol.errors import FaultBody
+from protocol.mail import Nudge
+from protocol.watcher import Configured
+
+
+class Complete(msgspec.Struct, frozen=True, tag=True):
+    """Ask the model once. Its pieces all carry `request`; the last is `Finished` or `Failed`, exactly once."""
+
+    request: int
+    """Chosen by the asker; unique among running requests of its front."""
+    to: str
+    """Address that gets the pieces."""
+    provider: str
+    """Name under `llm.providers`; its settings are taken when the request begins and kept to its end."""
+    model: str
+    """Overrides the provider's `model` when not empty."""
+    messages: list[dict[str, Any]]
+    """`chat/completions` messages, system prompt first."""
+    tools: list[dict[str, Any]]
+    """`chat/completions` tools; empty: none are offered."""
+    conversation: str
+    """For logs only."""
+
+
+class Cancel(msgspec.Struct, frozen=True, tag=True):
+    """Close that upstream request now; nothing more comes for it. Unknown ids are ignored."""
+
+    to: str
+    request: int
+
+
+StreamerMessage = Complete | Cancel | Configured | Nudge
+
+
+class Text(msgspec.Struct, frozen=True, tag=True, gc=False):
+    """A piece of the answer."""
+
+    request: int
+    text: str
+
+
+class Thinking(msgspec.Struct, frozen=True, tag=True, gc=False):
+    """A piece of the reasoning."""
+
+    request: int
+    text: str
+
+
+class ToolCall(msgspec.Struct, frozen=True):
+    """One call that the model asked for, whole."""
+
+    id: str
+    """The provider's id, or one made here where it gave none."""
+    name: str
+    arguments: str
+    """JSON text as the model wrote it; may be invalid JSON."""
+    raw: dict[str, Any] = {}
+    """The provider's further fields of the call, sent back with it."""
+
+
+class Finished(msgspec.Struct, frozen=True, tag=True):
+    """The request ended as it should. The text pieces before it, joined, are the content."""
+
+    request: int
+    finish_reason: str
+    """The provider's; `tool_calls` where calls came without one."""
+    model: str
+    """As the provider named it; the asked one where it named none."""
+    tool_calls: list[ToolCall]
+    usage: dict[str, Any] | None
+    """The provider's usage object, the last one seen."""
+    raw: dict[str, Any]
+    """Further fields of the assistant message (reasoning_content, refusal, annotations, ...), accumulated."""
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """The request ended with a typed error; text pieces before it stand."""
+
+    request: int
+    fault: FaultBody
+
+
+Piece = Text | Thinking | Finished | Failed
+
+
+class Pieces(msgspec.Struct, frozen=True, tag=True):
+    """One batch per tick; order within a request is the stream's order."""
+
+    pieces: list[Piece]

@@ -1,0 +1,253 @@
+"""What the persistence writer understands: durable operations (answered after COMMIT) and queries.
+
+Every operation is idempotent by the ids that it carries, so one whose answer was lost is simply sent
+again. Faults: STORAGE_FULL and STORAGE_UNAVAILABLE; NOT_FOUND from queries of a conversation that is not
+the owner's or not there at all.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from protocol.errors import FaultBody
+from protocol.mail import Nudge, Request
+from protocol.streamer import ToolCall
+
+
+class Done(msgspec.Struct, frozen=True):
+    """The operation is on disk."""
+
+
+class UserEvent(msgspec.Struct, frozen=True, tag="user"):
+    """A user's message; begins a turn."""
+
+    content: Any
+    """Text, or a list of parts."""
+    request_id: str
+    streaming: bool
+    """Whether this turn's text is shown as it comes."""
+
+
+class HopEvent(msgspec.Struct, frozen=True, tag="hop"):
+    """One answer of the model within a turn, whole or as far as it came."""
+
+    hop: int
+    """From 1."""
+    content: str
+    thinking: str
+    tool_calls: list[ToolCall]
+    raw: dict[str, Any]
+    """The provider's further fields of the message; sent back to the same provider only."""
+    provider: str
+    model: str
+    usage: dict[str, Any] | None
+    finish_reason: str
+
+
+class ToolStarted(msgspec.Struct, frozen=True, tag="tool_started"):
+    """A tool call's intent, stored before it is made."""
+
+    call_id: str
+    """Unique in the conversation."""
+    model_call_id: str
+    """The id in the model's tool call."""
+    seq: int
+    """Of its first `tool_execution`."""
+    tool_name: str
+    """As the model knows it."""
+    server: str
+    arguments: str
+    """JSON text."""
+
+
+class ToolEnded(msgspec.Struct, frozen=True, tag="tool_ended"):
+    """A tool call's outcome. A started call without one is of unknown outcome and never silently repeated."""
+
+    call_id: str
+    model_call_id: str
+    seq: int
+    """Of its last `tool_execution`."""
+    status: str
+    """completed, failed, cancelled, denied or unknown."""
+    result: str
+    """What the model was told."""
+    elapsed_ms: int
+
+
+class Closed(msgspec.Struct, frozen=True, tag="closed"):
+    """The end of a turn: what `assistant_message` and `turn_finished` say."""
+
+    outcome: str
+    """completed, stopped, interrupted or failed."""
+    seq: int
+    """Of `turn_finished`; `assistant_message`, if the turn has text, has one less."""
+    message: str
+    """All hops' text, joined."""
+    thinking: str
+    usage: dict[str, Any] | None
+    """Summed over hops where they are numbers."""
+    model: str
+    finish_reason: str
+    error: FaultBody | None
+
+
+Event = UserEvent | HopEvent | ToolStarted | ToolEnded | Closed
+
+
+class StoredEvent(msgspec.Struct, frozen=True):
+    """An event with its place."""
+
+    turn: int
+    at: float
+    """Unix time in seconds."""
+    event: Event
+
+
+class Entered(msgspec.Struct, frozen=True):
+    """Which conversation a socket is in."""
+
+    conversation: str
+    new: bool
+    """It has no row yet: it gets one with its first message."""
+
+
+class Enter(Request[Entered], frozen=True, tag=True):
+    """An owner enters a conversation: `wanted` is an id, `new`, `latest`, or `new!` (new, with its row at once).
+
+    NOT_FOUND: an id that is unknown or somebody else's.
+    """
+
+    owner: str
+    wanted: str
+    fresh_id: str
+    """The id to use where a new conversation is entered; makes a repeat harmless."""
+
+
+class Began(msgspec.Struct, frozen=True):
+    """The user event is on disk (now, or earlier under the same request_id)."""
+
+    turn: int
+    """The turn of that request_id."""
+    repeated: bool
+    """It was there before, under this request_id."""
+
+
+class BeginTurn(Request[Began], frozen=True, tag=True):
+    """Durably add a user event. Makes the conversation's row if there is none."""
+
+    owner: str
+    conversation: str
+    turn: int
+    """Chosen by the session, greater than any before."""
+    event: UserEvent
+    queued: bool
+    """It waits behind a running turn."""
+
+
+class StartTurn(Request[Done], frozen=True, tag=True):
+    """A queued turn runs now."""
+
+    conversation: str
+    turn: int
+
+
+class Append(Request[Done], frozen=True, tag=True):
+    """Durably add events to a running turn, in order. `key` makes a repeat harmless.
+
+    A `HopEvent` supersedes the deltas of its hop; `Closed` ends the turn and drops all its deltas, and is
+    ignored for a turn that is closed already.
+    """
+
+    conversation: str
+    turn: int
+    key: str
+    """Unique within the turn."""
+    events: list[Event]
+
+
+class Delta(msgspec.Struct, frozen=True, gc=False):
+    """What grew in one turn's log since the last tick."""
+
+    conversation: str
+    turn: int
+    hop: int
+    seq: int
+    """Of the last piece in it."""
+    text: str
+    thinking: str
+
+
+class AppendDeltas(Request[Done], frozen=True, tag=True):
+    """One per tick for all running turns; a repeat (same turn and seq) changes nothing."""
+
+    deltas: list[Delta]
+
+
+class DropQueued(Request[Done], frozen=True, tag=True):
+    """A queued turn will never run; its user event stays, closed as `stopped`."""
+
+    conversation: str
+    turn: int
+
+
+class History(msgspec.Struct, frozen=True):
+    """Events of a conversation, ordered by turn and position."""
+
+    events: list[StoredEvent]
+    more: bool
+    """There are earlier turns."""
+    last_turn: int
+    """Greatest turn id ever used; 0 for none."""
+    queued: list[int]
+    """Turns that wait to be run."""
+    running: list[int]
+    """Turns that have begun and not ended."""
+
+
+class LoadHistory(Request[History], frozen=True, tag=True):
+    """The last `limit` turns, before turn `before` (0: the end), after turn `after` (0: the beginning).
+
+    With `after`, the page is the first `limit` turns after it. An unknown conversation is NOT_FOUND unless
+    `missing_ok`, then it is empty.
+    """
+
+    owner: str
+    conversation: str
+    before: int = 0
+    after: int = 0
+    limit: int = 50
+    missing_ok: bool = False
+
+
+class FindRequest(Request[Began | None], frozen=True, tag=True):
+    """Ask: which turn has this request_id, if any."""
+
+    conversation: str
+    request_id: str
+
+
+class Unfinished(msgspec.Struct, frozen=True):
+    """A conversation with turns that wait to be run."""
+
+    owner: str
+    conversation: str
+
+
+class ListUnfinished(Request[list[Unfinished]], frozen=True, tag=True):
+    """Ask: conversations with queued turns, left by an earlier run of the service."""
+
+
+WriterMessage = (
+    Enter
+    | BeginTurn
+    | StartTurn
+    | Append
+    | AppendDeltas
+    | DropQueued
+    | LoadHistory
+    | FindRequest
+    | ListUnfinished
+    | Nudge
+)

@@ -1,0 +1,85 @@
+"""The rules of this suite, and what enforces them.
+
+- Loopback and port 0 only. A process that a test starts is ended by its pid by the same test.
+- No sleeping as synchronisation: wait for an event, a message, an answer. Time itself is tested with the
+  autojump clock (`@pytest.mark.autojump`) wherever every peer lives in the same trio run; children and
+  SQLite get the real clock, since autojump jumps over them.
+- Every async test runs under `fail_after` (20 s, or `@pytest.mark.seconds(n)`).
+- Warnings are errors. No test leaves a task, a thread, a child process or a descriptor behind.
+- Tests assert order, counts and content; never how long something took.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+DEFAULT_S = 20.0  # the slowest honest test takes a few seconds on two busy cores
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run `async def` tests under trio with a bound."""
+    function = pyfuncitem.obj
+    if not inspect.iscoroutinefunction(function):
+        return None
+    marker = pyfuncitem.get_closest_marker("seconds")
+    bound = float(marker.args[0]) if marker else DEFAULT_S
+    autojump = pyfuncitem.get_closest_marker("autojump") is not None
+    names = inspect.signature(function).parameters
+    arguments = {name: pyfuncitem.funcargs[name] for name in names}
+
+    async def bounded() -> None:
+        with trio.fail_after(bound if not autojump else 1_000_000):
+            await function(**arguments)
+
+    clock = trio.testing.MockClock(autojump_threshold=0) if autojump else None
+    trio.run(bounded, clock=clock, strict_exception_groups=True)
+    return True
+
+
+def _children() -> set[int]:
+    children: set[int] = set()
+    for task in Path("/proc/self/task").glob("*/children"):
+        children.update(int(pid) for pid in task.read_text().split())
+    return children
+
+
+def _descriptors() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            found[fd] = os.readlink(f"/proc/self/fd/{fd}")
+        except FileNotFoundError:
+            continue  # the descriptor of the listing itself
+    return found
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """No child process, no thread of ours, no socket or pipe outlives the test that made it."""
+    children, threads, descriptors = _children(), set(threading.enumerate()), _descriptors()
+    yield
+    assert _children() <= children, "the test left child processes behind"
+    # trio keeps idle worker threads for 10 s by design; they belong to nobody.
+    left = {t for t in threading.enumerate() if t not in threads and not t.name.startswith("Trio thread")}
+    assert not {t for t in left if t.is_alive() and not t.daemon}, f"the test left threads behind: {left}"
+    new = {fd: name for fd, name in _descriptors().items() if descriptors.get(fd) != name}
+    leaked = {fd: name for fd, name in new.items() if name.startswith(("socket:", "pipe:", "anon_inode:[eventpoll]"))}
+    assert not leaked, f"the test left descriptors behind: {leaked}"
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The material beside a checkout in development and CI; a test that needs it skips without."""
+    folder = Path(__file__).resolve().parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip("no ../shared beside this checkout (recorded material for development)")
+    return folder
