@@ -19,7 +19,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, Generic, NoReturn, Protocol, TypeVar, cast
 
 import msgspec
 import trio
@@ -65,10 +65,11 @@ NUDGE = Nudge()
 class Reply:
     """A one-shot reply slot. Made by `ask`; answered by the actor; ended with `Gone` by the supervisor."""
 
-    __slots__ = ("_done", "_error", "_task", "_value")
+    __slots__ = ("_done", "_error", "_hand", "_task", "_value")
 
     def __init__(self) -> None:
         self._done = False
+        self._hand: set[Reply] | None = None  # the asks in hand of the mailbox that it was taken from
         self._value: Any = None
         self._error: Exception | None = None
         self._task: trio.lowlevel.Task | None = None
@@ -77,6 +78,12 @@ class Reply:
     def open(self) -> bool:
         """Nobody has answered yet and the asker still waits."""
         return not self._done
+
+    def taken_into(self, hand: set[Reply]) -> None:
+        """The actor has the message: the slot is one of `hand` until it is closed."""
+        if not self._done:
+            self._hand = hand
+            hand.add(self)
 
     def answer(self, value: object) -> None:
         """Answer with a value; ignored if the slot is closed already."""
@@ -89,11 +96,16 @@ class Reply:
     def _settle(self, value: object, error: Exception | None) -> None:
         if self._done:
             return
-        self._done = True
+        self._close()
         self._value, self._error = value, error
         if self._task is not None:
             task, self._task = self._task, None
             trio.lowlevel.reschedule(task)
+
+    def _close(self) -> None:
+        self._done = True
+        if self._hand is not None:
+            self._hand.discard(self)
 
     async def wait(self) -> Any:
         """Wait for the answer; closes the slot when cancelled."""
@@ -102,7 +114,7 @@ class Reply:
 
             def abort(_: object) -> trio.lowlevel.Abort:
                 self._task = None
-                self._done = True
+                self._close()
                 return trio.lowlevel.Abort.SUCCEEDED
 
             await trio.lowlevel.wait_task_rescheduled(abort)
@@ -145,10 +157,14 @@ class Mailbox(Generic[M]):
         self._nudged = False
         self._closed = False
         self._down = False
+        self._held = False
         self._reader: trio.lowlevel.Task | None = None
         self._senders = trio.lowlevel.ParkingLot()
         self._current: Reply | None = None
         self._in_hand: set[Reply] = set()
+        self._hand: object = None
+        self.lost: object = None
+        """The message that the last incarnation died with; the next one may look at it, once."""
         self._budget = BATCH
 
     # The sending side, used through a Ref.
@@ -206,7 +222,7 @@ class Mailbox(Generic[M]):
         return self
 
     async def __anext__(self) -> M:
-        self._current = None
+        self._current = self._hand = None
         if self.on_idle is not None:
             ready, self.on_idle = self.on_idle, None
             ready()
@@ -215,6 +231,8 @@ class Mailbox(Generic[M]):
             self._budget = BATCH
             await trio.lowlevel.checkpoint()
         while True:
+            if self._held:
+                await self._end()
             if self._nudged:
                 self._nudged = False
                 if self.on_take is not None:
@@ -223,9 +241,14 @@ class Mailbox(Generic[M]):
             if self._queue:
                 return self._take()
             if self._closed:
-                raise StopAsyncIteration
+                await self._end()
             await self._wait()
             self._budget = BATCH
+
+    async def _end(self) -> NoReturn:
+        # An actor that starts its loop anew must still be reached by cancellation.
+        await trio.lowlevel.checkpoint()
+        raise StopAsyncIteration
 
     def drain(self, most: int) -> list[tuple[M, Reply | None]]:
         """Take what is queued right now, at most `most`, with the reply slots; never waits."""
@@ -233,15 +256,15 @@ class Mailbox(Generic[M]):
         while self._queue and len(taken) < most:
             message = self._take()
             taken.append((message, self._current))
+        self._budget -= len(taken)
         return taken
 
     def _take(self) -> M:
         _, message, reply = self._queue.popleft()
         self.counters.taken += 1
-        self._current = reply
+        self._current, self._hand = reply, message
         if reply is not None:
-            self._in_hand = {r for r in self._in_hand if r.open} if len(self._in_hand) > 1024 else self._in_hand
-            self._in_hand.add(reply)
+            reply.taken_into(self._in_hand)
         if self._senders:
             self._senders.unpark()
         if self.on_take is not None:
@@ -269,7 +292,6 @@ class Mailbox(Generic[M]):
         """Answer the message in hand with an error that is raised at the asker."""
         if self._current is not None:
             self._current.fault(error)
-            self._in_hand.discard(self._current)
 
     def settle(self, reply: Reply | None, value: object) -> None:
         """Answer an earlier message by its slot."""
@@ -278,7 +300,6 @@ class Mailbox(Generic[M]):
                 reply.fault(value)
             else:
                 reply.answer(value)
-            self._in_hand.discard(reply)
 
     # For the supervisor.
 
@@ -287,6 +308,16 @@ class Mailbox(Generic[M]):
         self._closed = True
         self._senders.unpark_all()
         self._wake()
+
+    def hold(self) -> None:
+        """The actor's loop ends at its next look, for a restart; messages are still taken and wait."""
+        self._held = True
+        self._wake()
+
+    def open(self) -> None:
+        """A new incarnation begins: undo hold, close and down."""
+        self._held = self._closed = self._down = False
+        self._budget = BATCH
 
     def set_down(self, down: bool) -> None:
         """While down (parked, retired) nothing is taken: the backlog's askers get Gone now."""
@@ -301,12 +332,10 @@ class Mailbox(Generic[M]):
 
     def abandon_in_hand(self) -> None:
         """The incarnation died: askers of what it had in hand get Gone."""
-        for reply in self._in_hand:
-            if reply.open:
-                self.counters.lost += 1
-                reply.fault(Gone(self.path))
-        self._in_hand.clear()
-        self._current = None
+        for reply in list(self._in_hand):
+            self.counters.lost += 1
+            reply.fault(Gone(self.path))
+        self.lost, self._hand, self._current = self._hand, None, None
 
 
 class Directory(Protocol):

@@ -7,6 +7,7 @@ Data only. `supervisors/supervisor.py` gives it life. An actor is
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from types import MappingProxyType
@@ -92,9 +93,11 @@ class Child:
     on_limit: OnLimit = OnLimit.ESCALATE
     park_s: float = 300.0
     """Seconds between slow retries of a parked child; `inf` for never."""
-    keep: str = ""
+    keep: str | Keep = ""
     """Dotted name of an async context manager factory `(KeepContext) -> ACM[object]`: what the slot keeps
-    across incarnations (`ctx.kept`)."""
+    across incarnations (`ctx.kept`). Entered before the first incarnation, left after the final stop."""
+    start_s: float = 300.0
+    """How long an incarnation may take to be ready before it counts as failed."""
     args: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     """Given to the actor as `ctx.args`."""
 
@@ -136,6 +139,36 @@ class Up(msgspec.Struct, frozen=True, tag=True):
 
 class Parked(Exception):
     """Raised by an actor that knows a restart cannot help (a missing command, a corrupt file): park at once."""
+
+
+class KeepContext(Protocol):
+    """What an object that a slot keeps sees of the supervisor."""
+
+    @property
+    def path(self) -> str:
+        """Address of the slot, e.g. `front/gateway`."""
+        ...
+
+    @property
+    def args(self) -> Mapping[str, Any]:
+        """The child's `args`."""
+        ...
+
+    def ref(self, path: str) -> Ref[Any]:
+        """A reference to any address; it may come and go."""
+        ...
+
+    def report(self, **facts: str | int | float | bool | None) -> None:
+        """Facts for the status tree that outlive incarnations; None removes one."""
+        ...
+
+    def start_child(self, group: str, child: Child) -> None:
+        """As `Context.start_child`."""
+        ...
+
+    def stop_child(self, path: str) -> None:
+        """As `Context.stop_child`."""
+        ...
 
 
 class Context(Protocol):
@@ -187,3 +220,4 @@ class Context(Protocol):
 
 
 Actor = Callable[[Mailbox[Any], Context], Awaitable[None]]
+Keep = Callable[[KeepContext], AbstractAsyncContextManager[object]]

@@ -1,0 +1,133 @@
+"""What every node of the running tree has, actor or group: a state, a past, errors, and the words for them.
+
+`Member` is bookkeeping only. `Slot` (an actor's place) and `Branch` (a group's supervisor) add the tasks.
+Nothing here waits, except for an end that someone else brings about.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import trio
+
+from protocol.spec import Child, Group, Parked, Status
+from supervisors.restart import Decision, Outcome, Past, Policy, Verdict
+
+if TYPE_CHECKING:
+    from supervisors.branch import Branch
+    from supervisors.supervisor import Tree
+
+TEXT_LIMIT = 500  # characters of an error kept for status; the log has all of it
+
+
+class Member(ABC):
+    """One child of a running group, as its supervisor sees it."""
+
+    def __init__(self, tree: Tree, spec: Child | Group, path: str, parent: Branch | None) -> None:
+        self.tree = tree
+        self.spec = spec
+        self.path = path
+        self.parent = parent
+        self.policy = Policy.of(spec)
+        self.log = logging.getLogger(".".join(["actors", *path.split("/")]) if path else "actors")
+        self.past = Past()
+        self.status = Status.PLANNED
+        self.incarnation = 0
+        self.alive = False
+        self.settled = False
+        """Its start is over (ready, parked or done): the next one may start."""
+        self.gated = False
+        """It starts only after all before it in the group are settled."""
+        self.due_at: float | None = None
+        """Trio time of its next start; None: no start is planned."""
+        self.began_at = 0.0
+        self.ready_at: float | None = None
+        self.last_error = ""
+        self.last_error_at: datetime | None = None
+        self.ended = trio.Event()
+
+    @property
+    def ready_s(self) -> float | None:
+        """Seconds since it was ready; None if this incarnation never was."""
+        return None if self.ready_at is None else trio.current_time() - self.ready_at
+
+    def turn(self, status: Status) -> None:
+        """Enter a state, and tell who waits for changes."""
+        self.status = status
+        self.tree.note_change()
+
+    def plan(self, at: float, *, gated: bool, fresh: bool = False) -> None:
+        """To be started at a time; `fresh` forgets its past."""
+        self.due_at, self.gated = at, gated
+        if gated:
+            self.settled = False
+        if fresh:
+            self.past = Past()
+
+    def remember(self, error: Exception) -> None:
+        """Keep an error's text for status."""
+        self.last_error = describe(error)
+        self.last_error_at = datetime.now(UTC)
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Start an incarnation in its own task."""
+
+    @abstractmethod
+    async def end(self, *, final: bool, why: str = "") -> None:
+        """End the incarnation in order, bounded; `final` closes the mailbox for good."""
+
+    @abstractmethod
+    def shut(self) -> None:
+        """Take no mail: parked."""
+
+
+def leaf(error: BaseException) -> BaseException:
+    """The error itself: groups of one are unwrapped."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
+def describe(error: BaseException) -> str:
+    """One line: type and text; the parts of a group in brackets."""
+    error = leaf(error)
+    if isinstance(error, BaseExceptionGroup):
+        text = f"{len(error.exceptions)} errors ({'; '.join(describe(e) for e in error.exceptions)})"
+    else:
+        lines = str(error).strip().splitlines()
+        name = type(error).__name__
+        if isinstance(error, Parked) and lines:
+            text = lines[0]  # a sentence for the operator already
+        else:
+            text = f"{name}: {lines[0]}" if lines else name
+    return text if len(text) <= TEXT_LIMIT else text[: TEXT_LIMIT - 1] + "…"
+
+
+def outcome_of(error: Exception | None) -> Outcome:
+    """How an incarnation ended, from what it raised."""
+    if error is None:
+        return Outcome.DONE
+    if isinstance(error, Parked) or (isinstance(error, ExceptionGroup) and error.subgroup(Parked) is not None):
+        return Outcome.HOPELESS
+    return Outcome.FAILED
+
+
+def consequence(decision: Decision, group: str) -> str:
+    """What happens next, in words for the log."""
+    match decision.verdict:
+        case Verdict.RESTART if decision.delay_s == 0:
+            return "started again at once"
+        case Verdict.RESTART:
+            return f"started again in {decision.delay_s:.2g} s (failure {decision.past.streak} in a row)"
+        case Verdict.PARK if decision.delay_s == float("inf"):
+            return "parked: it stays down until it is restarted by hand"
+        case Verdict.PARK:
+            return f"parked: next try in {decision.delay_s:g} s"
+        case Verdict.ESCALATE:
+            return f"it failed too often: {group} fails as a whole"
+        case Verdict.STOP:
+            return "not started again"

@@ -1,0 +1,242 @@
+"""The tree with its live numbers: made by the supervisor, sent as JSON, printed for people.
+
+`Node` is the record (msgspec encodes it), `render` the text a stranger reads at night: states in words, `!`
+before what needs attention, what happened, and when it is tried again. Nothing here waits or fails; memory
+is read from /proc and simply missing elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from datetime import UTC
+from pathlib import Path
+
+import msgspec
+import trio
+
+from protocol.spec import Status
+from supervisors.branch import Branch
+from supervisors.member import Member
+from supervisors.slot import Slot
+
+LAG_WINDOW_S = 10.0  # the longest stretch of the last one to two windows is reported
+WORDS = {
+    Status.PLANNED: "planned",
+    Status.STARTING: "starting",
+    Status.RUNNING: "running",
+    Status.DRAINING: "draining",
+    Status.RESTARTING: "restarting",
+    Status.PARKED: "parked",
+    Status.STOPPED: "stopped",
+}
+ALARMING = {"restarting", "parked"}
+BUSY_S = 1.0  # mail that waits longer than this is shown
+
+
+class Mail(msgspec.Struct, frozen=True):
+    """A mailbox in numbers; counters since its slot was made."""
+
+    depth: int
+    """Messages that wait."""
+    limit: int
+    """How many may wait."""
+    oldest_s: float
+    """Age of the one at the head, seconds."""
+    in_flight: int
+    """Asks taken and not answered yet."""
+    taken: int
+    """Messages handed to the actor."""
+    refused: int
+    """Not taken: full."""
+    dead: int
+    """Not taken: closed, parked or stopped."""
+    lost: int
+    """Asks that ended Gone because the actor died with them in hand."""
+
+
+class Node(msgspec.Struct, frozen=True):
+    """One actor or group."""
+
+    name: str
+    """Last part of the path."""
+    path: str
+    """Address; empty for the root."""
+    kind: str
+    """`actor` or `group`."""
+    state: str
+    """planned, starting, running, draining, restarting, parked or stopped."""
+    pid: int
+    """The process it lives in."""
+    incarnation: int
+    """From 1; 0 before the first start."""
+    restarts: int
+    """Starts after the first."""
+    uptime_s: float | None
+    """Since this incarnation began; None when none is alive."""
+    retry_in_s: float | None
+    """Until the next start that is planned."""
+    last_error: str
+    """One line; empty if there was none."""
+    last_error_at: str
+    """RFC 3339, UTC; empty if there was none."""
+    mailbox: Mail | None = None
+    """Of actors."""
+    facts: dict[str, str | int | float | bool] = {}
+    """What the actor reports of itself."""
+    children: list[Node] = []
+    """Of groups, in start order."""
+    rss_bytes: int | None = None
+    """Memory of the process; on the root of a process only."""
+    loop_lag_ms: float | None = None
+    """Longest stretch in which the loop did not look at I/O, lately; on the root of a process only."""
+    dead_letters: int | None = None
+    """Messages to addresses that nobody has; on the root of a process only."""
+
+
+class LoopLag(trio.abc.Instrument):
+    """Measures how long the loop is busy between two looks at I/O: what a waiting socket or timer waits."""
+
+    def __init__(self) -> None:
+        self._since = self._window = time.perf_counter()
+        self._worst = self._worst_before = 0.0
+
+    def after_io_wait(self, timeout: float) -> None:
+        """The loop begins to run tasks."""
+        self._since = time.perf_counter()
+
+    def before_io_wait(self, timeout: float) -> None:
+        """The loop is done with them."""
+        now = time.perf_counter()
+        self._worst = max(self._worst, now - self._since)
+        if now - self._window > LAG_WINDOW_S:
+            self._window, self._worst, self._worst_before = now, 0.0, self._worst
+
+    @property
+    def worst_ms(self) -> float:
+        """The longest stretch of the last one to two windows, milliseconds."""
+        return round(max(self._worst, self._worst_before) * 1000, 3)
+
+
+def rss_bytes() -> int | None:
+    """Resident memory of this process; None where /proc is missing."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError, ValueError):  # not Linux
+        return None
+
+
+def of_tree(root: Branch, lag: LoopLag, dead_letters: int) -> Node:
+    """The record of a whole tree, with the numbers of its process on the root."""
+    node = of_member(root)
+    return msgspec.structs.replace(node, rss_bytes=rss_bytes(), loop_lag_ms=lag.worst_ms, dead_letters=dead_letters)
+
+
+def of_member(member: Member) -> Node:
+    """The record of one actor or group and all below it."""
+    now = trio.current_time()
+    at = member.last_error_at
+    node = Node(
+        name=member.spec.name,
+        path=member.path,
+        kind="group" if isinstance(member, Branch) else "actor",
+        state=WORDS[member.status],
+        pid=os.getpid(),
+        incarnation=member.incarnation,
+        restarts=max(0, member.incarnation - 1),
+        uptime_s=round(now - member.began_at, 3) if member.alive else None,
+        retry_in_s=round(max(0.0, member.due_at - now), 3) if member.due_at is not None and not member.alive else None,
+        last_error=member.last_error,
+        last_error_at=at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if at is not None else "",
+    )
+    if isinstance(member, Branch):
+        return msgspec.structs.replace(node, children=[of_member(child) for child in member.members])
+    if isinstance(member, Slot):
+        return msgspec.structs.replace(node, mailbox=_mail(member), facts={**member.kept_facts, **member.facts})
+    return node
+
+
+def _mail(slot: Slot) -> Mail:
+    box, counted = slot.box, slot.box.counters
+    return Mail(
+        depth=box.depth,
+        limit=box.limit,
+        oldest_s=round(box.oldest_s, 3),
+        in_flight=box.in_flight,
+        taken=counted.taken,
+        refused=counted.refused,
+        dead=counted.dead,
+        lost=counted.lost,
+    )
+
+
+def age(seconds: float) -> str:
+    """A duration for people: `450ms`, `7.2s`, `3m12s`, `5h02m`, `3d04h`."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f}ms"
+    if seconds < 59.95:
+        return f"{seconds:.1f}s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    if whole < 86400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
+
+
+def render(node: Node) -> str:
+    """The tree as text for a terminal; ends with a line break."""
+    return "\n".join(_lines(node, "", "")) + "\n"
+
+
+def _lines(node: Node, first: str, rest: str) -> Iterator[str]:
+    mark = "! " if node.state in ALARMING else ""
+    yield f"{first}{mark}{node.name}  {', '.join(_words(node))}"
+    bar = "│ " if node.children else "  "
+    for line in _notes(node):
+        yield f"{rest}{bar}  {line}"
+    for child in node.children:
+        last = child is node.children[-1]
+        yield from _lines(child, f"{rest}{'└─ ' if last else '├─ '}", f"{rest}{'   ' if last else '│  '}")
+
+
+def _words(node: Node) -> Iterator[str]:
+    yield node.state if node.uptime_s is None else f"{node.state} for {age(node.uptime_s)}"
+    if node.retry_in_s is not None:
+        yield f"next try in {age(node.retry_in_s)}" if node.retry_in_s else "next try now"
+    elif node.state == "parked" and node.kind == "actor":
+        yield "no next try planned: restart it by hand"
+    if node.restarts:
+        yield f"{node.restarts} restart{'s' if node.restarts > 1 else ''}"
+    if node.rss_bytes is not None:
+        yield f"pid {node.pid}, {node.rss_bytes / 1e6:.0f} MB"
+    if node.loop_lag_ms is not None:
+        yield f"loop lag {node.loop_lag_ms:.1f} ms"
+    if node.dead_letters:
+        yield f"{node.dead_letters} dead letters"
+    if node.mailbox is not None:
+        yield from _mail_words(node.mailbox)
+
+
+def _mail_words(mail: Mail) -> Iterator[str]:
+    yield f"{mail.taken} taken"
+    if mail.depth:
+        yield f"{mail.depth} of {mail.limit} waiting"
+    if mail.oldest_s > BUSY_S:
+        yield f"oldest {age(mail.oldest_s)}"
+    for count, word in (
+        (mail.in_flight, "in hand"),
+        (mail.refused, "refused (full)"),
+        (mail.dead, "dead letters"),
+        (mail.lost, "lost in crashes"),
+    ):
+        if count:
+            yield f"{count} {word}"
+
+
+def _notes(node: Node) -> Iterator[str]:
+    if node.last_error:
+        yield f"last error {node.last_error_at}: {node.last_error}"
+    if node.facts:
+        yield "  ".join(f"{name}={value}" for name, value in sorted(node.facts.items()))
