@@ -25,31 +25,12 @@ import msgspec
 import trio
 
 from protocol.errors import Fault
+from protocol.reply import Gone, MailError, Overloaded, Reply, Request, TooSlow
 
 BATCH = 32  # messages taken between two checkpoints: 0.5 us a message instead of 6.8
 
 M = TypeVar("M")
 R = TypeVar("R")
-
-
-class Request(msgspec.Struct, Generic[R], frozen=True):
-    """Base of messages that are answered; `R` is the type of the answer."""
-
-
-class MailError(Exception):
-    """A message got no answer; says what happened to the asker."""
-
-
-class Gone(MailError):
-    """The actor died with the message in hand, or does not run; nothing is known of the outcome."""
-
-
-class TooSlow(MailError):
-    """No answer within the time that the asker gave; the outcome is unknown."""
-
-
-class Overloaded(MailError):
-    """The mailbox is full; the message was not taken."""
 
 
 class Nudge:
@@ -60,67 +41,6 @@ class Nudge:
 
 
 NUDGE = Nudge()
-
-
-class Reply:
-    """A one-shot reply slot. Made by `ask`; answered by the actor; ended with `Gone` by the supervisor."""
-
-    __slots__ = ("_done", "_error", "_hand", "_task", "_value")
-
-    def __init__(self) -> None:
-        self._done = False
-        self._hand: set[Reply] | None = None  # the asks in hand of the mailbox that it was taken from
-        self._value: Any = None
-        self._error: Exception | None = None
-        self._task: trio.lowlevel.Task | None = None
-
-    @property
-    def open(self) -> bool:
-        """Nobody has answered yet and the asker still waits."""
-        return not self._done
-
-    def taken_into(self, hand: set[Reply]) -> None:
-        """The actor has the message: the slot is one of `hand` until it is closed."""
-        if not self._done:
-            self._hand = hand
-            hand.add(self)
-
-    def answer(self, value: object) -> None:
-        """Answer with a value; ignored if the slot is closed already."""
-        self._settle(value, None)
-
-    def fault(self, error: Exception) -> None:
-        """Answer with an error, raised at the asker; ignored if the slot is closed already."""
-        self._settle(None, error)
-
-    def _settle(self, value: object, error: Exception | None) -> None:
-        if self._done:
-            return
-        self._close()
-        self._value, self._error = value, error
-        if self._task is not None:
-            task, self._task = self._task, None
-            trio.lowlevel.reschedule(task)
-
-    def _close(self) -> None:
-        self._done = True
-        if self._hand is not None:
-            self._hand.discard(self)
-
-    async def wait(self) -> Any:
-        """Wait for the answer; closes the slot when cancelled."""
-        if not self._done:
-            self._task = trio.lowlevel.current_task()
-
-            def abort(_: object) -> trio.lowlevel.Abort:
-                self._task = None
-                self._close()
-                return trio.lowlevel.Abort.SUCCEEDED
-
-            await trio.lowlevel.wait_task_rescheduled(abort)
-        if self._error is not None:
-            raise self._error
-        return self._value
 
 
 class Counters(msgspec.Struct):

@@ -11,6 +11,7 @@ with their mail and what they keep, stay for its next incarnation.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -82,6 +83,7 @@ class Branch(Member):
         self.turn(Status.STARTING)
         self.tree.nursery.start_soon(self._supervise, name=f"group {self.path or self.spec.name}")
 
+    @trio.lowlevel.enable_ki_protection
     async def _supervise(self) -> None:
         now = trio.current_time()
         for member in list(self.members):
@@ -163,7 +165,9 @@ class Branch(Member):
         found: list[Member] = []
         unsettled = False
         for member in self.members:
-            waits = (member.gated and unsettled) or (isinstance(member, Slot) and member.after in self.members)
+            waits = member.gated and unsettled
+            if isinstance(member, Slot):
+                waits = waits or member.after in self.members or (member.leaving and self.spec.dynamic)
             if member.due_at is not None and not member.alive and not waits:
                 found.append(member)
             unsettled = unsettled or not member.settled
@@ -208,7 +212,7 @@ class Branch(Member):
             member.policy, member.past, outcome, now=now, ready_s=member.ready_s, mail=mail, rng=self.tree.rng
         )
         member.past = decision.past
-        self._log(member, error, consequence(decision, self._name))
+        self._log(member, error, consequence(decision, self._name), done=decision.verdict is Verdict.STOP)
         at = now + decision.delay_s
         retry_ms: int | None = None
         match decision.verdict:
@@ -270,11 +274,11 @@ class Branch(Member):
         if self.parent is None:
             self.tree.fail(self._failure)
 
-    def _log(self, member: Member, error: Exception | None, next_step: str) -> None:
+    def _log(self, member: Member, error: Exception | None, next_step: str, *, done: bool = False) -> None:
         lived = trio.current_time() - member.began_at
         what = f"{member.path} (incarnation {member.incarnation}, {lived:.3g} s old)"
         if error is None:
-            member.log.info("%s returned: %s", what, next_step)
+            member.log.log(logging.DEBUG if done else logging.WARNING, "%s returned: %s", what, next_step)
         else:
             member.log.error("%s failed: %s; %s", what, describe(error), next_step, exc_info=error)
 

@@ -98,12 +98,9 @@ def describe(error: BaseException) -> str:
     if isinstance(error, BaseExceptionGroup):
         text = f"{len(error.exceptions)} errors ({'; '.join(describe(e) for e in error.exceptions)})"
     else:
-        lines = str(error).strip().splitlines()
-        name = type(error).__name__
-        if isinstance(error, Parked) and lines:
-            text = lines[0]  # a sentence for the operator already
-        else:
-            text = f"{name}: {lines[0]}" if lines else name
+        lines = str(error).strip().splitlines()[:1]
+        named = [] if isinstance(error, Parked) and lines else [type(error).__name__]  # Parked's is a sentence already
+        text = ": ".join(named + lines)
     return text if len(text) <= TEXT_LIMIT else text[: TEXT_LIMIT - 1] + "…"
 
 

@@ -126,10 +126,10 @@ class Slot(Member):
     async def end(self, *, final: bool, why: str = "") -> None:
         """Drain (`final`) or interrupt the incarnation, wait `shutdown_s`, cancel, wait `CANCEL_S`."""
         if self.alive:
-            self._asked = True
             if final:
                 self.leave()
             else:
+                self._asked = True
                 self.box.hold()
             self.turn(Status.DRAINING)
             with trio.move_on_after(self.spec.shutdown_s):
@@ -149,7 +149,8 @@ class Slot(Member):
                 self.tree.announce(Down(self.path, self.incarnation, why, 0, parked=False))
         self.due_at = None
         if not final:
-            self.turn(Status.RESTARTING)
+            if not self.leaving:
+                self.turn(Status.RESTARTING)
             return
         self.retire()
         if self._keeper is not None:
@@ -157,7 +158,7 @@ class Slot(Member):
 
     def leave(self) -> None:
         """Stopping for good: no more mail."""
-        self.leaving = True
+        self.leaving = self._asked = True
         self.box.close()
 
     def retire(self) -> None:
@@ -227,7 +228,7 @@ class Keeper:
             if not self._entered.is_set():
                 self._error = raised
             elif self._release.is_set() or slot.leaving:
-                slot.log.exception("%s: what it keeps failed while it was stopped: %s", slot.path, describe(raised))
+                slot.log.exception("%s: what it keeps failed while it was stopped", slot.path)
             else:
                 failure = KeptFailed(f"what {slot.path} keeps failed: {describe(raised)}")
                 failure.__cause__ = raised

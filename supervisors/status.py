@@ -136,7 +136,9 @@ def of_tree(root: Branch, lag: LoopLag, dead_letters: int) -> Node:
 def of_member(member: Member) -> Node:
     """The record of one actor or group and all below it."""
     now = trio.current_time()
-    at = member.last_error_at
+    at, due = member.last_error_at, member.due_at
+    if due is None and member.parent is not None and member.parent.status is Status.PARKED:
+        due = member.parent.due_at  # it comes back with its group
     node = Node(
         name=member.spec.name,
         path=member.path,
@@ -146,7 +148,7 @@ def of_member(member: Member) -> Node:
         incarnation=member.incarnation,
         restarts=max(0, member.incarnation - 1),
         uptime_s=round(now - member.began_at, 3) if member.alive else None,
-        retry_in_s=round(max(0.0, member.due_at - now), 3) if member.due_at is not None and not member.alive else None,
+        retry_in_s=round(max(0.0, due - now), 3) if due is not None and not member.alive else None,
         last_error=member.last_error,
         last_error_at=at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if at is not None else "",
     )

@@ -207,6 +207,7 @@ class Tree:
             self.fatal = error
         self.body.cancel()
 
+    @trio.lowlevel.enable_ki_protection
     async def live(self) -> None:
         """Run the tree until `finish` was called, shielded."""
         trio.lowlevel.add_instrument(self.lag)
