@@ -105,7 +105,7 @@ TABLE: dict[Code, Row] = {
 }
 
 
-class FaultBody(msgspec.Struct, frozen=True):
+class FaultBody(msgspec.Struct, frozen=True, rename={"code": "error_code", "text": "error_message"}):
     """A fault as a value, safe to show to a client and to store."""
 
     code: Code

@@ -1,6 +1,7 @@
 """What the actor of one MCP server understands, and what it says of itself.
 
-Down: `CallTool` (an ask: its answer is a `ToolOutcome`, also when the tool failed) and `CancelCall`.
+Down: `CallTool` (an ask: its answer is a `ToolOutcome`, also when the tool failed) and `CancelCall`; from the
+supervisor `Up` of the gateway, which is then told the catalogue again.
 Up, to the gateway: `Catalogue` whenever what the server offers is known anew, `ToolProgress` during calls.
 """
 
@@ -11,6 +12,7 @@ from typing import Any
 import msgspec
 
 from protocol.mail import Nudge, Request
+from protocol.spec import Down, Up
 
 
 class Tool(msgspec.Struct, frozen=True):
@@ -64,7 +66,8 @@ class ToolOutcome(msgspec.Struct, frozen=True):
 
 
 class CallTool(Request[ToolOutcome], frozen=True, tag=True):
-    """Run a tool. Never repeated by the actor. Faults: TOOL_TIMEOUT, TOOL_FAILED, MCP_SERVER_UNAVAILABLE."""
+    """Run a tool. Never repeated by the actor. Faults: TOOL_NOT_FOUND, TOOL_TIMEOUT, TOOL_FAILED (also when
+    cancelled), MCP_SERVER_UNAVAILABLE (not connected, or busy, within the timeout). Gone: outcome unknown."""
 
     call: str
     """Unique id of this call, chosen by the asker."""
@@ -90,4 +93,4 @@ class ToolProgress(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
-McpServerMessage = CallTool | CancelCall | Nudge
+McpServerMessage = CallTool | CancelCall | Down | Up | Nudge

@@ -75,7 +75,7 @@ class ToolNotifications(msgspec.Struct, frozen=True):
     show_args: bool
     icon: str
     format: str
-    """May use {icon}, {tool_name}, {server}."""
+    """May use {icon}, {tool_name}, {server}, {args}; checked, so `str.format` with these cannot fail."""
 
 
 class Service(msgspec.Struct, frozen=True):
@@ -165,6 +165,8 @@ class Mcp(msgspec.Struct, frozen=True):
     config_file: str
     connection: Connection
     servers: dict[str, McpServer]
+    log_level: str = "INFO"
+    """`settings.logLevel` of the servers file: the least level of what servers log that is passed on."""
 
 
 class Logging(msgspec.Struct, frozen=True):
@@ -211,7 +213,7 @@ class SetLocalModel(msgspec.Struct, frozen=True, tag=True):
 
 
 class Configured(msgspec.Struct, frozen=True, tag=True):
-    """Event: a snapshot is in force."""
+    """Event: a snapshot is in force. One with the version of the last differs from it in `problems` only."""
 
     snapshot: Snapshot
 

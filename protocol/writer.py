@@ -197,7 +197,7 @@ class History(msgspec.Struct, frozen=True):
 
     events: list[StoredEvent]
     more: bool
-    """There are earlier turns."""
+    """There are earlier turns; where `after` was asked, later ones."""
     last_turn: int
     """Greatest turn id ever used; 0 for none."""
     queued: list[int]
@@ -238,6 +238,12 @@ class Unfinished(msgspec.Struct, frozen=True):
 class ListUnfinished(Request[list[Unfinished]], frozen=True, tag=True):
     """Ask: conversations with queued turns, left by an earlier run of the service."""
 
+
+Operation = Enter | BeginTurn | StartTurn | Append | AppendDeltas | DropQueued
+"""Answered after the commit that holds it; those that wait together share one."""
+
+Query = LoadHistory | FindRequest | ListUnfinished
+"""Sees every operation that was acknowledged before it was sent."""
 
 WriterMessage = (
     Enter

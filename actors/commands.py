@@ -1,0 +1,287 @@
+"""What each frame of a client does. One `Commands` per socket; frames are handled one after the other.
+
+Answers go to this socket, errors as typed `error` frames with the request_id; nothing of it ends the
+socket. What the store does not answer within `ANSWER_S` is told as `STORAGE_UNAVAILABLE`.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from importlib.metadata import version
+from itertools import groupby
+from typing import Any
+
+import msgspec
+
+from actors import transcript
+from actors.front import Conversation, Front, Socket
+from actors.turnlog import TurnLog
+from protocol.client import (
+    CAPABILITIES,
+    HISTORY_PAGE,
+    MAX_ID_CHARS,
+    MAX_QUEUED,
+    MAX_TEXT_CHARS,
+    BadFrame,
+    ClearHistory,
+    ClientFrame,
+    GetHistory,
+    Hello,
+    HistoryPage,
+    ImagePart,
+    Ping,
+    Pong,
+    Resume,
+    SessionCleared,
+    StopTurn,
+    TextPart,
+    UserMessage,
+    Welcome,
+    decode,
+    error_frame,
+)
+from protocol.errors import Code, Fault
+from protocol.mail import MailError, Ref
+from protocol.session import Say, Stop
+from protocol.writer import Enter, Entered, History, LoadHistory, StoredEvent
+
+log = logging.getLogger("actors.gateway")
+
+ANSWER_S = 10.0  # for a query of the store that a client waits for
+LOCAL_OWNER = "local"  # whose conversations they are while authentication is off
+SERVER = {"name": "mcp-actors", "version": version("mcp-actors")}
+
+
+class Commands:
+    """Handles the frames of one socket."""
+
+    def __init__(self, front: Front, socket: Socket) -> None:
+        self.front = front
+        self.socket = socket
+        self.owner = LOCAL_OWNER
+        self.writer: Ref[Any] = front.ctx.ref("store/writer")
+
+    async def greet(self, wanted: str) -> None:
+        """Enter the conversation that the address names, and say welcome. Raises MailError, Fault (storage)."""
+        try:
+            await self._enter(wanted or self.front.snapshot.service.default_session)
+        except Fault as fault:
+            if fault.code is not Code.NOT_FOUND:
+                raise
+            self.socket.tell(error_frame(fault.body))
+            await self._enter(self.front.snapshot.service.default_session)
+        self._welcome(None)
+
+    async def handle(self, frame: str) -> None:
+        """One text frame; never raises for what a client can send."""
+        request_id: str | None = None
+        try:
+            message = decode(frame)
+            request_id = message.request_id
+            await self._do(message)
+        except BadFrame as bad:
+            self.socket.tell(error_frame(bad.fault.body, request_id=bad.request_id))
+        except Fault as fault:
+            self.socket.tell(error_frame(fault.body, request_id=request_id))
+        except MailError as error:
+            log.warning("a client's request was not answered in time: %s", error)
+            self.socket.tell(error_frame(Fault(Code.STORAGE_UNAVAILABLE).body, request_id=request_id))
+
+    async def _do(self, message: ClientFrame) -> None:
+        match message:
+            case UserMessage():
+                self._user_message(message)
+            case StopTurn():
+                self._stop(message)
+            case Resume():
+                position = (message.turn, message.seq or 0) if message.turn is not None else None
+                await self._resume(position, message.request_id)
+            case Hello():
+                await self._hello(message)
+            case ClearHistory():
+                await self._clear(message)
+            case GetHistory():
+                await self._history(message)
+            case Ping():
+                self.socket.tell(Pong(request_id=message.request_id))
+
+    # Where the socket is.
+
+    @property
+    def _conversation(self) -> Conversation:
+        conversation = self.socket.conversation
+        if conversation is None:
+            raise Fault(Code.NOT_FOUND, "This socket is in no conversation.")
+        return conversation
+
+    async def _enter(self, wanted: str) -> Entered:
+        if len(wanted) > MAX_ID_CHARS:
+            raise Fault(Code.NOT_FOUND, "There is no conversation of that id.")
+        enter = Enter(owner=self.owner, wanted=wanted, fresh_id=secrets.token_hex(16))
+        entered = await self.writer.ask(enter, within=ANSWER_S, again=True)
+        self.front.enter(self.socket, self.front.conversation(entered.conversation, self.owner))
+        return entered
+
+    def _welcome(self, request_id: str | None) -> None:
+        live = self._conversation.live
+        self.socket.tell(
+            Welcome(
+                protocol=1,
+                conversation_id=self._conversation.id,
+                capabilities=CAPABILITIES,
+                limits={
+                    "max_message_size": self.front.snapshot.websocket.max_message_size,
+                    "max_text_chars": MAX_TEXT_CHARS,
+                    "max_id_chars": MAX_ID_CHARS,
+                    "max_queued": MAX_QUEUED,
+                    "history_page": HISTORY_PAGE,
+                },
+                server=SERVER,
+                running_turn=live.turn if live is not None else None,
+                request_id=request_id,
+            )
+        )
+
+    async def _hello(self, message: Hello) -> None:
+        if message.conversation_id is not None and message.conversation_id != self._conversation.id:
+            await self._enter(message.conversation_id)
+        self._welcome(message.request_id)
+        if message.resume is not None:
+            await self._resume((message.resume.turn, message.resume.seq), message.request_id)
+
+    async def _clear(self, message: ClearHistory) -> None:
+        previous = self._conversation.id
+        entered = await self._enter("new!")
+        self.socket.tell(
+            SessionCleared(
+                conversation_id=entered.conversation, previous_conversation_id=previous, request_id=message.request_id
+            )
+        )
+
+    # Turns.
+
+    def _user_message(self, message: UserMessage) -> None:
+        conversation = self._conversation
+        content = message.message
+        chars = len(content) if isinstance(content, str) else sum(_chars(part) for part in content)
+        if chars > MAX_TEXT_CHARS:
+            raise Fault(Code.MESSAGE_TOO_LARGE, f"The message is longer than {MAX_TEXT_CHARS} characters.")
+        if not chars or (isinstance(content, str) and not content.strip()):
+            raise Fault(Code.INVALID_MESSAGE, "The message is empty - at `$.message`.")
+        if message.mode not in (None, "queue"):
+            raise Fault(Code.INVALID_MESSAGE, f"The mode {message.mode[:40]!r} is not known here - at `$.mode`.")
+        if not self.front.taking:
+            raise Fault(Code.SHUTTING_DOWN)
+        say = Say(
+            client=self.socket.number,
+            request_id=message.request_id or secrets.token_hex(16),
+            echo=message.request_id,
+            content=content if isinstance(content, str) else msgspec.to_builtins(content),
+            streaming=message.streaming,
+        )
+        known = say.request_id in conversation.unanswered
+        if not known:
+            conversation.unanswered[say.request_id] = (say, 0)
+        if not self.front.session(conversation).offer(say):
+            if not known:
+                conversation.unanswered.pop(say.request_id, None)
+            raise Fault(Code.OVERLOADED, "This conversation has too many messages waiting.")
+
+    def _stop(self, message: StopTurn) -> None:
+        conversation = self._conversation
+        if conversation.live is None and not conversation.unanswered:
+            raise Fault(Code.TURN_NOT_RUNNING)
+        stop = Stop(client=self.socket.number, echo=message.request_id, turn=message.turn)
+        if not self.front.session(conversation).offer(stop):
+            raise Fault(Code.OVERLOADED)
+
+    # What was.
+
+    async def _load(self, *, before: int = 0, after: int = 0, limit: int = HISTORY_PAGE) -> History:
+        load = LoadHistory(
+            owner=self.owner,
+            conversation=self._conversation.id,
+            before=before,
+            after=after,
+            limit=limit,
+            missing_ok=True,
+        )
+        return await self.writer.ask(load, within=ANSWER_S, again=True)
+
+    async def _history(self, message: GetHistory) -> None:
+        limit = HISTORY_PAGE if message.limit is None else message.limit
+        if not 1 <= limit <= HISTORY_PAGE:
+            raise Fault(Code.INVALID_MESSAGE, f"Expected a number from 1 to {HISTORY_PAGE} - at `$.limit`.")
+        if message.before is not None and message.before < 1:
+            raise Fault(Code.INVALID_MESSAGE, "Expected a turn, 1 or more - at `$.before`.")
+        conversation = self._conversation
+        history = await self._load(before=message.before or 0, limit=limit)
+        messages = transcript.page(history.events, history.queued)
+        self.socket.tell(HistoryPage(conversation.id, messages, history.more, request_id=message.request_id))
+        await self.socket.outbox.wait_room()
+
+    async def _resume(self, position: tuple[int, int] | None, request_id: str | None) -> None:
+        """Replay what came after the position from log or store, then read on from the log.
+
+        While the store is asked, the socket's reader stands still at an anchor in the linked logs, so
+        nothing that happens meanwhile is missed; what the logs will give from there is left out of the replay.
+        """
+        socket, conversation = self.socket, self._conversation
+        live = conversation.live
+        anchor = (conversation.tail, 0 if live is not None else len(conversation.tail.entries), live is None)
+        if live is not None and position is not None and position[0] == live.turn:
+            socket.place(live, min(max(position[1], 0), live.seq), headed=True)
+            socket.pump()
+            return
+        if live is not None and position is not None and position[0] > live.turn:
+            position = (live.turn, 0)
+        socket.paused = True
+        try:
+            if position is None:
+                await self._replay_last(anchor[0], request_id)
+            else:
+                await self._replay_after(anchor[0], *position, request_id)
+            socket.place(anchor[0], anchor[1], headed=anchor[2])
+        finally:
+            socket.paused = False
+            socket.pump()
+
+    async def _replay_last(self, anchor: TurnLog, request_id: str | None) -> None:
+        history = await self._load()
+        cutoff = _cutoff(anchor)
+        events = [stored for stored in history.events if cutoff is None or stored.turn < cutoff]
+        events = [stored for stored in events if stored.turn not in history.running]
+        page = transcript.page(events, history.queued)
+        self.socket.tell(HistoryPage(self._conversation.id, page, history.more, request_id=request_id))
+        await self.socket.outbox.wait_room()
+
+    async def _replay_after(self, anchor: TurnLog, turn: int, seq: int, request_id: str | None) -> None:
+        history = await self._load(after=max(turn - 1, 0))
+        if history.more:
+            # more than one page behind: a page of the newest says openly what was passed over
+            await self._replay_last(anchor, request_id)
+            return
+        cutoff = _cutoff(anchor)
+        for number, group in groupby(history.events, key=_turn_of):
+            if cutoff is not None and number >= cutoff:
+                break
+            events = [stored.event for stored in group]
+            for frame in transcript.replay(number, events, seq if number == turn else None):
+                self.socket.tell(frame)
+            await self.socket.outbox.wait_room()
+
+
+def _turn_of(stored: StoredEvent) -> int:
+    return stored.turn
+
+
+def _cutoff(anchor: TurnLog) -> int | None:
+    """The first turn that the logs from the anchor on will give; None: there is none yet."""
+    if not anchor.finished:
+        return anchor.turn
+    return anchor.next.turn if anchor.next is not None else None
+
+
+def _chars(part: TextPart | ImagePart) -> int:
+    return len(part.text) if isinstance(part, TextPart) else len(part.image_url.url)

@@ -1,0 +1,248 @@
+"""What front keeps whatever its actors do: sockets, conversations, turn logs, the tool catalogue.
+
+It belongs to the gateway's slot, so a crash of the gateway's or a session's loop drops no socket and loses
+no text. Plain data with the few operations that keep it consistent; every operation is synchronous and
+guards its readers from each other: an error while writing to one socket ends that socket only.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from itertools import count
+from typing import Any
+
+import trio
+
+from actors.catalogue import Merged, merge
+from actors.outbox import Outbox
+from actors.turnlog import TurnLog, frame_of
+from protocol.client import ServerFrame, encode
+from protocol.mail import Ref
+from protocol.mcp_server import Catalogue
+from protocol.session import Say
+from protocol.spec import Child, Context, Intensity, OnLimit, Restart
+from protocol.watcher import Snapshot
+
+log = logging.getLogger("actors.front")
+
+SESSIONS = "front/sessions"
+
+
+class Socket:
+    """One client's socket: where it is in which conversation, and its outbox."""
+
+    def __init__(self, number: int, outbox: Outbox, close: Callable[[int, str], None]) -> None:
+        self.number = number
+        self.outbox = outbox
+        self.close = close
+        """Ask the connection to end with that close code and reason."""
+        self.conversation: Conversation | None = None
+        self.log: TurnLog | None = None
+        self.index = 0
+        self.headed = True
+        """The `turn_started` of `log` has been written."""
+        self.paused = False
+        """A replay is being prepared; live frames wait in their logs."""
+        outbox.on_room = self.pump
+
+    def tell(self, frame: ServerFrame) -> None:
+        """Write a frame that concerns this socket only."""
+        self.outbox.write(frame_of(encode(frame)))
+
+    def notice(self, data: bytes) -> None:
+        """Write a notice, unless the socket is behind: notices are not worth memory."""
+        if not self.outbox.full:
+            self.outbox.write(data)
+
+    def place(self, log: TurnLog, index: int, *, headed: bool) -> None:
+        """Read on from there."""
+        self.log, self.index, self.headed = log, index, headed
+
+    def pump(self) -> None:
+        """Write what the logs have, as long as the peer keeps up."""
+        if self.paused:
+            return
+        outbox = self.outbox
+        while self.log is not None and not outbox.full:
+            current = self.log
+            if not self.headed:
+                outbox.write(current.head)
+                self.headed = True
+            if self.index < len(current.entries):
+                data, self.index = current.frames(self.index)
+                outbox.write(data)
+            elif current.finished and current.next is not None:
+                self.place(current.next, 0, headed=False)
+            else:
+                return
+
+
+class Conversation:
+    """A conversation that has sockets or a running turn here."""
+
+    def __init__(self, conversation_id: str, owner: str) -> None:
+        self.id = conversation_id
+        self.owner = owner
+        self.sockets: set[Socket] = set()
+        self.tail = TurnLog(conversation_id, 0)
+        """The last attached log; a finished sentinel at first."""
+        self.tail.finished = True
+        self.unanswered: dict[str, tuple[Say, int]] = {}
+        """Messages without turn_started, message_queued or error yet, with how often a session took them up."""
+        self.idle_since = trio.current_time()
+
+    @property
+    def live(self) -> TurnLog | None:
+        """The log of the running turn that sockets can see."""
+        return None if self.tail.finished else self.tail
+
+    def attach(self, turn_log: TurnLog) -> None:
+        """The turn has begun: all sockets read it next."""
+        turn_log.attached = True
+        self.tail.next = turn_log
+        self.tail = turn_log
+        self.pump()
+
+    def finish(self) -> None:
+        """The running turn has written its last frame."""
+        self.tail.finished = True
+        self.idle_since = trio.current_time()
+        self.pump()
+
+    def pump(self) -> None:
+        """Let every socket read on; one that fails is ended, the others are not touched."""
+        for socket in tuple(self.sockets):
+            try:
+                socket.pump()
+            except Exception:  # boundary: one socket's trouble is its own
+                log.exception("socket %d: writing failed; it is closed", socket.number)
+                socket.close(1011, "internal error")
+
+
+class Front:
+    """Everything that front keeps.
+
+    Args:
+        ctx: of the gateway's slot.
+        snapshot: the configuration in force at start.
+        loopback: the listeners can be reached from this machine only.
+        status: the supervisor tree as JSON.
+    """
+
+    def __init__(self, ctx: Context, snapshot: Snapshot, *, loopback: bool, status: Callable[[], bytes]) -> None:
+        self.ctx = ctx
+        self.snapshot = snapshot
+        self.loopback = loopback
+        self.status = status
+        self.down: dict[str, str] = {}
+        """Actors that are down, with the reason."""
+        self.sockets: dict[int, Socket] = {}
+        self.conversations: dict[str, Conversation] = {}
+        self.requests: dict[int, TurnLog] = {}
+        """Running model requests, by number."""
+        self.calls: dict[str, tuple[TurnLog, float]] = {}
+        """Running tool calls: whose they are, and when progress was last shown."""
+        self.taking = True
+        """New turns are taken."""
+        self.cut_off = 0
+        """Turns that a drain ended as interrupted."""
+        self.quiet = trio.Event()
+        """Set whenever no turn runs any more."""
+        self.flush = trio.Event()
+        """Set when enough text waits for the store to not wait for the tick."""
+        self._catalogues: dict[str, Catalogue] = {}
+        self.merged: Merged = merge({})
+        self._numbers = count(1)
+        self._requests = count(1)
+
+    def next_number(self) -> int:
+        """A number for a socket; never used twice in this process."""
+        return next(self._numbers)
+
+    def next_request(self) -> int:
+        """A number for a model request; never used twice in this process."""
+        return next(self._requests)
+
+    def conversation(self, conversation_id: str, owner: str) -> Conversation:
+        """The conversation of that id, entered here or anew."""
+        found = self.conversations.get(conversation_id)
+        if found is None:
+            found = self.conversations[conversation_id] = Conversation(conversation_id, owner)
+        return found
+
+    def enter(self, socket: Socket, conversation: Conversation) -> None:
+        """Move a socket there; it reads on from the conversation's present end."""
+        self.leave(socket)
+        socket.conversation = conversation
+        conversation.sockets.add(socket)
+        socket.place(conversation.tail, len(conversation.tail.entries), headed=True)
+
+    def leave(self, socket: Socket) -> None:
+        """Take a socket out of its conversation; a running turn goes on."""
+        if socket.conversation is not None:
+            socket.conversation.sockets.discard(socket)
+            socket.conversation.idle_since = trio.current_time()
+            socket.conversation = None
+
+    def session(self, conversation: Conversation) -> Ref[Any]:
+        """The conversation's session actor, started if it is not there."""
+        path = f"{SESSIONS}/{conversation.id}"
+        self.ctx.start_child(
+            SESSIONS,
+            Child(
+                name=conversation.id,
+                run="actors.session:run",
+                restart=Restart.TRANSIENT,
+                mailbox=64,
+                shutdown_s=5.0,
+                intensity=Intensity(restarts=20, period_s=10.0),
+                on_limit=OnLimit.PARK,
+                park_s=5.0,
+                args={"front": self, "conversation": conversation},
+            ),
+        )
+        return self.ctx.ref(path)
+
+    def retire(self, idle_s: float) -> None:
+        """Let go of conversations without sockets, turns or waiting messages for that long."""
+        limit = trio.current_time() - idle_s
+        for conversation in tuple(self.conversations.values()):
+            busy = conversation.sockets or conversation.live or conversation.unanswered
+            if not busy and conversation.idle_since < limit:
+                del self.conversations[conversation.id]
+                self.ctx.stop_child(f"{SESSIONS}/{conversation.id}")
+
+    def tell(self, number: int, frame: ServerFrame) -> None:
+        """Write to one socket, if it is still there."""
+        socket = self.sockets.get(number)
+        if socket is not None:
+            socket.tell(frame)
+
+    def announce(self, frame: ServerFrame) -> None:
+        """A notice to every socket."""
+        data = frame_of(encode(frame))
+        for socket in tuple(self.sockets.values()):
+            socket.notice(data)
+
+    def running(self) -> Iterator[TurnLog]:
+        """Logs of the turns that run."""
+        for conversation in self.conversations.values():
+            if conversation.live is not None:
+                yield conversation.live
+
+    def turn_ended(self) -> None:
+        """Called when a turn has finished; wakes who waits for quiet."""
+        if next(self.running(), None) is None:
+            self.quiet.set()
+            self.quiet = trio.Event()
+
+    def offer_tools(self, catalogue: Catalogue) -> None:
+        """A server said what it offers."""
+        self._catalogues[catalogue.server] = catalogue
+        self.merged = merge(self._catalogues)
+
+    def withdraw_tools(self, server: str) -> None:
+        """A server is down: its tools are offered to no new turn."""
+        if self._catalogues.pop(server, None) is not None:
+            self.merged = merge(self._catalogues)

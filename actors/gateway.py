@@ -1,0 +1,321 @@
+"""The gateway: brings what comes up from below to the turns' logs, and the logs' growth to the store.
+
+Sockets, conversations and logs are kept by the slot (`keep`), in tasks that do not belong to any
+incarnation of this loop. One batch of pieces is one turn of the loop, for all running turns; trouble with
+one piece ends that turn only. If the loop itself dies, the turns of the batch in hand have a gap: they are
+told as lost, and everything else goes on with the next incarnation.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import trio
+
+from actors.connection import serve
+from actors.front import SESSIONS, Conversation, Front
+from actors.turnlog import Lost, TurnLog
+from protocol.client import Degraded, Recovered, ToolExecution
+from protocol.errors import Fault
+from protocol.gateway import GatewayMessage, StopTaking
+from protocol.mail import Mailbox, MailError, Reply
+from protocol.mcp_server import Catalogue, ToolProgress
+from protocol.session import Drain
+from protocol.spec import Context, Down, Up
+from protocol.streamer import Cancel, Failed, Finished, Piece, Pieces, Text, Thinking
+from protocol.watcher import Configured, GetSnapshot, Subscribe
+from protocol.writer import AppendDeltas, Delta, ListUnfinished
+
+log = logging.getLogger("actors.gateway")
+
+START_S = 30.0  # for the watcher's first snapshot
+CUT_S = 12.0  # for turns that were cut off to be stored and shown; more than a commit may take
+RETIRE_S = 600.0  # a conversation without sockets and turns is let go after this
+SWEEP_S = 30.0  # how often that is looked at
+PROGRESS_S = 0.1  # of one call, shown at most this often: a flood of progress must not become a flood of frames
+TICK_S = 10.0  # for the store to take a tick before it is sent again
+
+
+@asynccontextmanager
+async def keep(ctx: Context) -> AsyncIterator[Front]:
+    """What the slot keeps; args: `listeners` (trio listeners, closed here), `status` and `loopback`."""
+    snapshot = await ctx.ref("watcher").ask(GetSnapshot(), within=START_S, again=True)
+    front = Front(ctx, snapshot, loopback=ctx.args["loopback"], status=ctx.args["status"])
+    async with trio.open_nursery() as nursery:
+        listeners = ctx.args["listeners"]
+        nursery.start_soon(partial(trio.serve_listeners, partial(serve, front), listeners, handler_nursery=nursery))
+        try:
+            yield front
+        finally:
+            for socket in tuple(front.sockets.values()):
+                socket.close(1001, "the service stops")
+            for listener in listeners:
+                await listener.aclose()
+            nursery.cancel_scope.cancel()
+
+
+async def run(box: Mailbox[GatewayMessage], ctx: Context) -> None:
+    """The actor's loop."""
+    front: Front = ctx.kept
+    lost, box.lost = box.lost, None
+    ctx.watch("")
+    ctx.ref("watcher").offer(Subscribe(to=ctx.path))
+    gateway = Gateway(ctx, front)
+    gateway.recover(lost)
+    async with trio.open_nursery() as tasks:
+        tasks.start_soon(gateway.store_growth)
+        tasks.start_soon(gateway.sweep)
+        if ctx.incarnation == 1:
+            tasks.start_soon(gateway.take_up_unfinished)
+        async for message in box:
+            match message:
+                case Pieces():
+                    gateway.add(message.pieces)
+                case ToolProgress():
+                    gateway.show_progress(message)
+                case Catalogue():
+                    front.offer_tools(message)
+                case Configured():
+                    front.snapshot = message.snapshot
+                case Down():
+                    gateway.went_down(message)
+                case Up():
+                    gateway.came_up(message)
+                case StopTaking():
+                    tasks.start_soon(gateway.stop_taking, message.grace_s, box, box.reply_slot)
+                case _:
+                    pass  # a nudge: nothing to do
+        tasks.cancel_scope.cancel()
+
+
+class Gateway:
+    """One incarnation's work on what front keeps."""
+
+    def __init__(self, ctx: Context, front: Front) -> None:
+        self.ctx = ctx
+        self.front = front
+        self.writer = ctx.ref("store/writer")
+        self.streamer = ctx.ref("llm/streamer")
+
+    def recover(self, lost: object) -> None:
+        """What the last incarnation died with: turns with a gap are lost, everything else is done again."""
+        if self.ctx.incarnation > 1:
+            what = self.ctx.path
+            self.front.announce(Degraded(what=what, reason="the gateway's loop failed and was restarted"))
+            self.front.announce(Recovered(what=what))
+        match lost:
+            case Pieces():
+                for request in {piece.request for piece in lost.pieces}:
+                    self._lose(request, "The gateway failed while the answer came.")
+            case Down():
+                self.went_down(lost)
+            case Up():
+                self.came_up(lost)
+            case Catalogue():
+                self.front.offer_tools(lost)
+            case Configured():
+                self.front.snapshot = lost.snapshot
+            case _:
+                pass  # progress that is not shown; asks have got their Gone
+
+    # What the model says.
+
+    def add(self, pieces: list[Piece]) -> None:
+        """One batch: to the logs, then to the sockets, then to the sessions that must decide."""
+        requests = self.front.requests
+        touched: dict[str, None] = {}
+        deciding: dict[str, None] = {}
+        unknown: set[int] = set()
+        for piece in pieces:
+            turn_log = requests.get(piece.request)
+            if turn_log is None:
+                unknown.add(piece.request)
+                continue
+            try:
+                if self._add(turn_log, piece):
+                    deciding[turn_log.conversation] = None
+                else:
+                    touched[turn_log.conversation] = None
+            except Exception:  # boundary: one piece's trouble ends its turn only
+                log.exception("a piece of %s could not be handled", turn_log.conversation)
+                self._lose(piece.request, "A piece of the answer could not be handled.")
+        for conversation_id in touched:
+            conversation = self.front.conversations.get(conversation_id)
+            if conversation is not None:
+                conversation.pump()
+        for conversation_id in deciding:
+            self._nudge(conversation_id)
+        for request in unknown:
+            self.streamer.offer(Cancel(to=self.ctx.path, request=request))
+
+    def _add(self, turn_log: TurnLog, piece: Piece) -> bool:
+        match piece:
+            case Text():
+                turn_log.add(piece.text)
+            case Thinking():
+                turn_log.add(piece.text, thinking=True)
+            case Finished() | Failed():
+                del self.front.requests[piece.request]
+                turn_log.decisions.append(piece)
+                return True
+        if turn_log.unstored_chars >= self.front.snapshot.service.deltas.min_chars:
+            self.front.flush.set()
+        return False
+
+    def _lose(self, request: int, reason: str) -> None:
+        turn_log = self.front.requests.pop(request, None)
+        if turn_log is not None:
+            self.streamer.offer(Cancel(to=self.ctx.path, request=request))
+            turn_log.decisions.append(Lost(request, reason))
+            self._nudge(turn_log.conversation)
+
+    def _nudge(self, conversation_id: str) -> None:
+        self.ctx.ref(f"{SESSIONS}/{conversation_id}").nudge()
+
+    def show_progress(self, message: ToolProgress) -> None:
+        """A running call says how far it is."""
+        found = self.front.calls.get(message.call)
+        if found is None:
+            return
+        turn_log, shown_at = found
+        started = turn_log.calls.get(message.call)
+        now = trio.current_time()
+        if started is None or now - shown_at < PROGRESS_S:
+            return
+        self.front.calls[message.call] = (turn_log, now)
+        turn_log.add_frame(
+            lambda seq: ToolExecution(
+                turn=turn_log.turn,
+                seq=seq,
+                call_id=started.call_id,
+                tool_name=started.tool_name,
+                server=started.server,
+                status="progress",
+                message=message.message,
+                progress=message.progress,
+                total=message.total,
+            )
+        )
+        conversation = self.front.conversations.get(turn_log.conversation)
+        if conversation is not None:
+            conversation.pump()
+
+    # What the supervisor says.
+
+    def went_down(self, down: Down) -> None:
+        """An actor ended."""
+        reason = down.reason or "it ended"
+        if down.path == "llm/streamer":
+            for request in tuple(self.front.requests):
+                self._lose(request, "The part that talks to the model failed while the answer came.")
+        if down.path.startswith("mcp/"):
+            self.front.withdraw_tools(down.path.removeprefix("mcp/"))
+        notice = Degraded(what=down.path, reason=reason, retry_in_ms=down.retry_in_ms)
+        if down.path.startswith(f"{SESSIONS}/"):
+            self._tell_conversation(down.path, notice)
+            return
+        self.front.down[down.path] = reason
+        self.front.announce(notice)
+
+    def came_up(self, up: Up) -> None:
+        """An actor is ready."""
+        if up.path.startswith(f"{SESSIONS}/"):
+            if up.incarnation > 1:
+                self._tell_conversation(up.path, Recovered(what=up.path))
+        elif self.front.down.pop(up.path, None) is not None:
+            self.front.announce(Recovered(what=up.path))
+
+    def _tell_conversation(self, path: str, notice: Degraded | Recovered) -> None:
+        conversation = self.front.conversations.get(path.removeprefix(f"{SESSIONS}/"))
+        for socket in tuple(conversation.sockets) if conversation is not None else ():
+            socket.tell(notice)
+
+    # What the store gets.
+
+    async def store_growth(self) -> None:
+        """One tick for all running turns: what grew since the last acknowledged one."""
+        while True:
+            settings = self.front.snapshot.service.deltas
+            with trio.move_on_after(settings.interval_ms / 1000):
+                await self.front.flush.wait()
+            self.front.flush = trio.Event()
+            if settings.persist_deltas:
+                await self._tick()
+
+    async def _tick(self) -> None:
+        growth = [(turn_log, delta) for turn_log in self.front.running() if (delta := grown(turn_log)) is not None]
+        if not growth:
+            return
+        try:
+            await self.writer.ask(AppendDeltas([delta for _, delta in growth]), within=TICK_S)
+        except (MailError, Fault) as error:
+            # not stored, or not known: the same ranges are sent again with the next tick
+            log.warning("text of %d running turns is not stored yet: %s", len(growth), error)
+            return
+        for turn_log, delta in growth:
+            if delta.hop == turn_log.hop:
+                turn_log.stored = max(turn_log.stored, delta.seq)
+                turn_log.unstored_chars = 0
+
+    async def take_up_unfinished(self) -> None:
+        """Start sessions for messages that an earlier run of the service acknowledged and did not run."""
+        try:
+            left = await self.writer.ask(ListUnfinished(), within=START_S, again=True)
+        except (MailError, Fault) as error:
+            log.warning("messages left by an earlier run could not be listed: %s", error)
+            return
+        for item in left:
+            conversation = self.front.conversation(item.conversation, item.owner)
+            self.front.session(conversation).nudge()
+
+    async def sweep(self) -> None:
+        """Let go of conversations that nobody needs; say how much there is."""
+        while True:
+            self.ctx.report(sockets=len(self.front.sockets), conversations=len(self.front.conversations))
+            await trio.sleep(SWEEP_S)
+            self.front.retire(RETIRE_S)
+
+    # The end.
+
+    async def stop_taking(self, grace_s: float, box: Mailbox[Any], reply: Reply | None) -> None:
+        """Refuse new turns, let the running ones end, cut off the rest."""
+        self.front.taking = False
+        self._drain_sessions(now=False)
+        with trio.move_on_after(grace_s):
+            await self._quiet()
+        cut = [turn_log.turn for turn_log in self.front.running()]
+        if cut:
+            self._drain_sessions(now=True)
+            with trio.move_on_after(CUT_S):
+                await self._quiet()
+        box.settle(reply, len(cut))
+
+    def _drain_sessions(self, *, now: bool) -> None:
+        conversation: Conversation
+        for conversation in self.front.conversations.values():
+            self.ctx.ref(f"{SESSIONS}/{conversation.id}").offer(Drain(now=now))
+
+    async def _quiet(self) -> None:
+        while any(self.front.running()):
+            await self.front.quiet.wait()
+
+
+def grown(turn_log: TurnLog) -> Delta | None:
+    """What a running turn's log has that the store does not; the range stays the same until it is acknowledged."""
+    end = turn_log.sending if turn_log.sending > turn_log.stored else turn_log.seq
+    if not turn_log.attached or end <= turn_log.stored:
+        return None
+    turn_log.sending = end
+    entries = [e for e in turn_log.entries[turn_log.stored : end] if type(e) is tuple]
+    return Delta(
+        conversation=turn_log.conversation,
+        turn=turn_log.turn,
+        hop=turn_log.hop,
+        seq=end,
+        text="".join(text for thinking, text in entries if not thinking),
+        thinking="".join(text for thinking, text in entries if thinking),
+    )

@@ -1,0 +1,104 @@
+"""What the gateway's port answers to plain HTTP: health, readiness, status, schema and the chat page.
+
+Only GET and HEAD. `/status` is for operators: it is answered while the listener is loopback-only.
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib.resources
+import os
+from functools import cache
+
+import msgspec
+
+from actors.front import Front
+from actors.http import Head, response
+from protocol.client import schema
+from protocol.errors import Fault
+from protocol.mail import MailError
+from protocol.watcher import Snapshot
+from protocol.writer import ListUnfinished
+
+READY_S = 2.0  # for the store to answer a readiness probe
+JSON = "application/json"
+TEXT = "text/plain; charset=utf-8"
+
+
+async def answer(front: Front, head: Head) -> bytes:
+    """The whole response to a request that is no WebSocket handshake."""
+    if head.method not in ("GET", "HEAD"):
+        return response(405, b"only GET is understood here\n", TEXT, headers=[("Allow", "GET, HEAD")])
+    status, body, content_type, headers = await _page(front, head)
+    return response(status, body, content_type, headers=headers, head_only=head.method == "HEAD")
+
+
+Page = tuple[int, bytes, str, list[tuple[str, str]]]
+
+
+async def _page(front: Front, head: Head) -> Page:
+    match head.path:
+        case "/":
+            return chat_page(front.snapshot.websocket.endpoint)
+        case "/healthz":
+            return 200, b"ok\n", TEXT, []
+        case "/readyz":
+            return await _ready(front)
+        case "/status":
+            if not front.loopback:
+                return 403, b"the status is for operators of this machine\n", TEXT, []
+            return 200, front.status(), JSON, []
+        case "/schema":
+            return 200, msgspec.json.format(msgspec.json.encode(schema())), JSON, []
+        case front.snapshot.websocket.endpoint:
+            return 426, b"this is a WebSocket endpoint\n", TEXT, [("Upgrade", "websocket")]
+        case _:
+            return 404, b"there is no such page; try / or /status\n", TEXT, []
+
+
+async def _ready(front: Front) -> Page:
+    reasons: list[str] = []
+    if not front.taking:
+        reasons.append("the service is shutting down")
+    try:
+        await front.ctx.ref("store/writer").ask(ListUnfinished(), within=READY_S)
+    except (MailError, Fault) as error:
+        reasons.append(f"the store does not answer: {error}")
+    body = {"ready": not reasons, "reasons": reasons, "notes": notes(front)}
+    return (503 if reasons else 200), msgspec.json.encode(body), JSON, []
+
+
+def notes(front: Front) -> list[str]:
+    """What an operator should know although turns are taken."""
+    lines = [f"{path} is down: {reason}" for path, reason in sorted(front.down.items())]
+    missing = missing_key(front.snapshot)
+    if missing:
+        lines.append(missing)
+    return [*lines, *front.snapshot.problems]
+
+
+def missing_key(snapshot: Snapshot) -> str:
+    """Why the active provider cannot be asked; empty if it can."""
+    provider = snapshot.llm.providers.get(snapshot.llm.active)
+    if provider is None:
+        return f"llm.active names {snapshot.llm.active!r}, which is not among llm.providers"
+    if provider.api_key_env is not None and not os.environ.get(provider.api_key_env):
+        return f"the provider {provider.name!r} has no key: set {provider.api_key_env} in the environment or .env"
+    return ""
+
+
+@cache
+def _template() -> str:
+    return importlib.resources.files("actors").joinpath("page.html").read_text("utf-8")
+
+
+def chat_page(endpoint: str) -> Page:
+    """The chat page, with a content security policy that lets only its own script and style run."""
+    page = _template().replace("{{endpoint}}", endpoint)
+    nonce = base64.b64encode(os.urandom(12)).decode()
+    page = page.replace("{{nonce}}", nonce)
+    policy = (
+        f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self' ws: wss:; "
+        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    return 200, page.encode(), "text/html; charset=utf-8", [("Content-Security-Policy", policy)]

@@ -1,0 +1,223 @@
+"""Stored events read three ways: as messages for the model, as a history page, as frames to replay.
+
+Pure. Assumes events ordered by turn and position, as the writer gives them. A turn that broke off is told
+to the model as far as it came; a tool call without an outcome gets a tool message that says so, since
+providers refuse a call without its result.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from typing import Any
+
+from protocol.client import (
+    AssistantMessage,
+    HistoryMessage,
+    ServerFrame,
+    ToolExecution,
+    ToolUse,
+    TurnFinished,
+    TurnStarted,
+    error_frame,
+)
+from protocol.writer import Closed, Event, HopEvent, StoredEvent, ToolEnded, ToolStarted, UserEvent
+
+UNKNOWN_OUTCOME = "The outcome of this call is not known: the service was interrupted while it ran."
+STATUS_OF = {"completed": "complete"}  # outcome of a turn -> status of its message, where they differ
+
+
+def for_model(system_prompt: str, events: Sequence[Event], provider: str) -> list[dict[str, Any]]:
+    """`chat/completions` messages: the system prompt, then every event in order.
+
+    Args:
+        events: of whole turns; `Closed` is passed over.
+        provider: its own raw fields of earlier answers go back to it, other providers' do not.
+    """
+    messages: list[dict[str, Any]] = [{"role": "system", "content": system_prompt}] if system_prompt else []
+    waiting: dict[str, None] = {}
+    for event in events:
+        match event:
+            case UserEvent():
+                _settle(messages, waiting)
+                messages.append({"role": "user", "content": event.content})
+            case HopEvent():
+                _settle(messages, waiting)
+                if not event.content and not event.tool_calls:
+                    continue
+                messages.append(_assistant(event, provider))
+                waiting = {call.id: None for call in event.tool_calls}
+            case ToolEnded():
+                if event.model_call_id in waiting:
+                    del waiting[event.model_call_id]
+                    messages.append({"role": "tool", "tool_call_id": event.model_call_id, "content": event.result})
+            case ToolStarted() | Closed():
+                pass
+    _settle(messages, waiting)
+    return messages
+
+
+def _settle(messages: list[dict[str, Any]], waiting: dict[str, None]) -> None:
+    for call_id in waiting:
+        messages.append({"role": "tool", "tool_call_id": call_id, "content": UNKNOWN_OUTCOME})
+    waiting.clear()
+
+
+def _assistant(event: HopEvent, provider: str) -> dict[str, Any]:
+    message: dict[str, Any] = dict(event.raw) if event.provider == provider else {}
+    message["role"] = "assistant"
+    message["content"] = event.content
+    if event.tool_calls:
+        message["tool_calls"] = [
+            {
+                **(call.raw if event.provider == provider else {}),
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for call in event.tool_calls
+        ]
+    return message
+
+
+def page(events: Iterable[StoredEvent], queued: Sequence[int] = ()) -> list[HistoryMessage]:
+    """A history page: per turn the user's message and, if there is one, the answer."""
+    messages: list[HistoryMessage] = []
+    for turn, group in groupby(events, key=lambda stored: stored.turn):
+        messages.extend(_turn_messages(turn, list(group), queued))
+    return messages
+
+
+def _turn_messages(turn: int, stored: list[StoredEvent], queued: Sequence[int]) -> list[HistoryMessage]:
+    closed = next((s for s in stored if isinstance(s.event, Closed)), None)
+    ended = closed.event if closed is not None and isinstance(closed.event, Closed) else None
+    status = STATUS_OF.get(ended.outcome, ended.outcome) if ended else ("queued" if turn in queued else "running")
+    messages: list[HistoryMessage] = []
+    for item in stored:
+        if isinstance(item.event, UserEvent):
+            messages.append(
+                HistoryMessage(turn=turn, role="user", content=item.event.content, status=status, at=_time(item.at))
+            )
+    tools = _tools(s.event for s in stored)
+    if ended is not None and closed is not None and (ended.message or tools):
+        messages.append(
+            HistoryMessage(
+                turn=turn,
+                role="assistant",
+                content=ended.message,
+                status=status,
+                at=_time(closed.at),
+                thinking=ended.thinking or None,
+                tools=tools,
+            )
+        )
+    return messages
+
+
+def _tools(events: Iterable[Event]) -> list[ToolUse]:
+    uses: dict[str, ToolUse] = {}
+    for event in events:
+        if isinstance(event, ToolStarted):
+            uses[event.call_id] = ToolUse(
+                call_id=event.call_id,
+                tool_name=event.tool_name,
+                server=event.server,
+                arguments=event.arguments,
+                status="unknown",
+            )
+        elif isinstance(event, ToolEnded) and event.call_id in uses:
+            use = uses[event.call_id]
+            uses[event.call_id] = ToolUse(
+                call_id=use.call_id,
+                tool_name=use.tool_name,
+                server=use.server,
+                arguments=use.arguments,
+                status=event.status,
+                result=event.result,
+            )
+    return list(uses.values())
+
+
+def _time(at: float) -> datetime.datetime:
+    return datetime.datetime.fromtimestamp(at, datetime.UTC)
+
+
+def replay(turn: int, events: Sequence[Event], after: int | None) -> list[ServerFrame]:
+    """What a client gets of a finished turn on resume.
+
+    Args:
+        after: the last seq that it saw of this turn; None: it saw nothing, so `turn_started` comes first.
+    Returns: `tool_execution`s after that position and the closing frames; nothing if the turn is not closed.
+    """
+    closed = next((e for e in events if isinstance(e, Closed)), None)
+    if closed is None:
+        return []
+    frames: list[ServerFrame] = []
+    if after is None:
+        frames.extend(started(turn, events))
+    seen = -1 if after is None else after
+    frames.extend(frame for seq, frame in _tool_frames(turn, events) if seq > seen)
+    if closed.message and closed.seq - 1 > seen:
+        frames.append(assistant_message(turn, closed))
+    if closed.seq > seen:
+        if closed.error is not None and closed.outcome == "failed":
+            frames.append(error_frame(closed.error, turn=turn))
+        frames.append(TurnFinished(turn=turn, seq=closed.seq, outcome=closed.outcome, error=closed.error))
+    return frames
+
+
+def started(turn: int, events: Sequence[Event]) -> list[ServerFrame]:
+    """`turn_started` of a stored turn."""
+    user = next((e for e in events if isinstance(e, UserEvent)), None)
+    hop = next((e for e in events if isinstance(e, HopEvent)), None)
+    if user is None:
+        return []
+    return [
+        TurnStarted(
+            turn=turn, message=user.content, model=hop.model if hop else "", provider=hop.provider if hop else ""
+        )
+    ]
+
+
+def _tool_frames(turn: int, events: Sequence[Event]) -> list[tuple[int, ServerFrame]]:
+    begun = {e.call_id: e for e in events if isinstance(e, ToolStarted)}
+    frames: list[tuple[int, ServerFrame]] = []
+    for event in events:
+        if isinstance(event, ToolStarted):
+            frames.append((event.seq, _tool_frame(turn, event, event.seq, "executing")))
+        elif isinstance(event, ToolEnded) and event.call_id in begun:
+            frame = _tool_frame(
+                turn, begun[event.call_id], event.seq, event.status, result=event.result, elapsed_ms=event.elapsed_ms
+            )
+            frames.append((event.seq, frame))
+    return sorted(frames, key=lambda pair: pair[0])
+
+
+def _tool_frame(
+    turn: int, call: ToolStarted, seq: int, status: str, *, result: str | None = None, elapsed_ms: int | None = None
+) -> ToolExecution:
+    return ToolExecution(
+        turn=turn,
+        seq=seq,
+        call_id=call.call_id,
+        tool_name=call.tool_name,
+        server=call.server,
+        status=status,
+        result=result,
+        elapsed_ms=elapsed_ms,
+    )
+
+
+def assistant_message(turn: int, closed: Closed) -> AssistantMessage:
+    """The authoritative text of a closed turn; its seq is one before that of `turn_finished`."""
+    return AssistantMessage(
+        turn=turn,
+        seq=closed.seq - 1,
+        message=closed.message,
+        model=closed.model,
+        finish_reason=closed.finish_reason,
+        status=STATUS_OF.get(closed.outcome, closed.outcome),
+        thinking=closed.thinking or None,
+        usage=closed.usage,
+    )

@@ -1,0 +1,359 @@
+"""The decisions of a conversation's turns, free of I/O, time and text.
+
+Theory of operation. One `Turns` per session holds which turn runs, in which phase, and which messages wait.
+Every method is something that happened; it returns the effects to be performed, in order. The shell
+(`actors/session.py`) performs them and reports back by calling the next method. Nothing here waits, so
+every interleaving of commits, pieces, stops, crashes and drains is a sequence of calls that a test can
+write down.
+
+    IDLE --said--> COMMITTING --committed--> ASKING --finished(no calls)--> CLOSING --closed--> IDLE
+                                                |  ^                           ^
+                                 finished(calls)|  |last call_ended            | stop, failed, drain: from anywhere
+                                                v  |
+                                   JOURNALING --journaled--> CALLING ----------+
+
+The commit of the user's message and the first request to the model run at once; nothing of the turn is
+shown before the commit (`Start`). A turn whose actor died is asked again while nothing of it was shown;
+after that it ends `interrupted`. What belongs here: order and outcomes. What it refuses to know: messages'
+contents, logs, sockets, SQL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from protocol.client import MAX_QUEUED
+from protocol.errors import Code, Fault, FaultBody
+from protocol.session import Say
+
+ASKS = 3  # how often a turn that has shown nothing is asked, when the actor that ran it dies
+
+
+class Phase(Enum):
+    """Where the running turn is."""
+
+    COMMITTING = "committing"  # the user's message is on its way to disk; the model is asked already
+    ASKING = "asking"
+    JOURNALING = "journaling"  # the model's answer and the intents of its calls are on their way to disk
+    CALLING = "calling"
+    CLOSING = "closing"
+
+
+# Effects: what the shell is to do.
+
+
+@dataclass(frozen=True)
+class Commit:
+    """Store the user's message; report committed, repeated or commit_failed."""
+
+    turn: int
+    say: Say
+    queued: bool
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Store that a queued turn runs now; report committed or commit_failed."""
+
+    turn: int
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Ask the model; report finished, failed or lost. `hop` counts from 1."""
+
+    turn: int
+    hop: int
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Cancel the turn's request and its running calls; report nothing of them."""
+
+    turn: int
+
+
+@dataclass(frozen=True)
+class Start:
+    """The turn is on disk: show it (turn_started), and everything of it from now on."""
+
+    turn: int
+
+
+@dataclass(frozen=True)
+class TellQueued:
+    """Acknowledge to the asking client that its message waits."""
+
+    turn: int
+    say: Say
+    position: int
+
+
+@dataclass(frozen=True)
+class TellRepeated:
+    """The message was known already: tell the asking client where its turn is."""
+
+    turn: int
+    say: Say
+
+
+@dataclass(frozen=True)
+class Refuse:
+    """Answer a command with an error."""
+
+    client: int
+    echo: str | None
+    fault: FaultBody
+    say: Say | None = None
+    """The message that is answered by this, if it was one."""
+
+
+@dataclass(frozen=True)
+class Journal:
+    """Store the answer and the intents of its calls; report journaled or failed."""
+
+    turn: int
+
+
+@dataclass(frozen=True)
+class RunCalls:
+    """Make the journaled calls in parallel; report call_ended for each."""
+
+    turn: int
+
+
+@dataclass(frozen=True)
+class Close:
+    """Store and show the end of the turn; report closed."""
+
+    turn: int
+    outcome: str
+    fault: FaultBody | None = None
+
+
+Effect = Commit | Resume | Ask | Drop | Start | TellQueued | TellRepeated | Refuse | Journal | RunCalls | Close
+
+
+@dataclass
+class Current:
+    """The running turn."""
+
+    turn: int
+    phase: Phase
+    say: Say | None = None
+    """Whose message began it; None after a restart of the session."""
+    hop: int = 1
+    rounds: int = 0
+    """Tool rounds made."""
+    asks: int = 1
+    calls: set[str] = field(default_factory=set)
+    ending: tuple[str, FaultBody | None] | None = None
+    """Ordered to end before it was on disk."""
+
+
+@dataclass
+class Waiting:
+    """A message behind the running turn."""
+
+    turn: int
+    say: Say | None
+    committed: bool
+
+
+def _fault(code: Code, detail: str = "") -> FaultBody:
+    return Fault(code, detail).body
+
+
+class Turns:
+    """Decides. `max_tool_hops` may be changed between turns; `draining` once set stays."""
+
+    def __init__(self, last_turn: int, max_tool_hops: int) -> None:
+        self.last_turn = last_turn
+        self.max_tool_hops = max_tool_hops
+        self.current: Current | None = None
+        self.waiting: list[Waiting] = []
+        self.draining = False
+
+    # What clients say.
+
+    def said(self, say: Say) -> list[Effect]:
+        """A user's message arrived."""
+        if self.draining:
+            return [Refuse(say.client, say.echo, _fault(Code.SHUTTING_DOWN), say)]
+        if self.current is None and not self.waiting:
+            self.last_turn += 1
+            self.current = Current(self.last_turn, Phase.COMMITTING, say)
+            return [Commit(self.last_turn, say, queued=False), Ask(self.last_turn, 1)]
+        if len(self.waiting) >= MAX_QUEUED:
+            detail = f"{MAX_QUEUED} messages wait already in this conversation."
+            return [Refuse(say.client, say.echo, _fault(Code.OVERLOADED, detail), say)]
+        self.last_turn += 1
+        self.waiting.append(Waiting(self.last_turn, say, committed=False))
+        return [Commit(self.last_turn, say, queued=True)]
+
+    def stop(self, client: int, echo: str | None, turn: int | None) -> list[Effect]:
+        """A client wants the running turn to end."""
+        current = self.current
+        if current is None or (turn is not None and turn != current.turn):
+            which = f"Turn {turn} is not running." if turn is not None else ""
+            return [Refuse(client, echo, _fault(Code.TURN_NOT_RUNNING, which))]
+        return self._end("stopped", None)
+
+    def drain(self, *, now: bool) -> list[Effect]:
+        """The service stops: no new turns; with `now` the running one is cut off."""
+        self.draining = True
+        if not now or self.current is None:
+            return []
+        return self._end("interrupted", _fault(Code.SHUTTING_DOWN, "The service was stopped before the answer ended."))
+
+    # What the store says.
+
+    def committed(self, turn: int) -> list[Effect]:
+        """The message (or the start of a queued turn) is on disk."""
+        current = self.current
+        if current is not None and current.turn == turn and current.phase is Phase.COMMITTING:
+            if current.ending is not None:
+                outcome, fault = current.ending
+                current.phase = Phase.CLOSING
+                return [Start(turn), Close(turn, outcome, fault)]
+            current.phase = Phase.ASKING
+            return [Start(turn)]
+        for place, waiting in enumerate(self.waiting):
+            if waiting.turn == turn and waiting.say is not None:
+                waiting.committed = True
+                return [TellQueued(turn, waiting.say, place + 1), *self._next()]
+        return []
+
+    def repeated(self, turn: int, known: int) -> list[Effect]:
+        """The message was on disk before, as turn `known`; the turn that was tried for it never was."""
+        say = self._forget(turn)
+        if say is None:
+            return []
+        return [Drop(turn), TellRepeated(known, say), *self._next()]
+
+    def commit_failed(self, turn: int, fault: FaultBody) -> list[Effect]:
+        """The message could not be stored: its request is cancelled and only the error is sent."""
+        say = self._forget(turn)
+        told: list[Effect] = [Refuse(say.client, say.echo, fault, say)] if say is not None else []
+        return [Drop(turn), *told, *self._next()]
+
+    def _forget(self, turn: int) -> Say | None:
+        if self.current is not None and self.current.turn == turn and self.current.phase is Phase.COMMITTING:
+            say, self.current = self.current.say, None
+            return say
+        for waiting in self.waiting:
+            if waiting.turn == turn:
+                self.waiting.remove(waiting)
+                return waiting.say
+        return None
+
+    def journaled(self, turn: int) -> list[Effect]:
+        """The answer and the intents of its calls are on disk."""
+        if not self._is(turn, Phase.JOURNALING):
+            return []
+        self._now.phase = Phase.CALLING
+        return [RunCalls(turn)]
+
+    def closed(self, turn: int) -> list[Effect]:
+        """The turn's last frame was shown."""
+        if not self._is(turn, Phase.CLOSING):
+            return []
+        self.current = None
+        return self._next()
+
+    # What the model and the tools say.
+
+    def finished(self, turn: int, calls: Sequence[str]) -> list[Effect]:
+        """The request ended well; `calls` are the ids of the calls it asks for."""
+        if not self._is(turn, Phase.ASKING):
+            return []
+        current = self._now
+        if not calls:
+            return self._end("completed", None)
+        if current.rounds >= self.max_tool_hops:
+            detail = f"The model asked for tools more than {self.max_tool_hops} times in one turn."
+            return self._end("failed", _fault(Code.TOOL_HOPS_EXCEEDED, detail))
+        current.rounds += 1
+        current.phase = Phase.JOURNALING
+        current.calls = set(calls)
+        return [Journal(turn)]
+
+    def failed(self, turn: int, fault: FaultBody) -> list[Effect]:
+        """The request, or storing its answer, ended with a typed error."""
+        if not (self._is(turn, Phase.ASKING) or self._is(turn, Phase.JOURNALING)):
+            return []
+        return self._end("failed", fault)
+
+    def lost(self, turn: int, reason: str, *, shown: bool) -> list[Effect]:
+        """The actor that ran the request died; `shown`: something of the turn may have been seen."""
+        if not self._is(turn, Phase.ASKING):
+            return []
+        current = self._now
+        if not shown and current.asks < ASKS:
+            current.asks += 1
+            return [Drop(turn), Ask(turn, current.hop)]
+        return self._end("interrupted", _fault(Code.LLM_STREAM_BROKEN, reason))
+
+    def call_ended(self, turn: int, call: str) -> list[Effect]:
+        """A tool call has its outcome."""
+        if not self._is(turn, Phase.CALLING):
+            return []
+        current = self._now
+        current.calls.discard(call)
+        if current.calls:
+            return []
+        current.hop += 1
+        current.phase = Phase.ASKING
+        return [Ask(turn, current.hop)]
+
+    # After a restart of the session.
+
+    def adopt(self, turn: int, *, attached: bool, shown: bool, hop: int) -> list[Effect]:
+        """A turn that ran when the last incarnation died: asked again if nothing was shown, else closed."""
+        self.current = Current(turn, Phase.ASKING, hop=hop)
+        begin: list[Effect] = [Drop(turn)] if attached else [Start(turn)]
+        if not shown:
+            return [*begin, Ask(turn, hop)]
+        reason = "The conversation's session failed while the answer came."
+        return [*begin, *self._end("interrupted", _fault(Code.INTERNAL, reason))]
+
+    def adopt_queued(self, turn: int) -> None:
+        """A turn that waited on disk; `resume_queue` starts the first."""
+        self.waiting.append(Waiting(turn, None, committed=True))
+        self.last_turn = max(self.last_turn, turn)
+
+    def resume_queue(self) -> list[Effect]:
+        """Start what waits, if nothing runs."""
+        return self._next()
+
+    # Inside.
+
+    @property
+    def _now(self) -> Current:
+        if self.current is None:
+            raise RuntimeError("no turn runs")  # every caller has asked _is first
+        return self.current
+
+    def _is(self, turn: int, phase: Phase) -> bool:
+        return self.current is not None and self.current.turn == turn and self.current.phase is phase
+
+    def _end(self, outcome: str, fault: FaultBody | None) -> list[Effect]:
+        current = self._now
+        match current.phase:
+            case Phase.CLOSING:
+                return []
+            case Phase.COMMITTING:
+                current.ending = current.ending or (outcome, fault)
+                return [Drop(current.turn)]
+            case _:
+                current.phase = Phase.CLOSING
+                return [Drop(current.turn), Close(current.turn, outcome, fault)]
+
+    def _next(self) -> list[Effect]:
+        if self.current is not None or not self.waiting or not self.waiting[0].committed or self.draining:
+            return []
+        first = self.waiting.pop(0)
+        self.current = Current(first.turn, Phase.COMMITTING, first.say)
+        return [Resume(first.turn), Ask(first.turn, 1)]

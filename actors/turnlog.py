@@ -1,0 +1,194 @@
+"""The log of one turn: the single source for live sockets, late joiners, resume and storage.
+
+Theory of operation. A turn's log is an append-only list of entries; an entry's `seq` is its index + 1.
+Entries are pieces of text and thinking, and whole frames (tool_execution, the closing frames). All who
+want to know are *readers with a position*: sockets, the delta tick that stores what grew, and the session.
+A slow reader is simply behind, and what it then gets is merged (`frames`); nothing is queued for anybody.
+Logs of one conversation are linked by `next`, so a reader that is turns behind still misses nothing; a log
+that no reader needs is freed with its last reference.
+
+What the session must decide upon (the end of a request, its failure) is not an entry: it goes to
+`decisions`, with the number of entries before it. What belongs here: positions, merging, encoding. What
+this file refuses to know: sockets, storage, what a turn does next.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+import msgspec
+
+from protocol.client import ServerFrame, encode
+from protocol.streamer import Failed, Finished
+from protocol.writer import ToolStarted
+
+MERGE_CHARS = 32_768  # of text in one merged frame: keeps frames small for a reader that is far behind
+
+_json_text = msgspec.json.Encoder().encode
+
+
+def frame_of(payload: bytes) -> bytes:
+    """One unmasked WebSocket text frame (RFC 6455 section 5.2) with this payload."""
+    size = len(payload)
+    if size < 126:
+        return b"\x81" + bytes((size,)) + payload
+    if size < 65536:
+        return b"\x81\x7e" + size.to_bytes(2, "big") + payload
+    return b"\x81\x7f" + size.to_bytes(8, "big") + payload
+
+
+class Lost(msgspec.Struct, frozen=True):
+    """A request died with the actor that ran it; nothing more will come for it."""
+
+    request: int
+    reason: str
+
+
+class TurnLog:
+    """One turn, from its first request to `turn_finished`.
+
+    Args:
+        conversation: id of the conversation.
+        turn: id of the turn; 0 for the sentinel that a conversation begins with.
+        streaming: whether readers get text and thinking as they come.
+    """
+
+    __slots__ = (
+        "_cache",
+        "_prefixes",
+        "attached",
+        "calls",
+        "conversation",
+        "decisions",
+        "entries",
+        "finished",
+        "head",
+        "hop",
+        "hop_start",
+        "next",
+        "request",
+        "sending",
+        "stored",
+        "streaming",
+        "tools_ran",
+        "turn",
+        "unstored_chars",
+    )
+
+    def __init__(self, conversation: str, turn: int, *, streaming: bool = True) -> None:
+        self.conversation = conversation
+        self.turn = turn
+        self.streaming = streaming
+        self.entries: list[tuple[bool, str] | bytes] = []
+        """(is_thinking, text), or whole frames as they go to sockets."""
+        self.head: bytes = b""
+        """The frame that begins the turn (turn_started)."""
+        self.attached = False
+        """Readers can see it: the user's message is on disk."""
+        self.finished = False
+        self.next: TurnLog | None = None
+        self.decisions: deque[Finished | Failed | Lost] = deque()
+        self.hop = 0
+        """The hop that is being answered, from 1."""
+        self.hop_start = 0
+        """Index of the first entry of that hop."""
+        self.request = 0
+        """The streamer's request that fills this log now; 0: none."""
+        self.calls: dict[str, ToolStarted] = {}
+        """Tool calls that have begun and not ended, by call id."""
+        self.tools_ran = False
+        self.stored = 0
+        """Index up to which the delta tick has stored."""
+        self.sending = 0
+        """Index up to which a tick is on its way to the store; sent again unchanged until it is acknowledged."""
+        self.unstored_chars = 0
+        """Characters of text since then."""
+        self._prefixes = (
+            f'{{"type":"assistant_delta","turn":{turn},"seq":'.encode(),
+            f'{{"type":"thinking_delta","turn":{turn},"seq":'.encode(),
+        )
+        self._cache: tuple[int, int, bytes] = (0, 0, b"")
+
+    @property
+    def seq(self) -> int:
+        """Of the last entry; 0 when there is none."""
+        return len(self.entries)
+
+    @property
+    def shown(self) -> bool:
+        """Something of the answer exists that a client may have seen, or a tool has run."""
+        return bool(self.entries) or self.tools_ran
+
+    def add(self, text: str, *, thinking: bool = False) -> None:
+        """Append a piece."""
+        self.entries.append((thinking, text))
+        self.unstored_chars += len(text)
+
+    def add_frame(self, make: Callable[[int], ServerFrame], *before: ServerFrame) -> int:
+        """Append a whole frame that is made knowing its seq; `before` go out with it, without a seq of their own."""
+        seq = len(self.entries) + 1
+        frames = [frame_of(encode(frame)) for frame in (*before, make(seq))]
+        self.entries.append(b"".join(frames))
+        return seq
+
+    def begin_hop(self, hop: int, request: int) -> None:
+        """A request starts to fill the log. What earlier hops added is stored with their events, not as deltas."""
+        self.request = request
+        self.decisions.clear()
+        if hop != self.hop:
+            self.hop = hop
+            self.hop_start = len(self.entries)
+            self.stored = self.sending = self.hop_start
+            self.unstored_chars = 0
+
+    def stop_filling(self) -> None:
+        """Nothing of the running request counts from now on."""
+        self.request = 0
+        self.decisions.clear()
+
+    def text(self, start: int = 0) -> str:
+        """The answer's text from that index on, joined."""
+        return "".join(e[1] for e in self.entries[start:] if type(e) is tuple and not e[0])
+
+    def thinking(self, start: int = 0) -> str:
+        """The reasoning from that index on, joined."""
+        return "".join(e[1] for e in self.entries[start:] if type(e) is tuple and e[0])
+
+    def frames(self, start: int) -> tuple[bytes, int]:
+        """What a reader at index `start` gets next: bytes of whole WebSocket frames, and its new index.
+
+        Text is merged per kind up to MERGE_CHARS a frame; call again until the index no longer grows. All
+        readers that are equally far share one encoding.
+        """
+        cached_start, cached_end, cached = self._cache
+        if cached_start == start and cached_end == len(self.entries):
+            return cached, cached_end
+        out, end = self._encode(start)
+        self._cache = (start, end, out)
+        return out, end
+
+    def _encode(self, start: int) -> tuple[bytes, int]:
+        entries, out, size = self.entries, [], 0
+        index, total = start, len(entries)
+        while index < total and size < MERGE_CHARS:
+            entry = entries[index]
+            if type(entry) is bytes:
+                out.append(entry)
+                size += len(entry)
+                index += 1
+                continue
+            kind, parts, chars = entry[0], [], 0
+            while index < total and chars < MERGE_CHARS:
+                entry = entries[index]
+                if type(entry) is not tuple or entry[0] != kind:
+                    break
+                parts.append(entry[1])
+                chars += len(entry[1])
+                index += 1
+            if not self.streaming:
+                continue
+            text = _json_text(parts[0] if len(parts) == 1 else "".join(parts))
+            out.append(frame_of(b'%b%d,"text":%b}' % (self._prefixes[kind], index, text)))
+            size += chars
+        return (out[0] if len(out) == 1 else b"".join(out)), index
