@@ -1,0 +1,348 @@
+"""One connection to an MCP server over its process's pipes: the only client-side user of the MCP package.
+
+Imported in a thread by the actor (0.6 s, 35 MB). Around the package's client it does what that does not:
+lines that are not JSON-RPC are skipped and counted; a `server/discover` that is never answered is answered
+for the server after a while, so that the older handshake is tried; tools with bad schemas are repaired
+before the package would reject their whole page; an answer that cannot be read fails its own call only.
+
+What can fail: `ServerEnded` from the process, `Refused` and `Unusable` (no common version) from the handshake.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import mcp_types as types
+import trio
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+from mcp import Client, MCPError
+from mcp.client.subscriptions import SubscriptionLost
+from mcp.shared.message import SessionMessage
+from mcp_types.version import MODERN_PROTOCOL_VERSIONS
+from pydantic import ValidationError
+
+from actors.server_faults import Refused, ServerEnded, Unusable
+from actors.stdio import Process, TooLong
+from actors.tool_result import bounded, outcome_of
+from actors.tool_schema import repaired_page
+from protocol.errors import Code, Fault
+from protocol.mcp_server import Catalogue, Prompt, Resource, Tool, ToolOutcome
+
+PAGES = 100  # of one list; a server whose list never ends must not hold us
+OUTGOING = 256  # messages that wait for a server that does not read; later ones wait with their callers
+PROBE_S = 4.0  # a server that is merely slow to start answers within this; the handshake works after it too
+_ID = re.compile(rb'\s*\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?"id"\s*:\s*(\d{1,18})\s*,')
+
+log = logging.getLogger(__name__)
+
+Inbox = MemoryObjectSendStream[SessionMessage | Exception]
+Streams = tuple[MemoryObjectReceiveStream[SessionMessage | Exception], MemoryObjectSendStream[SessionMessage]]
+
+
+class Wire:
+    """Carries messages between the process's lines and the package's streams.
+
+    Args:
+        process: the running server.
+        probe_s: seconds after which an unanswered `server/discover` is answered in the server's place.
+    """
+
+    def __init__(self, process: Process, probe_s: float) -> None:
+        self.bad_lines = 0
+        """Lines that were not messages and were skipped."""
+        self.bad_tools = 0
+        """Tools without a name, left out of listings so far."""
+        self.closed = False
+        """Nothing comes any more: the process ended, or the connection is being left."""
+        self.ignored_probe = False
+        """The server did not answer `server/discover`: it is of the older era."""
+        self._process = process
+        self._probe_s = probe_s
+        self._probe: tuple[types.RequestId, trio.CancelScope] | None = None
+        self._listing: set[types.RequestId] = set()
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[Streams]:
+        """A transport in the package's sense."""
+        to_session, incoming = anyio.create_memory_object_stream[SessionMessage | Exception](0)
+        outgoing, from_session = anyio.create_memory_object_stream[SessionMessage](OUTGOING)
+        with to_session, incoming, outgoing, from_session:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._read, to_session)
+                nursery.start_soon(self._write, from_session, to_session, nursery)
+                try:
+                    yield incoming, outgoing
+                finally:
+                    nursery.cancel_scope.cancel()
+
+    async def _write(
+        self, source: MemoryObjectReceiveStream[SessionMessage], to_session: Inbox, nursery: trio.Nursery
+    ) -> None:
+        with source:  # when this ends, nobody may wait for room in there
+            async for item in source:
+                message = item.message
+                if isinstance(message, types.JSONRPCRequest):
+                    if message.method == "tools/list":
+                        self._listing.add(message.id)
+                    elif message.method == "server/discover" and self._probe is None:
+                        self._probe = (message.id, trio.CancelScope())
+                        nursery.start_soon(self._bound_probe, *self._probe, to_session)
+                await self._process.write(
+                    message.model_dump_json(by_alias=True, exclude_unset=True).encode("utf-8") + b"\n"
+                )
+
+    async def _bound_probe(self, request: types.RequestId, scope: trio.CancelScope, to_session: Inbox) -> None:
+        with scope:
+            await trio.sleep(self._probe_s)
+            self.ignored_probe = True
+            await to_session.send(_failed(request, types.REQUEST_TIMEOUT, "no answer to server/discover"))
+
+    async def _read(self, to_session: Inbox) -> None:
+        try:
+            while True:
+                for line in await self._process.lines():
+                    item = self._decoded(line)
+                    if item is not None:
+                        await to_session.send(item)
+        finally:
+            self.closed = True  # from now on the package tells callers of a closed connection
+
+    def _decoded(self, line: bytes | TooLong) -> SessionMessage | None:
+        if isinstance(line, TooLong):
+            return self._unreadable(line.head, f"its answer has {line.size} bytes, more than a message may have")
+        if not line or line.isspace():
+            return None
+        try:
+            message = types.jsonrpc_message_adapter.validate_json(line, by_name=False)
+        except ValueError:
+            return self._unreadable(line, "its answer is not valid JSON-RPC")
+        if isinstance(message, types.JSONRPCResponse | types.JSONRPCError):
+            if self._probe is not None and message.id == self._probe[0]:
+                self._probe[1].cancel()
+            if message.id in self._listing:
+                self._listing.discard(message.id)
+                if isinstance(message, types.JSONRPCResponse):
+                    page, nameless = repaired_page(message.result)
+                    self.bad_tools += nameless
+                    message = message.model_copy(update={"result": page})
+        return SessionMessage(message)
+
+    def _unreadable(self, line: bytes, why: str) -> SessionMessage | None:
+        """What cannot be read at least fails the request that it answers, if that can be seen."""
+        self.bad_lines += 1
+        log.warning("skipped a line of an MCP server (%d so far): %s: %r", self.bad_lines, why, line[:80])
+        found = _ID.match(line)
+        return None if found is None else _failed(int(found[1]), types.PARSE_ERROR, why)
+
+
+class Connected:
+    """A server after the handshake. Made by `connect`."""
+
+    def __init__(self, name: str, client: Client, wire: Wire) -> None:
+        self._name = name
+        self._client = client
+        self._wire = wire
+
+    @property
+    def version(self) -> str:
+        """The protocol version in use."""
+        return self._client.protocol_version
+
+    @property
+    def modern(self) -> bool:
+        """Of the era that begins with `server/discover`."""
+        return self.version in MODERN_PROTOCOL_VERSIONS
+
+    @property
+    def proved_legacy(self) -> bool:
+        """It ignored the newer handshake and took the older one: better to begin with that next time."""
+        return self._wire.ignored_probe and not self.modern
+
+    @property
+    def bad_lines(self) -> int:
+        """Lines that were skipped so far."""
+        return self._wire.bad_lines
+
+    async def catalogue(self) -> tuple[Catalogue, list[str]]:
+        """All that the server offers, and what could not be listed, a line each.
+
+        Raises: Refused, if the tools cannot be listed; failures with the rest are only told.
+        """
+        offers, client, problems = self._client.server_capabilities, self._client, list[str]()
+        tools: list[types.Tool] = []
+        resources: list[types.Resource] = []
+        prompts: list[types.Prompt] = []
+
+        async def tool_page(cursor: str | None) -> str | None:
+            page = await client.list_tools(cursor=cursor)
+            tools.extend(page.tools)
+            return page.next_cursor
+
+        async def resource_page(cursor: str | None) -> str | None:
+            page = await client.list_resources(cursor=cursor)
+            resources.extend(page.resources)
+            return page.next_cursor
+
+        async def prompt_page(cursor: str | None) -> str | None:
+            page = await client.list_prompts(cursor=cursor)
+            prompts.extend(page.prompts)
+            return page.next_cursor
+
+        self._wire.bad_tools = 0
+        if offers.tools is not None and (problem := await _all_pages(tool_page)):
+            raise Refused(f"MCP server {self._name!r} cannot list its tools: {problem}")
+        if self._wire.bad_tools:
+            problems.append(f"{self._wire.bad_tools} tools without a name were left out")
+        if offers.resources is not None and (problem := await _all_pages(resource_page)):
+            problems.append(f"resources: {problem}")
+        if offers.prompts is not None and (problem := await _all_pages(prompt_page)):
+            problems.append(f"prompts: {problem}")
+        return Catalogue(
+            server=self._name,
+            tools=[_tool(tool) for tool in tools],
+            resources=[
+                Resource(uri=str(r.uri), name=r.name, description=r.description or "", mime_type=r.mime_type or "")
+                for r in resources
+            ],
+            prompts=[
+                Prompt(
+                    name=p.name, description=p.description or "", arguments=[_wire_form(a) for a in p.arguments or []]
+                )
+                for p in prompts
+            ],
+            instructions=client.instructions or "",
+        ), problems
+
+    async def call(
+        self, tool: str, arguments: dict[str, Any], on_progress: Callable[[float, float | None, str], None]
+    ) -> ToolOutcome:
+        """Run a tool once. No deadline in here; a cancelled call is cancelled at the server too.
+
+        Raises: Fault TOOL_FAILED, if what came back is no answer to a tool call; ServerEnded, if the connection
+        was lost before an answer came.
+        """
+
+        async def report(progress: float, total: float | None, message: str | None) -> None:
+            on_progress(progress, total, message or "")
+
+        try:
+            result = await self._client.call_tool(tool, arguments, progress_callback=report)
+        except MCPError as error:
+            if self._wire.closed:
+                raise ServerEnded(f"MCP server {self._name!r} ended during the call.") from error
+            # The server's own words; the model may learn from them what to do better.
+            return ToolOutcome(ok=False, text=bounded(error.message) or f"error {error.code} without a message")
+        except (ValidationError, RuntimeError) as error:
+            raise Fault(
+                Code.TOOL_FAILED, f"MCP server {self._name!r} gave an answer against the protocol: {error}"[:500]
+            ) from error
+        return outcome_of(_wire_form(result))
+
+    async def follow(self, changed: Callable[[], None]) -> None:
+        """In the modern era changes of the lists come by subscription: call `changed` for each, until cancelled."""
+        offers = self._client.server_capabilities
+        tools = bool(offers.tools and offers.tools.list_changed)
+        resources = bool(offers.resources and offers.resources.list_changed)
+        prompts = bool(offers.prompts and offers.prompts.list_changed)
+        if not self.modern or not (tools or resources or prompts):
+            return
+        try:
+            async with self._client.listen(
+                tools_list_changed=tools, resources_list_changed=resources, prompts_list_changed=prompts
+            ) as events:
+                async for _ in events:
+                    changed()
+        except (MCPError, SubscriptionLost) as error:
+            log.warning("MCP server %r will not tell when its tools change: %s", self._name, error)
+
+
+@asynccontextmanager
+async def connect(
+    name: str, process: Process, *, legacy: bool, probe_s: float, changed: Callable[[], None]
+) -> AsyncIterator[Connected]:
+    """Shake hands over the process's pipes. No deadline in here.
+
+    Args:
+        legacy: use the older handshake at once.
+        probe_s: seconds for the newer one, at most PROBE_S, before the older is tried.
+        changed: called whenever the server says that one of its lists changed.
+    Raises: Refused or Unusable, in an exception group.
+    """
+    wire = Wire(process, min(probe_s, PROBE_S))
+
+    async def on_message(message: object) -> None:
+        if isinstance(
+            message,
+            types.ToolListChangedNotification
+            | types.ResourceListChangedNotification
+            | types.PromptListChangedNotification,
+        ):
+            changed()
+
+    client = Client(
+        wire.open(),
+        mode="legacy" if legacy else "auto",
+        message_handler=on_message,
+        client_info=types.Implementation(name="mcp-actors", version=importlib.metadata.version("mcp-actors")),
+        cache=None,  # lists are asked for when they changed, and then anew
+    )
+    entered = False
+    try:
+        async with client:
+            entered = True
+            yield Connected(name, client, wire)
+    except* (MCPError, ValidationError, RuntimeError) as group:
+        if entered:
+            raise
+        first = _first(group)
+        # A RuntimeError of the handshake: the server insists on a version that the package does not know.
+        versions = isinstance(first, RuntimeError) or getattr(first, "code", 0) == types.UNSUPPORTED_PROTOCOL_VERSION
+        kind = Unusable if versions and not legacy else Refused
+        raise kind(f"MCP server {name!r} refused the handshake: {first}"[:500]) from first
+
+
+def _first(group: BaseException) -> BaseException:
+    while isinstance(group, BaseExceptionGroup):
+        group = group.exceptions[0]
+    return group
+
+
+async def _all_pages(page: Callable[[str | None], Awaitable[str | None]]) -> str:
+    """Walk a list to its end; what went wrong, or an empty text."""
+    cursor: str | None = None
+    for _ in range(PAGES):
+        try:
+            following = await page(cursor)
+        except (MCPError, ValidationError) as error:
+            return str(error)[:300]
+        if not following or following == cursor:
+            return ""
+        cursor = following
+    return f"the list does not end within {PAGES} pages"
+
+
+def _tool(tool: types.Tool) -> Tool:
+    return Tool(
+        name=tool.name,
+        description=tool.description or tool.title or "",
+        schema=tool.input_schema,
+        annotations=_wire_form(tool.annotations) if tool.annotations else {},
+    )
+
+
+def _wire_form(model: Any) -> dict[str, Any]:
+    """A model of the package as plain JSON values."""
+    plain: dict[str, Any] = model.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return plain
+
+
+def _failed(request: types.RequestId, code: int, message: str) -> SessionMessage:
+    return SessionMessage(
+        types.JSONRPCError(jsonrpc="2.0", id=request, error=types.ErrorData(code=code, message=message))
+    )

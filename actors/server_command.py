@@ -1,0 +1,55 @@
+"""From the configuration of an MCP server to the command that is run.
+
+Pure. A server is a stranger: of our environment it gets only what programs need to find themselves and
+their user, and what its own `env` names; never the keys of providers. `${VAR}` and `${VAR:-default}` in
+`env` are filled from our environment. What cannot be filled raises `Unusable` with what to do.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Mapping
+
+from actors.server_faults import Unusable
+from actors.stdio import Command
+from protocol.watcher import McpServer
+
+INHERITED = (
+    *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "TERM", "TZ", "TMPDIR"),
+    *("LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE"),
+    *("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_RUNTIME_DIR", "XDG_STATE_HOME"),
+    *("SSL_CERT_FILE", "SSL_CERT_DIR"),
+)
+SECRET_MIN = 6  # characters; blacking out shorter values would only make texts unreadable
+
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+
+
+def command_of(server: McpServer, state_dir: str, environ: Mapping[str, str]) -> Command:
+    """The command, with `python` as our interpreter, and `cwd` within the state directory unless absolute."""
+    if not server.command.strip():
+        raise Unusable(f"MCP server {server.name!r} has no command; set `command` in the servers file.")
+    configured = {key: _filled(server.name, key, value, environ) for key, value in server.env.items()}
+    return Command(
+        name=server.name,
+        argv=(sys.executable if server.command == "python" else server.command, *server.args),
+        cwd=os.path.join(state_dir, os.path.expanduser(server.cwd or "")),
+        env={key: environ[key] for key in INHERITED if key in environ} | configured,
+        secrets=tuple(sorted({v for v in configured.values() if len(v) >= SECRET_MIN}, key=len, reverse=True)),
+    )
+
+
+def _filled(server: str, key: str, value: str, environ: Mapping[str, str]) -> str:
+    def found(match: re.Match[str]) -> str:
+        name, default = match.groups()
+        filled = environ.get(name) or default
+        if filled is None:
+            raise Unusable(
+                f"MCP server {server!r} needs the environment variable {name} for its `env.{key}`, and it is not set; "
+                f"set it, or write ${{{name}:-}} if it may be empty."
+            )
+        return filled
+
+    return _VARIABLE.sub(found, value)

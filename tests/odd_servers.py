@@ -1,0 +1,148 @@
+"""An MCP server that misbehaves on order: `python odd_servers.py MODE [ARGUMENT]`. Only the standard library.
+
+Speaks the older handshake, refusing `server/discover` with an error, unless the mode says otherwise. Its
+tools: `hello` answers at once, `die` ends the process, `hang` never answers, `count` tells how many
+requests were cancelled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+MODE = sys.argv[1]
+ARGUMENT = sys.argv[2] if len(sys.argv) > 2 else ""
+GOOD: dict[str, Any] = {"type": "object", "properties": {"who": {"type": "string"}}, "required": ["who"]}
+TOOLS: list[Any] = [
+    {"name": name, "description": name, "inputSchema": GOOD} for name in ("hello", "die", "hang", "count")
+]
+cancelled: list[Any] = []
+
+
+def put(raw: bytes) -> None:
+    sys.stdout.buffer.write(raw)
+    sys.stdout.buffer.flush()
+
+
+def say(message: dict[str, Any]) -> None:
+    put(json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\n")
+
+
+def complain(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def sleep_for_ever() -> None:
+    while True:
+        time.sleep(60)
+
+
+def forks() -> None:
+    """A grandchild that outlives its parent's input, and is told to the test by its pid in a file."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    grandchild = subprocess.Popen([sys.executable, "-c", "import time\nwhile True: time.sleep(60)"])
+    with open(ARGUMENT + ".new", "w") as file:
+        file.write(str(grandchild.pid))
+    os.rename(ARGUMENT + ".new", ARGUMENT)
+
+
+def tools(cursor: object) -> dict[str, Any]:
+    if MODE == "bad_schemas":
+        bad = [{"name": "empty", "inputSchema": {}}, {"name": "none"}, {"name": "text", "inputSchema": "no"}]
+        return {"tools": [*bad, {"inputSchema": GOOD}, "what", *TOOLS]}
+    if MODE == "pages":
+        page = int(str(cursor or 0))
+        following = {"nextCursor": str(page + 1)} if page < 4 else {}
+        return {"tools": [{"name": f"tool{page}", "inputSchema": GOOD}], **following}
+    if MODE == "endless_pages":
+        return {"tools": [], "nextCursor": f"{cursor or ''}x"[:1000]}
+    return {"tools": TOOLS}
+
+
+def call(number: int, name: str) -> None:
+    match MODE, name:
+        case _, "die":
+            complain("dying in the call")
+            os._exit(7)
+        case _, "hang":
+            return
+        case "half_line", _:
+            put(b'{"jsonrpc": "2.0", "id": ')
+            os._exit(3)
+        case "garbage", _:
+            put(b"between\n\xff\xfe\x00\n[1,2]\n{}\n\n")
+        case "unreadable", _:
+            put(b'{"jsonrpc":"2.0","id":%d,"result":{"content":[{"type":"text","text":"\xff"}]}}\n' % number)
+            return
+        case "big", _:
+            return say({"id": number, "result": {"content": [{"type": "text", "text": "x" * 5_000_000}]}})
+        case "changing", _:
+            TOOLS.append({"name": "later", "inputSchema": GOOD})
+            say({"method": "notifications/tools/list_changed"})
+        case "nonsense", _:
+            return say({"id": number, "result": {"content": "not a list"}})
+        case "refusing", _:
+            return say({"id": number, "error": {"code": -32602, "message": "who is missing"}})
+    text = str(len(cancelled)) if name == "count" else "hello"
+    say({"id": number, "result": {"content": [{"type": "text", "text": text}]}})
+
+
+def answer(message: dict[str, Any]) -> None:
+    number: Any = message.get("id")
+    method, params = message.get("method"), message.get("params") or {}
+    if method == "notifications/cancelled":
+        cancelled.append(params.get("requestId"))
+    elif method == "server/discover":
+        if MODE != "ignores_discover":
+            say({"id": number, "error": {"code": -32601, "message": "Method not found"}})
+    elif method == "initialize":
+        version = "1999-01-01" if MODE == "wrong_version" else params["protocolVersion"]
+        capabilities: dict[str, Any] = {"tools": {"listChanged": True}}
+        if MODE == "bad_resources":
+            capabilities["resources"] = {}
+        info = {"name": "odd", "version": "1"}
+        say({"id": number, "result": {"protocolVersion": version, "capabilities": capabilities, "serverInfo": info}})
+    elif method == "tools/list":
+        say({"id": number, "result": tools(params.get("cursor"))})
+        if MODE == "dies_idle":
+            complain("tired of waiting")
+            os._exit(5)
+        if MODE == "stops_reading":
+            sleep_for_ever()
+    elif method == "tools/call":
+        call(number, params["name"])
+    elif number is not None:
+        say({"id": number, "error": {"code": -32601, "message": "Method not found"}})
+
+
+def main() -> None:
+    if MODE == "exits":
+        complain(f"no config file found, token is {os.environ.get('TOKEN')}")
+        sys.exit(4)
+    if MODE == "silent":
+        sleep_for_ever()
+    if MODE == "garbage":
+        put(b"Welcome to this server!\n\n\xc3\x28 not UTF-8\n")
+    if MODE == "flood":
+        for _ in range(20 * 16):
+            sys.stderr.buffer.write(b"e" * 65535 + b"\n")
+    if MODE in ("stubborn", "forking"):
+        forks()
+    for line in sys.stdin.buffer:
+        message = json.loads(line)
+        if MODE == "ignores_discover":
+            with open(ARGUMENT, "a") as file:
+                file.write(message["method"] + "\n")
+        answer(message)
+    if MODE == "stubborn":
+        sleep_for_ever()
+
+
+if __name__ == "__main__":
+    main()

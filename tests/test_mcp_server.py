@@ -1,0 +1,473 @@
+"""The actor of one MCP server, under the real supervisor, with real child processes.
+
+`odd_servers.py` plays all that a server can do wrong; `Servers/demo_server.py` is one that does it right.
+"""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from actors import mcp_server, stdio
+from protocol.errors import Code, Fault
+from protocol.mail import Gone, Mailbox, Ref
+from protocol.mcp_server import CallTool, CancelCall, Catalogue, ToolOutcome, ToolProgress
+from protocol.spec import Child, Context, Down, Group, OnLimit, Status, Up
+from protocol.watcher import Connection, McpServer
+from supervisors.supervisor import Tree, running
+
+ODD = str(Path(__file__).with_name("odd_servers.py"))
+ODD_TOOLS = ["count", "die", "hang", "hello"]
+
+
+def connection(attempts: int = 3, connect_s: float = 10.0) -> Connection:
+    return Connection(
+        max_reconnect_attempts=attempts,
+        initial_reconnect_delay=0.01,
+        max_reconnect_delay=0.02,
+        connection_timeout=connect_s,
+        ping_timeout=5.0,
+    )
+
+
+def odd(mode: str, argument: str = "", *, timeout: float = 10.0, name: str = "odd", **more: Any) -> McpServer:
+    fields: dict[str, Any] = {
+        "name": name,
+        "enabled": True,
+        "command": "python",
+        "args": [ODD, mode, argument],
+        "cwd": None,
+        "env": {},
+        "timeout": timeout,
+        "auto_reconnect": True,
+        "protocol": "auto",
+    }
+    return McpServer(**(fields | more))
+
+
+def demo(timeout: float = 10.0) -> McpServer:
+    return odd("", name="demo", args=["-m", "Servers.demo_server"], timeout=timeout)
+
+
+class House:
+    """A tree with one or more servers, and what they tell."""
+
+    tree: Tree
+
+    def __init__(self) -> None:
+        self._told, self.told = trio.open_memory_channel[Any](math.inf)
+
+    async def gateway(self, box: Mailbox[Any], _: Context) -> None:
+        async for message in box:
+            self._told.send_nowait(message)
+
+    async def watcher(self, box: Mailbox[Any], ctx: Context) -> None:
+        ctx.watch("mcp")
+        async for message in box:
+            self._told.send_nowait(message)
+
+    async def next(self, kind: type[Any]) -> Any:
+        """The next message of that type; others before it are dropped."""
+        async for message in self.told:
+            if isinstance(message, kind):
+                return message
+        raise AssertionError("the channel is never closed")
+
+    def ref(self, name: str = "odd") -> Ref[Any]:
+        return self.tree.ref(f"mcp/{name}")
+
+    def facts(self, name: str = "odd") -> dict[str, Any]:
+        slot = self.tree.slots[f"mcp/{name}"]
+        return slot.kept_facts | slot.facts
+
+    async def call(self, tool: str, server: str = "odd", call: str = "", **arguments: Any) -> ToolOutcome:
+        message = CallTool(call=call or tool, tool=tool, arguments=arguments, to="front/gateway")
+        return await self.ref(server).ask(message, within=15)
+
+    async def fault(self, tool: str, server: str = "odd", call: str = "", **arguments: Any) -> Fault:
+        with pytest.raises(Fault) as caught:
+            await self.call(tool, server, call, **arguments)
+        return caught.value
+
+
+@asynccontextmanager
+async def house(*servers: McpServer, on: Connection | None = None, state: Path | str = "/") -> AsyncIterator[House]:
+    made = House()
+    children = tuple(
+        mcp_server.child(server, on or connection(), gateway="front/gateway", state_dir=str(state))
+        for server in servers
+    )
+    root = Group(
+        "root",
+        (
+            Child("watcher", made.watcher),
+            Group("mcp", children, dynamic=True),
+            Group("front", (Child("gateway", made.gateway, mailbox=4096),)),
+        ),
+    )
+    async with running(root) as tree:
+        made.tree = tree
+        yield made
+
+
+def names(catalogue: Catalogue) -> list[str]:
+    return sorted(tool.name for tool in catalogue.tools)
+
+
+# A server that does it right.
+
+
+async def test_the_demo_server_is_listed_called_and_cancelled() -> None:
+    async with house(demo()) as at:
+        catalogue: Catalogue = await at.next(Catalogue)
+        assert names(catalogue) == ["add", "dice", "echo", "fail", "now", "slow"]
+        assert [resource.uri for resource in catalogue.resources] == ["demo://readme"]
+        assert [prompt.name for prompt in catalogue.prompts] == ["haiku"]
+        assert catalogue.instructions
+        add = next(tool for tool in catalogue.tools if tool.name == "add")
+        assert set(add.schema["properties"]) == {"a", "b"}
+        assert add.annotations["readOnlyHint"] is True
+
+        outcome = await at.call("add", "demo", a=2, b=3)
+        assert (outcome.ok, outcome.text, outcome.structured) == (True, "5.0", {"result": 5.0})
+        failed = await at.call("fail", "demo", message="no luck")
+        assert not failed.ok
+        assert "no luck" in failed.text
+        refused = await at.call("add", "demo", a="many")
+        assert not refused.ok
+        assert (await at.fault("subtract", "demo")).code is Code.TOOL_NOT_FOUND
+
+        slow = await at.call("slow", "demo", call="c7", steps=3, step_s=0.01)
+        assert slow.text == "done after 3 steps"
+        progress: ToolProgress = await at.next(ToolProgress)
+        assert (progress.call, progress.total) == ("c7", 3.0)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(cancelled_slow, at)
+            while (await at.next(ToolProgress)).call != "c8":
+                pass
+            at.ref("demo").offer(CancelCall(call="never heard of"))
+            at.ref("demo").offer(CancelCall(call="c8"))
+        assert (await at.call("echo", "demo", text="still here")).text == "still here"
+        facts = at.facts("demo")
+        assert (facts["state"], facts["era"], facts["tools"]) == ("ready", "modern", 6)
+        assert (facts["calls"], facts["failures"]) == (7, 4)
+
+
+async def cancelled_slow(at: House) -> None:
+    fault = await at.fault("slow", "demo", call="c8", steps=1000, step_s=0.05)
+    assert (fault.code, fault.body.text) == (Code.TOOL_FAILED, "cancelled")
+
+
+async def test_a_stop_lets_a_running_call_end() -> None:
+    async with house(demo()) as at:
+        await at.next(Catalogue)
+        outcomes: list[ToolOutcome] = []
+
+        async def slow() -> None:
+            outcomes.append(await at.call("slow", "demo", steps=2, step_s=0.2))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(slow)
+            await at.next(ToolProgress)
+            at.tree.drop_child("mcp/demo")
+        assert outcomes[0].ok
+
+
+# What a server can do wrong before it is connected.
+
+
+async def test_a_server_that_exits_at_start_is_parked_after_its_attempts() -> None:
+    on = connection(attempts=2)
+    async with house(odd("exits", env={"TOKEN": "planted-secret"}), on=on) as at:
+        downs = [await at.next(Down) for _ in range(3)]
+        assert [down.parked for down in downs] == [False, False, True]
+        assert [down.retry_in_ms is None for down in downs] == [False, False, False]
+        assert "ended with exit code 4. Its last words: no config file found, token is ***" in downs[0].reason
+        assert (at.facts()["exit_code"], at.facts()["stderr"]) == (4, "no config file found, token is ***")
+        with pytest.raises(Gone):
+            await at.call("hello")
+
+
+async def test_without_reconnect_the_first_failure_parks_for_ever() -> None:
+    async with house(odd("exits", auto_reconnect=False)) as at:
+        down = await at.next(Down)
+        assert (down.parked, down.retry_in_ms) == (True, None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"command": "surely-not-installed"}, "'surely-not-installed' was not found; install it or correct `command`"),
+        ({"cwd": "surely/not/there"}, "does not exist; correct `cwd`"),
+        ({"env": {"KEY": "${SURELY_NOT_SET}"}}, "environment variable SURELY_NOT_SET"),
+        ({"args": [ODD, "wrong_version"]}, "Unsupported protocol version from the server: 1999-01-01"),
+    ],
+)
+async def test_what_no_restart_can_help_parks_at_once(fields: dict[str, Any], says: str) -> None:
+    async with house(odd("", **fields)) as at:
+        down = await at.next(Down)
+        assert down.parked
+        assert says in down.reason
+        assert at.tree.slots["mcp/odd"].status is Status.PARKED
+
+
+async def test_a_server_that_never_answers_is_given_up() -> None:
+    async with house(odd("silent"), on=connection(attempts=0, connect_s=0.3)) as at:
+        down = await at.next(Down)
+        assert "was not connected and listed within 0.3 s" in down.reason
+        assert down.parked
+
+
+async def test_a_call_waits_for_the_connection_within_its_own_deadline() -> None:
+    async with house(odd("silent", timeout=0.2)) as at:
+        fault = await at.fault("hello")
+        assert (fault.code, fault.body.retryable) == (Code.MCP_SERVER_UNAVAILABLE, True)
+        assert "was not connected within 0.2 s" in fault.body.text
+
+
+async def test_a_call_made_while_connecting_is_run_then() -> None:
+    async with house(odd("normal")) as at:
+        assert at.tree.slots["mcp/odd"].facts.get("state") != "ready"
+        assert (await at.call("hello", who="me")).text == "hello"
+
+
+async def test_a_server_that_ignores_the_newer_handshake_gets_the_older_one_and_that_is_remembered(
+    tmp_path: Path,
+) -> None:
+    seen = tmp_path / "seen"
+    async with house(odd("ignores_discover", str(seen)), on=connection(connect_s=1.5)) as at:
+        assert names(await at.next(Catalogue)) == ODD_TOOLS
+        assert at.facts()["era"] == "legacy"
+        with pytest.raises(Gone):
+            await at.call("die")
+        assert names(await at.next(Catalogue)) == ODD_TOOLS
+    methods = seen.read_text().split()
+    assert methods.count("server/discover") == 1
+    assert methods.count("initialize") == 2
+
+
+async def test_the_older_handshake_can_be_forced(tmp_path: Path) -> None:
+    seen = tmp_path / "seen"
+    async with house(odd("ignores_discover", str(seen), protocol="legacy")) as at:
+        await at.next(Catalogue)
+    assert "server/discover" not in seen.read_text()
+
+
+# What it offers.
+
+
+async def test_bad_schemas_hide_no_tool() -> None:
+    async with house(odd("bad_schemas")) as at:
+        catalogue = await at.next(Catalogue)
+        assert names(catalogue) == sorted([*ODD_TOOLS, "empty", "none", "text"])
+        assert all(tool.schema["type"] == "object" and "properties" in tool.schema for tool in catalogue.tools)
+        assert at.facts()["problem"] == "2 tools without a name were left out"
+
+
+async def test_all_pages_are_listed() -> None:
+    async with house(odd("pages")) as at:
+        assert names(await at.next(Catalogue)) == [f"tool{page}" for page in range(5)]
+
+
+async def test_a_list_without_an_end_is_refused() -> None:
+    async with house(odd("endless_pages"), on=connection(attempts=0)) as at:
+        assert "cannot list its tools: the list does not end within 100 pages" in (await at.next(Down)).reason
+
+
+async def test_a_failing_list_of_resources_does_not_hide_the_tools() -> None:
+    async with house(odd("bad_resources")) as at:
+        assert names(await at.next(Catalogue)) == ODD_TOOLS
+        assert at.facts()["problem"] == "resources: Method not found"
+
+
+async def test_a_changed_list_is_announced() -> None:
+    async with house(odd("changing")) as at:
+        assert names(await at.next(Catalogue)) == ODD_TOOLS
+        await at.call("hello")
+        assert names(await at.next(Catalogue)) == [*ODD_TOOLS, "later"]
+
+
+async def test_a_gateway_that_comes_back_is_told_again() -> None:
+    async with house(odd("normal")) as at:
+        first = await at.next(Catalogue)
+        at.ref().offer(Up("front/gateway", 2))
+        assert await at.next(Catalogue) == first
+
+
+# What it can do wrong during calls.
+
+
+async def test_a_death_in_a_call_ends_it_at_once_and_the_next_one_runs() -> None:
+    async with house(odd("normal")) as at:
+        await at.next(Catalogue)
+        with pytest.raises(Gone):
+            await at.call("die")
+        down = await at.next(Down)
+        assert "ended with exit code 7. Its last words: dying in the call" in down.reason
+        assert (await at.call("hello")).text == "hello"
+
+
+async def test_an_idle_death_is_noticed() -> None:
+    async with house(odd("dies_idle"), on=connection(attempts=0)) as at:
+        down = await at.next(Down)
+        assert "ended with exit code 5. Its last words: tired of waiting" in down.reason
+
+
+async def test_half_a_line_and_a_death_is_a_death() -> None:
+    async with house(odd("half_line"), on=connection(attempts=0)) as at:
+        await at.next(Catalogue)
+        with pytest.raises(Gone):
+            await at.call("hello")
+
+
+async def test_garbage_between_messages_is_skipped_and_counted() -> None:
+    async with house(odd("garbage")) as at:
+        await at.next(Catalogue)
+        assert (await at.call("hello")).text == "hello"
+        assert at.facts()["skipped_lines"] == 6
+
+
+async def test_an_answer_that_cannot_be_read_fails_its_call() -> None:
+    async with house(odd("unreadable")) as at:
+        await at.next(Catalogue)
+        outcome = await at.call("hello")
+        assert (outcome.ok, outcome.text) == (False, "its answer is not valid JSON-RPC")
+
+
+async def test_an_answer_against_the_protocol_fails_its_call() -> None:
+    async with house(odd("nonsense")) as at:
+        await at.next(Catalogue)
+        fault = await at.fault("hello")
+        assert fault.code is Code.TOOL_FAILED
+        assert "an answer against the protocol" in fault.body.text
+
+
+async def test_an_error_of_the_server_is_told_to_the_model() -> None:
+    async with house(odd("refusing")) as at:
+        await at.next(Catalogue)
+        outcome = await at.call("hello")
+        assert (outcome.ok, outcome.text) == (False, "who is missing")
+
+
+async def test_a_large_result_is_cut() -> None:
+    async with house(odd("big")) as at:
+        await at.next(Catalogue)
+        outcome = await at.call("hello")
+        assert outcome.ok
+        assert outcome.text.endswith("of 5000000 bytes]")
+
+
+async def test_an_answer_over_the_line_cap_fails_its_call_and_tells_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stdio, "LINE_CAP", 1_000_000)
+    async with house(odd("big")) as at:
+        await at.next(Catalogue)
+        outcome = await at.call("hello")
+        assert not outcome.ok
+        assert "its answer has 5000" in outcome.text
+        assert at.tree.slots["mcp/odd"].incarnation == 1
+
+
+async def test_a_flood_on_standard_error_is_harmless() -> None:
+    async with house(odd("flood")) as at:
+        await at.next(Catalogue)
+        assert (await at.call("hello")).text == "hello"
+
+
+async def test_a_call_that_hangs_times_out_alone_and_the_server_is_told() -> None:
+    async with house(odd("normal", timeout=0.3)) as at:
+        await at.next(Catalogue)
+        fault = await at.fault("hang")
+        assert fault.code is Code.TOOL_TIMEOUT
+        assert "'hang' of MCP server 'odd' gave no sign of life for 0.3 s" in fault.body.text
+        assert (await at.call("count")).text == "1"
+
+
+async def test_progress_keeps_a_call_alive_up_to_a_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mcp_server, "CEILING", 3)
+    async with house(demo(timeout=0.5)) as at:
+        await at.next(Catalogue)
+        assert (await at.call("slow", "demo", steps=3, step_s=0.25)).ok
+        fault = await at.fault("slow", "demo", steps=100, step_s=0.1)
+        assert fault.code is Code.TOOL_TIMEOUT
+        assert "was not done within 1.5 s" in fault.body.text
+
+
+async def test_a_server_that_stops_reading_times_out_and_others_do_not_notice() -> None:
+    async with house(odd("stops_reading", timeout=0.5), odd("normal", name="other")) as at:
+        await at.next(Catalogue)
+        await at.next(Catalogue)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(times_out, at, "a" * 1_000_000)
+            nursery.start_soon(times_out, at, "b")
+            for number in range(20):
+                assert (await at.call("hello", "other", call=str(number))).text == "hello"
+
+
+async def times_out(at: House, text: str) -> None:
+    assert (await at.fault("hello", call=text[:1], text=text)).code is Code.TOOL_TIMEOUT
+
+
+async def test_more_calls_than_it_may_hold_are_refused() -> None:
+    async with house(odd("normal", timeout=0.5)) as at:
+        await at.next(Catalogue)
+        faults: list[Fault] = []
+
+        async def hang(number: int) -> None:
+            faults.append(await at.fault("hang", call=str(number)))
+
+        async with trio.open_nursery() as nursery:
+            for number in range(mcp_server.HELD + 5):
+                nursery.start_soon(hang, number)
+        texts = [fault.body.text for fault in faults]
+        assert sum("80 calls in hand already" in text for text in texts) == 5
+        assert sum("gave no sign of life" in text for text in texts) >= mcp_server.CONCURRENT
+        assert {fault.code for fault in faults} == {Code.TOOL_TIMEOUT, Code.MCP_SERVER_UNAVAILABLE}
+
+
+async def test_an_id_in_use_is_refused() -> None:
+    async with house(odd("normal", timeout=0.3)) as at:
+        await at.next(Catalogue)
+        codes: list[Code] = []
+
+        async def hang() -> None:
+            codes.append((await at.fault("hang")).code)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(hang)
+            nursery.start_soon(hang)
+        assert codes == [Code.TOOL_FAILED, Code.TOOL_TIMEOUT]
+
+
+# Its place in the tree.
+
+
+def test_the_child_follows_the_configuration() -> None:
+    on = Connection(
+        max_reconnect_attempts=5,
+        initial_reconnect_delay=1.0,
+        max_reconnect_delay=30.0,
+        connection_timeout=10.0,
+        ping_timeout=5.0,
+    )
+    child = mcp_server.child(odd("normal"), on, gateway="front/gateway", state_dir="/state")
+    assert (child.name, child.run, child.on_limit) == ("odd", "actors.mcp_server:run", OnLimit.PARK)
+    assert (child.intensity.restarts, child.backoff.first_s, child.backoff.cap_s) == (5, 1.0, 30.0)
+    assert child.park_s == 300
+    # Every attempt may take all its time, and the last failure must still meet the first in one period.
+    assert child.intensity.period_s > 5 * (10.0 + 30.0 * 1.2)
+    alone = mcp_server.child(odd("normal", auto_reconnect=False), on, gateway="front/gateway", state_dir="/state")
+    assert (alone.intensity.restarts, alone.park_s) == (0, math.inf)
+
+
+def test_the_actor_does_not_import_the_mcp_package() -> None:
+    code = "import sys, actors.mcp_server; sys.exit('mcp' in sys.modules or 'pydantic' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
