@@ -1,0 +1,305 @@
+"""What each durable operation and each query does to the rows, one function per message.
+
+All of it runs inside a transaction that the store opened and will end; nothing here begins, commits or
+catches the driver's errors. An operation that cannot be done answers a `Fault` as a value and has then
+written nothing, so it never costs the others in its transaction anything.
+
+Every operation may come twice, also long after the first time, and changes nothing the second time:
+begun turns are known by `request_id`, appended events by `key`, deltas by `seq`. A closed turn takes
+nothing more. The SQL is in constants, and a test asks the planner that each is bound by an index.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from actors.schema import Database, SQLiteValue
+from protocol.errors import Code, Fault
+from protocol.writer import (
+    Append,
+    AppendDeltas,
+    Began,
+    BeginTurn,
+    Closed,
+    Delta,
+    Done,
+    DropQueued,
+    Enter,
+    Entered,
+    Event,
+    FindRequest,
+    History,
+    HopEvent,
+    ListUnfinished,
+    LoadHistory,
+    Operation,
+    Query,
+    StartTurn,
+    StoredEvent,
+    ToolEnded,
+    ToolStarted,
+    Unfinished,
+)
+
+OPEN = ("queued", "running")  # states of a turn that is not closed; others are its outcome
+PAGE_MAX = 500  # turns of one page, whatever was asked
+STEP_S = 1e-6  # entered_at of one owner's conversations always differs, also when the clock stands or goes back
+
+FIND_CONVERSATION = "SELECT n, owner, last_turn FROM conversation WHERE id = ?"
+FIND_LATEST = "SELECT n, id, entered_at FROM conversation WHERE owner = ? ORDER BY entered_at DESC, n DESC LIMIT 1"
+ADD_CONVERSATION = (
+    "INSERT INTO conversation (id, owner, created_at, entered_at, updated_at, last_turn) VALUES (?, ?, ?, ?, ?, 0)"
+)
+SET_ENTERED = "UPDATE conversation SET entered_at = ? WHERE n = ?"
+SET_BEGUN = "UPDATE conversation SET updated_at = ?, last_turn = ? WHERE n = ?"
+SET_UPDATED = "UPDATE conversation SET updated_at = ? WHERE n = ?"
+FIND_REQUEST = "SELECT turn FROM turn WHERE conversation = ? AND request_id = ?"
+ADD_TURN = "INSERT INTO turn (conversation, turn, request_id, state) VALUES (?, ?, ?, ?)"
+FIND_TURN = (
+    "SELECT turn.conversation, state, hop, seq FROM conversation JOIN turn ON turn.conversation = conversation.n "
+    "WHERE conversation.id = ? AND turn.turn = ?"
+)
+SET_STATE = "UPDATE turn SET state = ? WHERE conversation = ? AND turn = ?"
+SET_REACHED = "UPDATE turn SET hop = ?, seq = ? WHERE conversation = ? AND turn = ?"
+ADD_KEY = "INSERT OR IGNORE INTO applied (conversation, turn, key) VALUES (?, ?, ?)"
+LAST_POS = "SELECT pos FROM event WHERE conversation = ? AND turn = ? ORDER BY pos DESC LIMIT 1"
+ADD_EVENT = "INSERT INTO event (conversation, turn, pos, kind, at, body) VALUES (?, ?, ?, ?, ?, ?)"
+ADD_DELTA = "INSERT OR IGNORE INTO delta (conversation, turn, seq, hop, text, thinking) VALUES (?, ?, ?, ?, ?, ?)"
+DROP_HOP = "DELETE FROM delta WHERE conversation = ? AND turn = ? AND hop <= ?"
+DROP_DELTAS = "DELETE FROM delta WHERE conversation = ? AND turn = ?"
+DROP_KEYS = "DELETE FROM applied WHERE conversation = ? AND turn = ?"
+TURNS_BEFORE = "SELECT turn FROM turn WHERE conversation = ? AND turn < ? ORDER BY turn DESC LIMIT ?"
+TURNS_AFTER = "SELECT turn FROM turn WHERE conversation = ? AND turn > ? AND turn < ? ORDER BY turn LIMIT ?"
+EVENTS = "SELECT turn, at, body FROM event WHERE conversation = ? AND turn BETWEEN ? AND ? ORDER BY turn, pos"
+OPEN_TURNS = (
+    "SELECT turn, state FROM turn WHERE conversation = ? AND state IN ('queued', 'running') ORDER BY conversation, turn"
+)
+ALL_OPEN = (
+    "SELECT turn.conversation, turn.turn, state, seq, owner, id FROM turn JOIN conversation "
+    "ON conversation.n = turn.conversation WHERE state IN ('queued', 'running') ORDER BY turn.conversation, turn.turn"
+)
+DELTAS = "SELECT hop, text, thinking FROM delta WHERE conversation = ? AND turn = ? ORDER BY seq"
+
+Row = tuple[Any, ...]
+NO_CONVERSATION = "There is no such conversation."
+NO_TURN = "There is no such turn."
+LAST_TURN = 2**63 - 1
+
+
+def one(db: Database, sql: str, *bindings: SQLiteValue) -> Row | None:
+    """The first row, or None."""
+    return db.execute(sql, bindings).fetchone()
+
+
+def rows(db: Database, sql: str, *bindings: SQLiteValue) -> list[Row]:
+    """All rows."""
+    return db.execute(sql, bindings).fetchall()
+
+
+def apply(db: Database, operation: Operation, now: float) -> object:
+    """Do one operation; answers what its asker gets, a `Fault` included.
+
+    Raises: what the driver and the encoder raise; the caller then undoes what was begun.
+    """
+    match operation:
+        case BeginTurn():
+            return _begin(db, operation, now)
+        case Append():
+            return _append(db, operation, now)
+        case AppendDeltas():
+            for delta in operation.deltas:
+                _add_delta(db, delta)
+            return Done()
+        case Enter():
+            return _enter(db, operation, now)
+        case StartTurn():
+            return _start(db, operation)
+        case DropQueued():
+            return _drop_queued(db, operation, now)
+
+
+def ask(db: Database, query: Query) -> object:
+    """Answer one query. Raises: Fault NOT_FOUND, and what the driver raises."""
+    match query:
+        case LoadHistory():
+            return _history(db, query)
+        case FindRequest():
+            conversation = one(db, FIND_CONVERSATION, query.conversation)
+            found = conversation and one(db, FIND_REQUEST, conversation[0], query.request_id)
+            return Began(turn=found[0], repeated=True) if found else None
+        case ListUnfinished():
+            waiting = dict.fromkeys(
+                (owner, name) for _, _, state, _, owner, name in rows(db, ALL_OPEN) if state == "queued"
+            )
+            return [Unfinished(owner, name) for owner, name in waiting]
+
+
+# Conversations.
+
+
+def _enter(db: Database, message: Enter, now: float) -> Entered | Fault:
+    if message.wanted == "latest":
+        latest = one(db, FIND_LATEST, message.owner)
+        return Entered(latest[1], new=False) if latest else Entered(message.fresh_id, new=True)
+    fresh = message.wanted in ("new", "new!")
+    name = message.fresh_id if fresh else message.wanted
+    found = one(db, FIND_CONVERSATION, name)
+    if (found is None and not fresh) or (found is not None and found[1] != message.owner):
+        return Fault(Code.NOT_FOUND, NO_CONVERSATION)
+    if found is not None:
+        _touch(db, found[0], message.owner, now)
+    elif message.wanted == "new!":
+        _add_conversation(db, name, message.owner, now)
+    return Entered(name, new=found is None and message.wanted == "new")
+
+
+def _add_conversation(db: Database, name: str, owner: str, now: float) -> int:
+    latest = one(db, FIND_LATEST, owner)
+    entered = max(now, latest[2] + STEP_S) if latest else now
+    db.execute(ADD_CONVERSATION, (name, owner, now, entered, now))
+    return db.last_insert_rowid()
+
+
+def _touch(db: Database, conversation: int, owner: str, now: float) -> None:
+    latest = one(db, FIND_LATEST, owner)
+    if latest is not None and latest[0] != conversation:
+        db.execute(SET_ENTERED, (max(now, latest[2] + STEP_S), conversation))
+
+
+# Turns.
+
+
+def _begin(db: Database, message: BeginTurn, now: float) -> Began | Fault:
+    found = one(db, FIND_CONVERSATION, message.conversation)
+    if found is not None and found[1] != message.owner:
+        return Fault(Code.NOT_FOUND, NO_CONVERSATION)
+    if found is not None:
+        earlier = one(db, FIND_REQUEST, found[0], message.event.request_id)
+        if earlier is not None:
+            return Began(turn=earlier[0], repeated=True)
+    if message.turn <= (found[2] if found else 0):
+        # Two turns under one id would mix their events: whoever chose it has an outdated history.
+        return Fault(Code.INTERNAL, f"Turn {message.turn} was used before in this conversation.")
+    if found is not None:
+        conversation: int = found[0]
+        _touch(db, conversation, message.owner, now)
+    else:
+        conversation = _add_conversation(db, message.conversation, message.owner, now)
+    state = "queued" if message.queued else "running"
+    db.execute(ADD_TURN, (conversation, message.turn, message.event.request_id, state))
+    _add_event(db, conversation, message.turn, 1, message.event, now)
+    db.execute(SET_BEGUN, (now, message.turn, conversation))
+    return Began(turn=message.turn, repeated=False)
+
+
+def _start(db: Database, message: StartTurn) -> Done | Fault:
+    found = one(db, FIND_TURN, message.conversation, message.turn)
+    if found is None:
+        return Fault(Code.NOT_FOUND, NO_TURN)
+    if found[1] == "queued":
+        db.execute(SET_STATE, ("running", found[0], message.turn))
+    return Done()
+
+
+def _drop_queued(db: Database, message: DropQueued, now: float) -> Done | Fault:
+    found = one(db, FIND_TURN, message.conversation, message.turn)
+    if found is None:
+        return Fault(Code.NOT_FOUND, NO_TURN)
+    if found[1] == "queued":
+        end = Closed("stopped", 1, message="", thinking="", usage=None, model="", finish_reason="", error=None)
+        add_events(db, found[0], message.turn, [end], now)
+    return Done()
+
+
+def _append(db: Database, message: Append, now: float) -> Done | Fault:
+    found = one(db, FIND_TURN, message.conversation, message.turn)
+    if found is None:
+        return Fault(Code.NOT_FOUND, NO_TURN)
+    conversation, state, hop, seq = found
+    if state not in OPEN:
+        return Done()
+    db.execute(ADD_KEY, (conversation, message.turn, message.key))
+    if db.changes():
+        add_events(db, conversation, message.turn, message.events, now, hop, seq)
+    return Done()
+
+
+def add_events(
+    db: Database, conversation: int, turn: int, events: list[Event], now: float, hop: int = 0, seq: int = 0
+) -> None:
+    """Append to an open turn; what comes after a `Closed` is dropped. `hop` and `seq`: what the turn has reached."""
+    last = one(db, LAST_POS, conversation, turn)
+    reached = (hop, seq)
+    for pos, event in enumerate(events, last[0] + 1 if last else 1):
+        _add_event(db, conversation, turn, pos, event, now)
+        match event:
+            case HopEvent():
+                hop = max(hop, event.hop)
+                db.execute(DROP_HOP, (conversation, turn, event.hop))
+            case ToolStarted() | ToolEnded():
+                seq = max(seq, event.seq)
+            case Closed():
+                db.execute(SET_STATE, (event.outcome, conversation, turn))
+                db.execute(DROP_DELTAS, (conversation, turn))
+                db.execute(DROP_KEYS, (conversation, turn))
+                db.execute(SET_UPDATED, (now, conversation))
+                seq = max(seq, event.seq)
+                break
+    if (hop, seq) != reached:
+        db.execute(SET_REACHED, (hop, seq, conversation, turn))
+
+
+def _add_event(db: Database, conversation: int, turn: int, pos: int, event: Event, now: float) -> None:
+    body = msgspec.json.encode(event).decode()
+    kind = type(event).__struct_config__.tag
+    db.execute(ADD_EVENT, (conversation, turn, pos, kind, now, body))
+
+
+def _add_delta(db: Database, delta: Delta) -> None:
+    found = one(db, FIND_TURN, delta.conversation, delta.turn)
+    if found is None or found[1] not in OPEN or delta.hop <= found[2]:
+        return  # the turn is over, or the hop's whole text is stored: a late tick has nothing to add
+    conversation, _, hop, seq = found
+    row = (conversation, delta.turn, delta.seq, delta.hop, delta.text, delta.thinking)
+    db.execute(ADD_DELTA, row)
+    if delta.seq > seq:
+        db.execute(SET_REACHED, (hop, delta.seq, conversation, delta.turn))
+
+
+# History.
+
+
+def events_between(db: Database, conversation: int, first: int, last: int) -> list[StoredEvent]:
+    """The events of a range of turns, both ends included, in order."""
+    stored = rows(db, EVENTS, conversation, first, last)
+    return [StoredEvent(turn, at, _DECODE(body)) for turn, at, body in stored]
+
+
+_DECODE = msgspec.json.Decoder[Event](Event).decode
+
+
+def _history(db: Database, query: LoadHistory) -> History:
+    found = one(db, FIND_CONVERSATION, query.conversation)
+    if found is None and query.missing_ok:
+        return History(events=[], more=False, last_turn=0, queued=[], running=[])
+    if found is None or found[1] != query.owner:
+        raise Fault(Code.NOT_FOUND, NO_CONVERSATION)
+    conversation, _, last_turn = found
+    limit = min(max(query.limit, 1), PAGE_MAX)
+    before = query.before or LAST_TURN
+    if query.after:
+        found_turns = rows(db, TURNS_AFTER, conversation, query.after, before, limit + 1)
+    else:
+        found_turns = rows(db, TURNS_BEFORE, conversation, before, limit + 1)
+    turns = [row[0] for row in found_turns]
+    page = turns[:limit]
+    waiting = rows(db, OPEN_TURNS, conversation)
+    return History(
+        events=events_between(db, conversation, min(page), max(page)) if page else [],
+        more=len(turns) > limit,
+        last_turn=last_turn,
+        queued=[turn for turn, state in waiting if state == "queued"],
+        running=[turn for turn, state in waiting if state == "running"],
+    )

@@ -1,0 +1,139 @@
+"""The tables of the conversation store, as an ordered list of small steps.
+
+`migrate` brings a file to the newest version; each step runs in a transaction of its own together with the
+new `user_version`, so a crash in between leaves a whole older version. A step that was released is never
+edited: a change is a new step at the end. A file that is newer than this program, or that is some other
+program's, is refused untouched (`Unfit`).
+
+Where rows live: `conversation.n` is a small integer that everything else is keyed by, so the long ids that
+clients see are stored once; events and deltas are clustered by (conversation, turn, position), so a page of
+history is one range of neighbouring pages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import apsw
+
+Database = apsw.Connection
+"""A connection; the name by which the modules beside this one know it."""
+
+SQLiteValue = str | int | float | bytes | None
+"""What a column or a binding can hold."""
+
+APPLICATION_ID = 0x6D637061  # "mcpa" in the file's header: this file is ours
+
+
+class Unfit(Exception):
+    """The file is a database but not one that this program may write; says why and what to do."""
+
+
+def _conversations(db: Database) -> None:
+    db.execute(
+        """
+        CREATE TABLE conversation (
+            n INTEGER PRIMARY KEY,
+            id TEXT NOT NULL UNIQUE,
+            owner TEXT NOT NULL,
+            created_at REAL NOT NULL,
+            entered_at REAL NOT NULL, -- orders the conversations of one owner by last entry; never equal there
+            updated_at REAL NOT NULL,
+            last_turn INTEGER NOT NULL -- greatest turn ever begun: ids are not used twice
+        ) STRICT;
+        CREATE INDEX conversation_entered ON conversation (owner, entered_at);
+        """
+    )
+
+
+def _turns(db: Database) -> None:
+    db.execute(
+        """
+        CREATE TABLE turn (
+            conversation INTEGER NOT NULL REFERENCES conversation (n),
+            turn INTEGER NOT NULL,
+            request_id TEXT NOT NULL,
+            state TEXT NOT NULL, -- queued, running, or the outcome
+            hop INTEGER NOT NULL DEFAULT 0, -- greatest hop with an event: deltas up to it are superseded
+            seq INTEGER NOT NULL DEFAULT 0, -- greatest position of its log that storage has seen
+            PRIMARY KEY (conversation, turn),
+            UNIQUE (conversation, request_id)
+        ) STRICT, WITHOUT ROWID;
+        CREATE INDEX turn_open ON turn (conversation, turn, state) WHERE state IN ('queued', 'running');
+        CREATE TABLE event (
+            conversation INTEGER NOT NULL,
+            turn INTEGER NOT NULL,
+            pos INTEGER NOT NULL,
+            kind TEXT NOT NULL,
+            at REAL NOT NULL,
+            body TEXT NOT NULL, -- JSON of protocol.writer.Event
+            PRIMARY KEY (conversation, turn, pos),
+            FOREIGN KEY (conversation, turn) REFERENCES turn
+        ) STRICT, WITHOUT ROWID;
+        """
+    )
+
+
+def _running_turns(db: Database) -> None:
+    # Rows of both tables live as long as their turn runs: closing it deletes them.
+    db.execute(
+        """
+        CREATE TABLE applied (
+            conversation INTEGER NOT NULL,
+            turn INTEGER NOT NULL,
+            key TEXT NOT NULL,
+            PRIMARY KEY (conversation, turn, key),
+            FOREIGN KEY (conversation, turn) REFERENCES turn
+        ) STRICT, WITHOUT ROWID;
+        CREATE TABLE delta (
+            conversation INTEGER NOT NULL,
+            turn INTEGER NOT NULL,
+            seq INTEGER NOT NULL,
+            hop INTEGER NOT NULL,
+            text TEXT NOT NULL,
+            thinking TEXT NOT NULL,
+            PRIMARY KEY (conversation, turn, seq),
+            FOREIGN KEY (conversation, turn) REFERENCES turn
+        ) STRICT, WITHOUT ROWID;
+        """
+    )
+
+
+Step = Callable[[Database], None]
+MIGRATIONS: tuple[Step, ...] = (_conversations, _turns, _running_turns)
+"""Step number n (from 1) makes `user_version` n."""
+
+
+def _number(db: Database, pragma: str) -> int:
+    return int(db.pragma(pragma))
+
+
+def inspect(db: Database, newest: int = len(MIGRATIONS)) -> int:
+    """The version of the file, 0 for an empty one; changes nothing.
+
+    Raises: Unfit (another program's file, or a newer one); the driver's errors for what is no database.
+    """
+    version, mark = _number(db, "user_version"), _number(db, "application_id")
+    tables = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    if mark != APPLICATION_ID and (mark or version or (tables and tables[0])):
+        raise Unfit("is another program's SQLite database. Nothing was changed. Name another db_path.")
+    if version > newest:
+        raise Unfit(
+            f"was written by a newer version of this program (schema {version}, this one knows {newest}). "
+            "Nothing was changed. Run the newer program, or name another db_path."
+        )
+    return version
+
+
+def migrate(db: Database, steps: tuple[Step, ...] = MIGRATIONS) -> int:
+    """Run the steps that the file lacks, each in its own transaction; answers how many.
+
+    Raises: what `inspect` raises, and the driver's errors; the file then holds a whole older version.
+    """
+    version = inspect(db, len(steps))
+    for number, step in enumerate(steps[version:], version + 1):
+        with db:  # the driver's transaction: COMMIT, or ROLLBACK on an exception
+            step(db)
+            db.pragma("application_id", APPLICATION_ID)
+            db.pragma("user_version", number)
+    return len(steps) - version

@@ -1,0 +1,350 @@
+"""The conversation store: SQLite behind five plain calls, and the threads on which they run.
+
+`Store` is synchronous: `commit`, `query`, `recover`, `checkpoint`, `close`. No SQL and no type of the
+driver crosses it, so a server database can take its place. `Storage` is the same for trio: one thread
+writes, one reads, and both are gone when it is closed. One owner per file, by a lock on `<file>.lock`.
+
+What can fail is one of four: `Busy` (another program holds the file), `Full` (the disk), `Unavailable` (any
+other trouble of the moment), `Fatal` (a restart cannot help; the text names the file and what to do).
+Whatever fails, nothing of that batch was written. A commit that has begun is never cancelled.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import NamedTuple, Self, TypeVar
+
+import apsw
+import apsw.aio
+import trio
+
+from actors import recovery, rows
+from actors.database_file import Unusable, lock, make, size
+from actors.schema import Database, Unfit, inspect, migrate
+from protocol.errors import Code, Fault
+from protocol.writer import Operation, Query
+
+MEMORY = ":memory:"  # as a path: a private database that is gone when it is closed
+BUSY_MS = 1000  # how long one call waits for another program's lock
+CHECKPOINT_PAGES = 1000  # 4 MB of log: move it into the file without waiting for readers
+TRUNCATE_PAGES = 16_000  # 64 MB: readers have kept it from shrinking; wait for them, at most BUSY_MS
+STOP_S = 5.0  # how long the end of a thread may take once its database is closed
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class StoreError(Exception):
+    """The store could not do it; nothing of it was done. The text is for operators."""
+
+
+class Busy(StoreError):
+    """Another program holds the database; the same may succeed in a moment."""
+
+
+class Full(StoreError):
+    """No space is left; reading goes on."""
+
+
+class Unavailable(StoreError):
+    """The system below failed in another way that may pass."""
+
+
+class Fatal(StoreError):
+    """The file cannot be used; only an operator can help."""
+
+
+REMEDIES: dict[type[apsw.Error], str] = {
+    apsw.NotADBError: "is not a SQLite database. Nothing was changed. Put a backup in its place, "
+    "or move it away to start with an empty one.",
+    apsw.CorruptError: "is damaged. Nothing was changed. Put a backup in its place, or save what is readable "
+    "with `sqlite3 FILE .recover`; move the file away to start with an empty one.",
+    apsw.ReadOnlyError: "cannot be written. Check its owner and mode, and that the file system is not read-only.",
+    apsw.CantOpenError: "cannot be opened. Check that its directory is there and may be written.",
+    apsw.PermissionsError: "may not be used. Check its owner and mode.",
+}
+"""What an operator reads, after the file's name; these do not pass by themselves."""
+
+
+def _translated(error: apsw.Error, path: str) -> StoreError | None:
+    """The store's error for the driver's; None when it concerns only what was being written."""
+    code = getattr(error, "extendedresult", 0)
+    if isinstance(error, apsw.BusyError | apsw.LockedError | apsw.ProtocolError):
+        return Busy(f"{path} is held by another program ({error}).")
+    if isinstance(error, apsw.FullError) or code == apsw.SQLITE_IOERR_WRITE:
+        return Full(f"No space is left for {path}. Free some; nothing needs to be restarted.")
+    for kind, remedy in REMEDIES.items():
+        if isinstance(error, kind):
+            return Fatal(f"{path} {remedy}")
+    if isinstance(error, apsw.IOError | apsw.NoMemError | apsw.InterruptError | apsw.AbortError):
+        return Unavailable(f"{path}: {type(error).__name__}: {error}")
+    return None
+
+
+class Sizes(NamedTuple):
+    """What a store takes on disk, in bytes."""
+
+    file: int
+    log: int
+
+
+class Store:
+    """One database. Not for two threads at a time, except that `query` may run beside the others.
+
+    Args:
+        path: absolute, or `MEMORY`.
+        watch: called with each connection as it is made, before anything is done with it.
+    """
+
+    def __init__(self, path: str, watch: Callable[[Database], None] = lambda _: None) -> None:
+        self.path = path
+        self._watch = watch
+        self._lock: int | None = None
+        self._writer: Database | None = None
+        self._reader: Database | None = None
+        self._pages = 0
+        self._next_checkpoint = CHECKPOINT_PAGES
+
+    def open(self) -> None:
+        """Lock, check and migrate the file, or make it. Raises: StoreError; `close` it then, too."""
+        with self._errors():
+            unclean = self.path != MEMORY and self._claim()
+            db = self._writer = self._connect(apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE)
+            inspect(db)  # before anything is written to a file that may not be ours
+            if unclean and (verdict := db.pragma("quick_check", 1)) != "ok":
+                raise apsw.CorruptError(str(verdict))
+            if self.path != MEMORY:
+                self._prepare(db)
+            db.pragma("foreign_keys", True)
+            migrate(db)
+            if self.path != MEMORY:
+                self._reader = self._connect(apsw.SQLITE_OPEN_READONLY)
+
+    def _claim(self) -> bool:
+        """Become the file's one owner; answers whether the last one left it without closing it."""
+        self._lock = lock(self.path)
+        log_size = size(f"{self.path}-wal")
+        if log_size and not size(self.path):
+            raise Fatal(
+                f"{self.path} is missing or empty, but its log {self.path}-wal is there and holds messages. "
+                "Nothing was changed. Put the file back, or move the log away to start with an empty one."
+            )
+        make(self.path)
+        return log_size > 0  # a store that was closed leaves no log behind
+
+    def _connect(self, flags: int) -> Database:
+        db = apsw.Connection(self.path, flags)
+        self._watch(db)
+        db.set_busy_timeout(BUSY_MS)
+        return db
+
+    def _prepare(self, db: Database) -> None:
+        if db.readonly("main"):
+            raise apsw.ReadOnlyError
+        if (mode := db.pragma("journal_mode", "wal")) != "wal":
+            raise Fatal(f"{self.path}: write-ahead logging is not possible there ({mode}). Use a local file system.")
+        db.pragma("synchronous", "full")
+        db.pragma("wal_autocheckpoint", 0)  # it would run inside a commit, and stall that
+        db.set_wal_hook(self._grown)
+
+    def _grown(self, _: Database, __: str, pages: int) -> int:
+        if pages < self._pages:  # all of it was moved into the file: it began anew
+            self._next_checkpoint = CHECKPOINT_PAGES
+        self._pages = pages
+        return apsw.SQLITE_OK
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except Unfit as error:
+            raise Fatal(f"{self.path} {error}") from error
+        except Unusable as error:
+            raise Fatal(str(error)) from error
+        except apsw.Error as error:
+            translated = _translated(error, self.path)
+            raise translated or Unavailable(f"{self.path}: {type(error).__name__}: {error}") from error
+
+    @property
+    def _db(self) -> Database:
+        if self._writer is None:
+            raise Unavailable(f"{self.path} is closed")
+        return self._writer
+
+    @contextmanager
+    def _transaction(self, db: Database, begin: str) -> Iterator[None]:
+        db.execute(begin)
+        try:
+            yield
+            db.execute("COMMIT")
+        except BaseException:
+            # Some failures (a full disk) have rolled back already.
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            raise
+
+    # The interface.
+
+    def commit(self, operations: Sequence[Operation]) -> list[object]:
+        """Do all in one durable transaction; answers one value each, in order, a `Fault` where one cannot be done.
+
+        Raises: StoreError: none of it was done.
+        """
+        db, now = self._db, time.time()
+        with self._errors():
+            try:
+                with self._transaction(db, "BEGIN IMMEDIATE"):
+                    return [rows.apply(db, operation, now) for operation in operations]
+            except Exception as error:
+                if isinstance(error, apsw.Error) and _translated(error, self.path) is not None:
+                    raise
+                # One of them cannot be stored: find out which, so that the others are.
+                with self._transaction(db, "BEGIN IMMEDIATE"):
+                    return [self._apply_alone(db, operation, now) for operation in operations]
+
+    def _apply_alone(self, db: Database, operation: Operation, now: float) -> object:
+        db.execute("SAVEPOINT one")
+        try:
+            answer = rows.apply(db, operation, now)
+        except Exception as error:  # the boundary between one asker's data and everybody else's
+            if isinstance(error, apsw.Error) and _translated(error, self.path) is not None:
+                raise
+            db.execute("ROLLBACK TO one")
+            log.exception("one %s cannot be stored", type(operation).__name__)
+            detail = f"This cannot be stored ({type(error).__name__})."
+            answer = Fault(Code.INVALID_MESSAGE, detail, hint="It holds text or numbers that have no stored form.")
+        db.execute("RELEASE one")
+        return answer
+
+    def query(self, query: Query) -> object:
+        """Answer one query from what is committed. Raises: Fault NOT_FOUND, StoreError."""
+        with self._errors():
+            db = self._reader or self._db
+            with self._transaction(db, "BEGIN"):
+                return rows.ask(db, query)
+
+    def recover(self) -> int:
+        """Close the turns that ran when the last service died, as `interrupted`; answers how many."""
+        with self._errors(), self._transaction(self._db, "BEGIN IMMEDIATE"):
+            return recovery.recover(self._db, time.time())
+
+    @property
+    def checkpoint_due(self) -> bool:
+        """The log has grown past the next limit."""
+        return self._pages >= self._next_checkpoint
+
+    def checkpoint(self) -> None:
+        """Move the log into the file; never fails: what could not be moved is moved later."""
+        mode = apsw.SQLITE_CHECKPOINT_TRUNCATE if self._pages >= TRUNCATE_PAGES else apsw.SQLITE_CHECKPOINT_PASSIVE
+        try:
+            self._db.wal_checkpoint("main", mode)
+        except apsw.Error as error:
+            log.warning("%s: the log could not be moved into the file yet: %s", self.path, error)
+        self._next_checkpoint = self._pages + CHECKPOINT_PAGES  # until `_grown` sees that the log began anew
+
+    def sizes(self) -> Sizes:
+        """Bytes of the file and of its log."""
+        if self.path == MEMORY:
+            return Sizes(0, 0)
+        return Sizes(size(self.path), size(f"{self.path}-wal"))
+
+    def close(self) -> None:
+        """Give up connections and lock; the log goes into the file. May be called twice."""
+        # The writer last: only it can move the log into the file and remove it.
+        reader, writer, held = self._reader, self._writer, self._lock
+        self._reader = self._writer = self._lock = None
+        try:
+            for db in (reader, writer):
+                if db is not None:
+                    db.close()
+        except apsw.Error as error:
+            log.warning("%s: closing it: %s", self.path, error)
+        finally:
+            if held is not None:
+                os.close(held)
+
+
+class Thread:
+    """A thread that runs one call after the other; the driver's own, so that cancelling a call ends its statement."""
+
+    def __init__(self, name: str) -> None:
+        self._controller = apsw.aio.Trio(thread_name=name)
+
+    async def run(self, call: Callable[[], T]) -> T:
+        """Run it there. Cancelled: a statement that runs is aborted, one that waits is never begun."""
+        result: T = await self._controller.send(call)
+        return result
+
+    async def finish(self, call: Callable[[], T]) -> T:
+        """Run it there to its end, whatever happens to the caller meanwhile."""
+        with trio.CancelScope(shield=True):
+            result = await self.run(call)
+        return result
+
+    def adopt(self, db: Database) -> None:
+        """Make the statements of a connection that is used in this thread cancellable."""
+        self._controller.configure(db)
+
+    async def aclose(self) -> None:
+        """End the thread, after what was given to it before; not cancellable, since it would stay for ever."""
+        thread = await self.finish(threading.current_thread)
+        self._controller.close()  # type: ignore[no-untyped-call]  # the driver's is not annotated
+        thread.join(STOP_S)  # it has nothing left to do: microseconds, and then it is really gone
+
+
+class Storage:
+    """A `Store` for trio: calls wait for their turn on its threads.
+
+    Whoever opened it must `aclose` it, or its threads keep the process from ending.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._writing = Thread("store writer")
+        self._reading = self._writing if path == MEMORY else Thread("store reader")
+        self.store = Store(path, self._writing.adopt)
+
+    @classmethod
+    async def open(cls, path: str) -> Self:
+        """Open the store of that path. Raises: StoreError."""
+        storage = cls(path)
+        try:
+            await storage._writing.run(storage.store.open)
+        except BaseException:
+            await storage.aclose()
+            raise
+        return storage
+
+    async def commit(self, operations: Sequence[Operation]) -> list[object]:
+        """`Store.commit`; runs to its end whatever happens to the caller."""
+        return await self._writing.finish(partial(self.store.commit, operations))
+
+    async def checkpoint(self) -> None:
+        """`Store.checkpoint` if one is due."""
+        if self.store.checkpoint_due:
+            await self._writing.finish(self.store.checkpoint)
+
+    async def recover(self) -> int:
+        """`Store.recover`."""
+        return await self._writing.finish(self.store.recover)
+
+    async def query(self, query: Query, within: float) -> object:
+        """`Store.query`; after `within` seconds its statement is ended and `Unavailable` raised."""
+        with trio.move_on_after(within), suppress(trio.TooSlowError):  # the thread may see the deadline first
+            return await self._reading.run(partial(self.store.query, query))
+        raise Unavailable(f"{self.store.path}: {type(query).__name__} took longer than {within:g} s")
+
+    async def aclose(self) -> None:
+        """Close the store and end its threads, after the calls that were made before."""
+        try:
+            if self._reading is not self._writing:
+                await self._reading.aclose()
+            await self._writing.finish(self.store.close)
+        finally:
+            await self._writing.aclose()
