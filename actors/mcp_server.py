@@ -23,12 +23,13 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from actors import stdio
+from actors.server_child import DRAIN_S, child
 from actors.server_command import command_of
 from actors.server_faults import ConnectTimeout, Refused, ServerEnded, Unusable
 from protocol.errors import Code, Fault
 from protocol.mail import Gone, Mailbox, Reply
 from protocol.mcp_server import CallTool, CancelCall, Catalogue, McpServerMessage, ToolOutcome, ToolProgress
-from protocol.spec import Backoff, Child, Context, Intensity, KeepContext, OnLimit, Parked, Up
+from protocol.spec import Context, KeepContext, Parked, Up
 from protocol.watcher import Connection, McpServer
 
 if TYPE_CHECKING:
@@ -38,8 +39,6 @@ CONCURRENT = 16  # calls that a server works on at once; more wait within their 
 HELD = 80  # calls in hand at most, waiting ones included; more are refused
 CEILING = 10  # a call may take this many timeouts in all, however much progress it reports
 RELIST_PAUSE_S = 0.2  # a server that announces changes in a storm is asked five times a second
-DRAIN_S = 5.0  # of a stop: for calls that are running
-PARK_S = 300.0  # between two tries of a parked server
 
 
 @dataclass
@@ -294,26 +293,4 @@ def _cause(group: BaseException) -> BaseException:
     return next((error for error in causes if isinstance(error, ServerEnded)), causes[0])
 
 
-def child(server: McpServer, connection: Connection, *, gateway: str, state_dir: str) -> Child:
-    """The place of a server in the tree, from its configuration."""
-    tries = connection.max_reconnect_attempts if server.auto_reconnect else 0
-    return Child(
-        name=server.name,
-        run="actors.mcp_server:run",
-        shutdown_s=DRAIN_S + stdio.EOF_GRACE_S + stdio.TERM_GRACE_S + stdio.KILL_GRACE_S + 1.0,
-        backoff=Backoff(
-            first_s=connection.initial_reconnect_delay,
-            cap_s=max(connection.max_reconnect_delay, connection.initial_reconnect_delay),
-            # One that fails only after its whole time to connect has not been healthy.
-            healthy_s=2 * connection.connection_timeout,
-        ),
-        intensity=Intensity(
-            restarts=tries,
-            # All tries, however slow each is, belong to one period.
-            period_s=(tries + 1) * (connection.max_reconnect_delay + 2 * connection.connection_timeout),
-        ),
-        on_limit=OnLimit.PARK,
-        park_s=PARK_S if server.auto_reconnect else math.inf,
-        keep="actors.mcp_server:memory",
-        args={"server": server, "connection": connection, "gateway": gateway, "state_dir": state_dir},
-    )
+__all__ = ["Memory", "child", "memory", "run"]

@@ -5,122 +5,19 @@
 
 from __future__ import annotations
 
-import math
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
-from actors import mcp_server, stdio
+from actors import mcp_server
 from protocol.errors import Code, Fault
-from protocol.mail import Gone, Mailbox, Ref
-from protocol.mcp_server import CallTool, CancelCall, Catalogue, ToolOutcome, ToolProgress
-from protocol.spec import Child, Context, Down, Group, OnLimit, Status, Up
-from protocol.watcher import Connection, McpServer
-from supervisors.supervisor import Tree, running
-
-ODD = str(Path(__file__).with_name("odd_servers.py"))
-ODD_TOOLS = ["count", "die", "hang", "hello"]
-
-
-def connection(attempts: int = 3, connect_s: float = 10.0) -> Connection:
-    return Connection(
-        max_reconnect_attempts=attempts,
-        initial_reconnect_delay=0.01,
-        max_reconnect_delay=0.02,
-        connection_timeout=connect_s,
-        ping_timeout=5.0,
-    )
-
-
-def odd(mode: str, argument: str = "", *, timeout: float = 10.0, name: str = "odd", **more: Any) -> McpServer:
-    fields: dict[str, Any] = {
-        "name": name,
-        "enabled": True,
-        "command": "python",
-        "args": [ODD, mode, argument],
-        "cwd": None,
-        "env": {},
-        "timeout": timeout,
-        "auto_reconnect": True,
-        "protocol": "auto",
-    }
-    return McpServer(**(fields | more))
-
-
-def demo(timeout: float = 10.0) -> McpServer:
-    return odd("", name="demo", args=["-m", "Servers.demo_server"], timeout=timeout)
-
-
-class House:
-    """A tree with one or more servers, and what they tell."""
-
-    tree: Tree
-
-    def __init__(self) -> None:
-        self._told, self.told = trio.open_memory_channel[Any](math.inf)
-
-    async def gateway(self, box: Mailbox[Any], _: Context) -> None:
-        async for message in box:
-            self._told.send_nowait(message)
-
-    async def watcher(self, box: Mailbox[Any], ctx: Context) -> None:
-        ctx.watch("mcp")
-        async for message in box:
-            self._told.send_nowait(message)
-
-    async def next(self, kind: type[Any]) -> Any:
-        """The next message of that type; others before it are dropped."""
-        async for message in self.told:
-            if isinstance(message, kind):
-                return message
-        raise AssertionError("the channel is never closed")
-
-    def ref(self, name: str = "odd") -> Ref[Any]:
-        return self.tree.ref(f"mcp/{name}")
-
-    def facts(self, name: str = "odd") -> dict[str, Any]:
-        slot = self.tree.slots[f"mcp/{name}"]
-        return slot.kept_facts | slot.facts
-
-    async def call(self, tool: str, server: str = "odd", call: str = "", **arguments: Any) -> ToolOutcome:
-        message = CallTool(call=call or tool, tool=tool, arguments=arguments, to="front/gateway")
-        return await self.ref(server).ask(message, within=15)
-
-    async def fault(self, tool: str, server: str = "odd", call: str = "", **arguments: Any) -> Fault:
-        with pytest.raises(Fault) as caught:
-            await self.call(tool, server, call, **arguments)
-        return caught.value
-
-
-@asynccontextmanager
-async def house(*servers: McpServer, on: Connection | None = None, state: Path | str = "/") -> AsyncIterator[House]:
-    made = House()
-    children = tuple(
-        mcp_server.child(server, on or connection(), gateway="front/gateway", state_dir=str(state))
-        for server in servers
-    )
-    root = Group(
-        "root",
-        (
-            Child("watcher", made.watcher),
-            Group("mcp", children, dynamic=True),
-            Group("front", (Child("gateway", made.gateway, mailbox=4096),)),
-        ),
-    )
-    async with running(root) as tree:
-        made.tree = tree
-        yield made
-
-
-def names(catalogue: Catalogue) -> list[str]:
-    return sorted(tool.name for tool in catalogue.tools)
-
+from protocol.mail import Gone
+from protocol.mcp_server import CancelCall, Catalogue, ToolOutcome, ToolProgress
+from protocol.spec import Down, Status, Up
+from tests.mcp_house import ODD, ODD_TOOLS, House, connection, demo, house, names, odd
 
 # A server that does it right.
 
@@ -240,55 +137,6 @@ async def test_a_call_made_while_connecting_is_run_then() -> None:
         assert (await at.call("hello", who="me")).text == "hello"
 
 
-async def test_a_server_that_ignores_the_newer_handshake_gets_the_older_one_and_that_is_remembered(
-    tmp_path: Path,
-) -> None:
-    seen = tmp_path / "seen"
-    async with house(odd("ignores_discover", str(seen)), on=connection(connect_s=1.5)) as at:
-        assert names(await at.next(Catalogue)) == ODD_TOOLS
-        assert at.facts()["era"] == "legacy"
-        with pytest.raises(Gone):
-            await at.call("die")
-        assert names(await at.next(Catalogue)) == ODD_TOOLS
-    methods = seen.read_text().split()
-    assert methods.count("server/discover") == 1
-    assert methods.count("initialize") == 2
-
-
-async def test_the_older_handshake_can_be_forced(tmp_path: Path) -> None:
-    seen = tmp_path / "seen"
-    async with house(odd("ignores_discover", str(seen), protocol="legacy")) as at:
-        await at.next(Catalogue)
-    assert "server/discover" not in seen.read_text()
-
-
-# What it offers.
-
-
-async def test_bad_schemas_hide_no_tool() -> None:
-    async with house(odd("bad_schemas")) as at:
-        catalogue = await at.next(Catalogue)
-        assert names(catalogue) == sorted([*ODD_TOOLS, "empty", "none", "text"])
-        assert all(tool.schema["type"] == "object" and "properties" in tool.schema for tool in catalogue.tools)
-        assert at.facts()["problem"] == "2 tools without a name were left out"
-
-
-async def test_all_pages_are_listed() -> None:
-    async with house(odd("pages")) as at:
-        assert names(await at.next(Catalogue)) == [f"tool{page}" for page in range(5)]
-
-
-async def test_a_list_without_an_end_is_refused() -> None:
-    async with house(odd("endless_pages"), on=connection(attempts=0)) as at:
-        assert "cannot list its tools: the list does not end within 100 pages" in (await at.next(Down)).reason
-
-
-async def test_a_failing_list_of_resources_does_not_hide_the_tools() -> None:
-    async with house(odd("bad_resources")) as at:
-        assert names(await at.next(Catalogue)) == ODD_TOOLS
-        assert at.facts()["problem"] == "resources: Method not found"
-
-
 async def test_a_changed_list_is_announced() -> None:
     async with house(odd("changing")) as at:
         assert names(await at.next(Catalogue)) == ODD_TOOLS
@@ -303,7 +151,7 @@ async def test_a_gateway_that_comes_back_is_told_again() -> None:
         assert await at.next(Catalogue) == first
 
 
-# What it can do wrong during calls.
+# What a server can do wrong when it is connected.
 
 
 async def test_a_death_in_a_call_ends_it_at_once_and_the_next_one_runs() -> None:
@@ -329,20 +177,6 @@ async def test_half_a_line_and_a_death_is_a_death() -> None:
             await at.call("hello")
 
 
-async def test_garbage_between_messages_is_skipped_and_counted() -> None:
-    async with house(odd("garbage")) as at:
-        await at.next(Catalogue)
-        assert (await at.call("hello")).text == "hello"
-        assert at.facts()["skipped_lines"] == 6
-
-
-async def test_an_answer_that_cannot_be_read_fails_its_call() -> None:
-    async with house(odd("unreadable")) as at:
-        await at.next(Catalogue)
-        outcome = await at.call("hello")
-        assert (outcome.ok, outcome.text) == (False, "its answer is not valid JSON-RPC")
-
-
 async def test_an_answer_against_the_protocol_fails_its_call() -> None:
     async with house(odd("nonsense")) as at:
         await at.next(Catalogue)
@@ -364,16 +198,6 @@ async def test_a_large_result_is_cut() -> None:
         outcome = await at.call("hello")
         assert outcome.ok
         assert outcome.text.endswith("of 5000000 bytes]")
-
-
-async def test_an_answer_over_the_line_cap_fails_its_call_and_tells_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stdio, "LINE_CAP", 1_000_000)
-    async with house(odd("big")) as at:
-        await at.next(Catalogue)
-        outcome = await at.call("hello")
-        assert not outcome.ok
-        assert "its answer has 5000" in outcome.text
-        assert at.tree.slots["mcp/odd"].incarnation == 1
 
 
 async def test_a_flood_on_standard_error_is_harmless() -> None:
@@ -445,27 +269,6 @@ async def test_an_id_in_use_is_refused() -> None:
             nursery.start_soon(hang)
             nursery.start_soon(hang)
         assert codes == [Code.TOOL_FAILED, Code.TOOL_TIMEOUT]
-
-
-# Its place in the tree.
-
-
-def test_the_child_follows_the_configuration() -> None:
-    on = Connection(
-        max_reconnect_attempts=5,
-        initial_reconnect_delay=1.0,
-        max_reconnect_delay=30.0,
-        connection_timeout=10.0,
-        ping_timeout=5.0,
-    )
-    child = mcp_server.child(odd("normal"), on, gateway="front/gateway", state_dir="/state")
-    assert (child.name, child.run, child.on_limit) == ("odd", "actors.mcp_server:run", OnLimit.PARK)
-    assert (child.intensity.restarts, child.backoff.first_s, child.backoff.cap_s) == (5, 1.0, 30.0)
-    assert child.park_s == 300
-    # Every attempt may take all its time, and the last failure must still meet the first in one period.
-    assert child.intensity.period_s > 5 * (10.0 + 30.0 * 1.2)
-    alone = mcp_server.child(odd("normal", auto_reconnect=False), on, gateway="front/gateway", state_dir="/state")
-    assert (alone.intensity.restarts, alone.park_s) == (0, math.inf)
 
 
 def test_the_actor_does_not_import_the_mcp_package() -> None:

@@ -11,10 +11,8 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.server_command import command_of
 from actors.server_faults import ServerEnded, Unusable
 from actors.stdio import Command, Lines, TooLong, running
-from protocol.watcher import McpServer
 
 ODD = str(Path(__file__).with_name("odd_servers.py"))
 ENV = {"PATH": os.environ["PATH"]}
@@ -146,38 +144,3 @@ async def test_a_command_that_is_no_program_says_so(tmp_path: Path) -> None:
     with pytest.raises(Unusable, match="may not be executed; make it executable"):
         async with running(Command("x", (str(tmp_path / "server"),), "/", ENV)):
             pass
-
-
-def server(command: str = "python", cwd: str | None = None, **env: str) -> McpServer:
-    return McpServer(
-        name="x", enabled=True, command=command, args=["-V"], cwd=cwd, env=env, timeout=1.0, auto_reconnect=True,
-        protocol="auto",
-    )  # fmt: skip
-
-
-def test_python_is_our_interpreter_and_other_commands_stay() -> None:
-    assert command_of(server(), "/state", {}).argv == (sys.executable, "-V")
-    assert command_of(server("python3"), "/state", {}).argv == ("python3", "-V")
-
-
-@pytest.mark.parametrize(("cwd", "where"), [(None, "/state/"), ("sub", "/state/sub"), ("/abs", "/abs")])
-def test_the_working_directory_is_within_the_state(cwd: str | None, where: str) -> None:
-    assert command_of(server(cwd=cwd), "/state", {}).cwd == where
-
-
-def test_a_server_gets_little_of_our_environment() -> None:
-    environ = {"PATH": "/bin", "OPENROUTER_API_KEY": "sk-planted", "GITHUB_TOKEN": "ghp_planted"}
-    command = command_of(server(TOKEN="${GITHUB_TOKEN}", LEVEL="${LEVEL:-info}"), "/state", environ)
-    assert command.env == {"PATH": "/bin", "TOKEN": "ghp_planted", "LEVEL": "info"}
-    assert "ghp_planted" in command.secrets
-    assert "planted" not in repr(command)
-
-
-def test_a_variable_that_is_not_set_is_named() -> None:
-    with pytest.raises(Unusable, match=r"environment variable GITHUB_TOKEN for its `env.TOKEN`.*not set"):
-        command_of(server(TOKEN="${GITHUB_TOKEN}"), "/state", {})
-
-
-def test_an_empty_command_is_refused() -> None:
-    with pytest.raises(Unusable, match="has no command"):
-        command_of(server(" "), "/state", {})

@@ -1,0 +1,83 @@
+"""Handshake, lists and damaged lines of a connection, seen through the actor. Real child processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from actors import stdio
+from protocol.mail import Gone
+from protocol.mcp_server import Catalogue
+from protocol.spec import Down
+from tests.mcp_house import ODD_TOOLS, connection, house, names, odd
+
+
+async def test_a_server_that_ignores_the_newer_handshake_gets_the_older_one_and_that_is_remembered(
+    tmp_path: Path,
+) -> None:
+    seen = tmp_path / "seen"
+    async with house(odd("ignores_discover", str(seen)), on=connection(connect_s=1.5)) as at:
+        assert names(await at.next(Catalogue)) == ODD_TOOLS
+        assert at.facts()["era"] == "legacy"
+        with pytest.raises(Gone):
+            await at.call("die")
+        assert names(await at.next(Catalogue)) == ODD_TOOLS
+    methods = seen.read_text().split()
+    assert methods.count("server/discover") == 1
+    assert methods.count("initialize") == 2
+
+
+async def test_the_older_handshake_can_be_forced(tmp_path: Path) -> None:
+    seen = tmp_path / "seen"
+    async with house(odd("ignores_discover", str(seen), protocol="legacy")) as at:
+        await at.next(Catalogue)
+    assert "server/discover" not in seen.read_text()
+
+
+async def test_bad_schemas_hide_no_tool() -> None:
+    async with house(odd("bad_schemas")) as at:
+        catalogue = await at.next(Catalogue)
+        assert names(catalogue) == sorted([*ODD_TOOLS, "empty", "none", "text"])
+        assert all(tool.schema["type"] == "object" and "properties" in tool.schema for tool in catalogue.tools)
+        assert at.facts()["problem"] == "2 tools without a name were left out"
+
+
+async def test_all_pages_are_listed() -> None:
+    async with house(odd("pages")) as at:
+        assert names(await at.next(Catalogue)) == [f"tool{page}" for page in range(5)]
+
+
+async def test_a_list_without_an_end_is_refused() -> None:
+    async with house(odd("endless_pages"), on=connection(attempts=0)) as at:
+        assert "cannot list its tools: the list does not end within 100 pages" in (await at.next(Down)).reason
+
+
+async def test_a_failing_list_of_resources_does_not_hide_the_tools() -> None:
+    async with house(odd("bad_resources")) as at:
+        assert names(await at.next(Catalogue)) == ODD_TOOLS
+        assert at.facts()["problem"] == "resources: Method not found"
+
+
+async def test_garbage_between_messages_is_skipped_and_counted() -> None:
+    async with house(odd("garbage")) as at:
+        await at.next(Catalogue)
+        assert (await at.call("hello")).text == "hello"
+        assert at.facts()["skipped_lines"] == 6
+
+
+async def test_an_answer_that_cannot_be_read_fails_its_call() -> None:
+    async with house(odd("unreadable")) as at:
+        await at.next(Catalogue)
+        outcome = await at.call("hello")
+        assert (outcome.ok, outcome.text) == (False, "its answer is not valid JSON-RPC")
+
+
+async def test_an_answer_over_the_line_cap_fails_its_call_and_tells_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stdio, "LINE_CAP", 1_000_000)
+    async with house(odd("big")) as at:
+        await at.next(Catalogue)
+        outcome = await at.call("hello")
+        assert not outcome.ok
+        assert "its answer has 5000" in outcome.text
+        assert at.tree.slots["mcp/odd"].incarnation == 1
