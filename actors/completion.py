@@ -1,0 +1,355 @@
+"""One `chat/completions` answer, free of I/O: the request's body out, chunks in, pieces out.
+
+`Completion.take` is the hot path: one call per event of the stream. The common chunk is decoded by one
+msgspec decoder into structs of only the needed fields. Its delta forbids unknown fields on purpose: a
+chunk that has more, or other types than expected, fails there and takes the general path, which reads the
+same chunk as plain objects and keeps what it does not know. Both paths end in the same few methods.
+
+Providers differ wildly within "compatible"; every rule below has been seen on a wire. What fails raises
+`Complaint` (verdict.py): an error object inside the stream, data that is no JSON, an end without a finish.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from typing import Any
+
+import msgspec
+
+from actors.calls import Calls
+from actors.parts import append_part, merged, words
+from actors.sse import Event
+from actors.verdict import Complaint, of_error
+from protocol.errors import Code
+from protocol.streamer import Complete, Finished, Piece, Text, Thinking
+from protocol.watcher import Provider
+
+REASONING = (
+    "thinking",
+    "reasoning",
+    "reasoning_content",
+    "reasoning_details",
+    "thought_process",
+    "internal_thoughts",
+    "chain_of_thought",
+    "rationale",
+)
+"""Fields with reasoning, in the order in which they are looked at: per delta the first non-empty is shown,
+since some providers send the same text in two."""
+
+NOT_OF_THE_MESSAGE = frozenset({"role", "index", "channel"})
+"""Fields that describe a delta; sent back within a message, strict providers would refuse them."""
+
+NOT_DATA = frozenset({b"ping", b"heartbeat", b"keepalive", b"keep-alive"})
+"""Names of events that say nothing but that the line is up."""
+
+
+class Delta(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """The fields that nearly every delta is made of; any other sends the chunk along the general path."""
+
+    role: str | None = None
+    content: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    refusal: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    index: int | None = None
+    channel: str | None = None
+
+
+class Choice(msgspec.Struct, gc=False):
+    """One of a chunk's choices."""
+
+    delta: Delta
+    index: int | None = 0
+    finish_reason: str | None = None
+    usage: dict[str, Any] | None = None
+    error: Any = None
+
+
+class Chunk(msgspec.Struct, gc=False):
+    """One event's data. Without `choices` it fails to decode and takes the general path."""
+
+    choices: list[Choice]
+    model: str | None = None
+    usage: dict[str, Any] | None = None
+    error: Any = None
+
+
+_decode = msgspec.json.Decoder(Chunk).decode
+
+
+def request_body(request: Complete, provider: Provider) -> dict[str, Any]:
+    """The body of POST chat/completions.
+
+    The provider's parameters are sent as they are; one that is None leaves its key out, ours too. Usage
+    comes in streams only when asked for, so it is, unless the parameters say something of stream_options.
+    """
+    body: dict[str, Any] = {
+        "model": request.model or provider.model,
+        "messages": request.messages,
+        "stream": provider.client.stream,
+        **provider.parameters,
+    }
+    if body["stream"] is True:
+        body.setdefault("stream_options", {"include_usage": True})
+    if request.tools:
+        own = body.get("tools")
+        body["tools"] = [*own, *request.tools] if isinstance(own, list) else request.tools
+    return {key: value for key, value in body.items() if value is not None}
+
+
+class Completion:
+    """What one answer amounts to so far.
+
+    Args:
+        request: number that its pieces carry.
+        model: named in `Finished` where the provider names none.
+    """
+
+    def __init__(self, request: int, model: str) -> None:
+        self.request = request
+        self.model = model
+        self.finish_reason = ""
+        """The provider's, once it came: what follows can only be usage and the end mark."""
+        self.ended = False
+        """The provider's end mark came: nothing follows."""
+        self.usage: dict[str, Any] | None = None
+        self.events = 0
+        """Events taken."""
+        self.shown = False
+        """A piece came out."""
+        self._calls = Calls()
+        self._text: list[str] = []
+        self._kept: defaultdict[str, list[str]] = defaultdict(list)
+        self._raw: dict[str, Any] = {}
+        self._parts: list[Any] | None = None
+        self._choice: int | None = None
+        self._streamed = False
+        self._any = False
+
+    @property
+    def complete(self) -> bool:
+        """The answer's end has come, whatever may follow."""
+        return bool(self.finish_reason) or (self.ended and self._any)
+
+    def take(self, event: Event, out: list[Piece]) -> None:
+        """Take one event; its pieces are appended to `out`. Raises Complaint."""
+        self.events += 1
+        if event.name:
+            if event.name == b"error":
+                raise of_error(_lenient(event.data, event.data.decode("utf-8", "replace")))
+            if event.name in NOT_DATA:
+                return
+        try:
+            chunk = _decode(event.data)
+        except (ValueError, RecursionError):
+            # Not the common form (msgspec's errors are ValueErrors): an end mark, other fields or types.
+            self._take_general(event.data, out)
+            return
+        if chunk.error:
+            raise of_error(chunk.error)
+        if chunk.model:
+            self.model = chunk.model
+        if chunk.usage:
+            self.usage = chunk.usage
+        for choice in chunk.choices:
+            if self._not_ours(choice.index):
+                continue
+            self._streamed = True
+            if choice.error:
+                raise of_error(choice.error)
+            if choice.usage:
+                self.usage = choice.usage
+            delta = choice.delta
+            if delta.reasoning_content or delta.reasoning:
+                self._reason(delta, out)
+            if delta.content:
+                self._say(delta.content, out)
+            if delta.refusal:
+                self._refuse(delta.refusal, out)
+            if delta.tool_calls:
+                self._calls.add(delta.tool_calls)
+            if choice.finish_reason:
+                self._finish(choice.finish_reason)
+
+    def take_whole(self, body: bytes, out: list[Piece]) -> None:
+        """Take an answer that came as one JSON object instead of a stream. Raises Complaint."""
+        self.events += 1
+        self._take_general(body, out)
+        if self._any:
+            self.ended = True
+
+    def finish(self) -> Finished:
+        """The answer as a whole, when its end has come. Raises Complaint: it broke off before."""
+        if not self.complete:
+            raise Complaint(Code.LLM_STREAM_BROKEN, "the answer broke off before its end")
+        calls = self._calls.finish()
+        raw = {**{key: "".join(strings) for key, strings in self._kept.items()}, **self._raw}
+        if self._parts is not None:
+            # Content that is not just text goes back as it came.
+            raw["content"] = self._parts
+        return Finished(
+            request=self.request,
+            finish_reason=self.finish_reason or ("tool_calls" if calls else "stop"),
+            model=self.model,
+            tool_calls=calls,
+            usage=self.usage,
+            raw=raw,
+        )
+
+    def _not_ours(self, index: int | None) -> bool:
+        # Of several choices (n > 1) only the one that began is followed: one turn has one answer.
+        self._any = True
+        if self._choice is None:
+            self._choice = index or 0
+        return (index or 0) != self._choice
+
+    def _say(self, text: str, out: list[Piece]) -> None:
+        self._text.append(text)
+        self.shown = True
+        if self._parts is not None:
+            append_part(self._parts, {"type": "text", "text": text})
+        out.append(Text(self.request, text))
+
+    def _refuse(self, text: str, out: list[Piece]) -> None:
+        # Comes in place of content: who asked must read it. Kept too, since it goes back under its own name.
+        self._kept["refusal"].append(text)
+        self.shown = True
+        out.append(Text(self.request, text))
+
+    def _reason(self, delta: Delta, out: list[Piece]) -> None:
+        if delta.reasoning:
+            self._kept["reasoning"].append(delta.reasoning)
+        if delta.reasoning_content:
+            self._kept["reasoning_content"].append(delta.reasoning_content)
+        self._think(delta.reasoning or delta.reasoning_content or "", out)
+
+    def _think(self, text: str, out: list[Piece]) -> None:
+        self.shown = True
+        out.append(Thinking(self.request, text))
+
+    def _finish(self, reason: str) -> None:
+        if reason == "error":
+            raise Complaint(Code.LLM_UNAVAILABLE, "the provider ended its answer with an error")
+        self.finish_reason = reason
+
+    def _take_general(self, data: bytes, out: list[Piece]) -> None:
+        if data.strip() == b"[DONE]":
+            self.ended = True
+            return
+        chunk = _lenient(data)
+        if isinstance(chunk, list):
+            # Some wrap the one object into a list.
+            chunk = next((item for item in chunk if isinstance(item, dict)), None)
+        if not isinstance(chunk, dict):
+            raise _unreadable(data)
+        if chunk.get("error") or chunk.get("object") == "error" or chunk.get("type") == "error":
+            raise of_error(chunk.get("error") or chunk)
+        if isinstance(model := chunk.get("model"), str) and model:
+            self.model = model
+        self._take_usage(chunk)
+        choices = chunk.get("choices")
+        if not isinstance(choices, list):
+            if choices is None and self._any is False and ("detail" in chunk or "message" in chunk):
+                raise of_error(chunk)
+            return
+        for choice in choices:
+            if not isinstance(choice, dict):
+                continue
+            index = choice.get("index")
+            if self._not_ours(index if isinstance(index, int) else 0):
+                continue
+            if choice.get("error"):
+                raise of_error(choice["error"])
+            self._take_usage(choice)
+            if isinstance(delta := choice.get("delta"), dict):
+                self._streamed = True
+                self._absorb(delta, out)
+            elif isinstance(message := choice.get("message"), dict) and not self._streamed:
+                self._absorb(message, out)
+            if isinstance(reason := choice.get("finish_reason"), str) and reason:
+                self._finish(reason)
+
+    def _take_usage(self, where: dict[str, Any]) -> None:
+        if isinstance(usage := where.get("usage"), dict) and usage:
+            self.usage = usage
+
+    def _absorb(self, fields: dict[str, Any], out: list[Piece]) -> None:
+        """A delta or message with any fields of any type."""
+        shown = False
+        for field in REASONING:
+            value = fields.get(field)
+            if not value:
+                continue
+            text = words(value)
+            if text and not shown:
+                shown = True
+                self._think(text, out)
+            self._keep(field, value)
+        content = fields.get("content")
+        if isinstance(content, str):
+            if content:
+                self._say(content, out)
+        elif isinstance(content, list | dict):
+            self._take_parts(content if isinstance(content, list) else [content], out, thinking=not shown)
+        calls = fields.get("tool_calls")
+        if isinstance(calls, list):
+            self._calls.add([call for call in calls if isinstance(call, dict)])
+        elif isinstance(calls, dict):
+            self._calls.add([calls])
+        for key, value in fields.items():
+            if key in REASONING or key in NOT_OF_THE_MESSAGE or key in {"content", "tool_calls"}:
+                continue
+            if key == "refusal" and isinstance(value, str) and value:
+                self._refuse(value, out)
+            elif value not in (None, "", [], {}):
+                self._keep(key, value)
+
+    def _take_parts(self, parts: list[Any], out: list[Piece], *, thinking: bool) -> None:
+        for part in parts:
+            if isinstance(part, str):
+                part = {"type": "text", "text": part}
+            if not isinstance(part, dict):
+                continue
+            kind = part.get("type")
+            if kind in {"text", "output_text", None} and isinstance(text := part.get("text"), str):
+                if text:
+                    self._say(text, out)
+                continue
+            if self._parts is None:
+                self._parts = [{"type": "text", "text": "".join(self._text)}] if self._text else []
+            append_part(self._parts, part)
+            if thinking and kind in {"thinking", "reasoning"} and (text := words(part)):
+                self._think(text, out)
+
+    def _keep(self, key: str, value: Any) -> None:
+        if isinstance(value, str) and key not in self._raw:
+            self._kept[key].append(value)
+            return
+        if key in self._kept:
+            self._raw[key] = "".join(self._kept.pop(key))
+        self._raw[key] = merged(self._raw.get(key), value)
+
+
+_MISSING: Any = object()
+
+
+def _lenient(data: bytes, default: Any = _MISSING) -> Any:
+    """JSON as providers write it: with NaN, broken UTF-8, half surrogate pairs."""
+    try:
+        return msgspec.json.decode(data)
+    except (ValueError, RecursionError):
+        # msgspec is strict; what the standard library reads is written anew as clean JSON.
+        try:
+            loose = json.loads(data.decode("utf-8", "replace"), parse_constant=lambda _: None)
+            return msgspec.json.decode(json.dumps(loose, ensure_ascii=False).encode("utf-8", "replace"))
+        except (ValueError, RecursionError):
+            if default is not _MISSING:
+                return default
+            raise _unreadable(data) from None
+
+
+def _unreadable(data: bytes) -> Complaint:
+    return Complaint(Code.LLM_STREAM_BROKEN, "the answer is not readable", data[:1000].decode("utf-8", "replace"))
