@@ -1,0 +1,305 @@
+"""HTTP to the providers; the one importer of httpx.
+
+One long-lived client per provider, made at its first request and closed when the configuration no longer
+has it and its last request ended. What a request needs from the environment (the key, `${VAR}` in headers)
+is read when it is sent and lives in its `Sending` only, which also knows how to take it out of a text.
+Every failure is a `Complaint`: a missing key or unusable setting before anything is sent, a connection
+that fails before the head (may be retried), one that breaks in the body (may not). Bounds: connecting by
+`connect_timeout`, bodies of errors and whole answers in bytes; silence is bounded by the caller.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+import re
+import ssl
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx
+import msgspec
+import trio
+
+from actors.sse import MAX_EVENT
+from actors.verdict import Complaint
+from protocol.errors import Code
+from protocol.watcher import ClientOptions, Provider
+
+MAX_ERROR_BODY = 64 * 1024  # bytes read of an error's body; its words are in the first of them
+CLOSE_S = 1.0  # bound of closing a client; an idle TLS connection may wait for its peer's farewell
+LOCAL = "or run `uv run --extra local actors-main` for a small model on this machine."
+
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_SHORTEST_SECRET = 4  # header values shorter than this ("1", "on") are no secrets, and would shred any text
+
+# Its line per request repeats the URL with its query, and some gateways take their key there.
+logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
+class Sending(msgspec.Struct, frozen=True):
+    """What one request sends beside its body; holds secrets, so it is never logged nor put into messages."""
+
+    headers: dict[str, str]
+    secrets: list[str]
+    """What `redact` takes out, longest first."""
+
+    def redact(self, text: str) -> str:
+        """The text without the key and the configured header values."""
+        for secret in self.secrets:
+            text = text.replace(secret, "[redacted]")
+        return text
+
+    def __repr__(self) -> str:
+        return "<Sending>"
+
+
+def prepare(provider: Provider, environ: Mapping[str, str] = os.environ) -> Sending:
+    """Read key and header variables from the environment, now. Raises Complaint LLM_NOT_CONFIGURED."""
+    options = provider.client
+    headers = {
+        "Accept": "text/event-stream" if options.stream else "application/json",
+        "Accept-Encoding": "identity",  # compressed events come late, in lumps
+        "Content-Type": "application/json",
+        "User-Agent": "mcp-actors",
+    }
+    secrets: set[str] = set()
+    if provider.api_key_env is not None:
+        key = environ.get(provider.api_key_env, "").strip()
+        if key:
+            _check_value(key, provider.api_key_env)
+            headers["Authorization"] = f"Bearer {key}"
+            secrets.add(key)
+        elif not is_loopback(provider.base_url):
+            raise Complaint(
+                Code.LLM_NOT_CONFIGURED,
+                f"the environment has no {provider.api_key_env}",
+                hint=f"Put {provider.api_key_env}=... into the environment or .env, {LOCAL}",
+            )
+    for name, pattern in options.headers.items():
+        value = pattern
+        for variable in _VARIABLE.findall(pattern):
+            filling = environ.get(variable, "").strip()
+            if not filling:
+                raise Complaint(
+                    Code.LLM_NOT_CONFIGURED,
+                    f"the environment has no {variable}, which its header {name} needs",
+                    hint=f"Put {variable}=... into the environment or .env, {LOCAL}",
+                )
+            secrets.add(filling)
+            value = value.replace(f"${{{variable}}}", filling)
+        _check_value(value, f"header {name}")
+        for other in [known for known in headers if known.lower() == name.lower()]:
+            del headers[other]
+        headers[name] = value
+        if len(value) >= _SHORTEST_SECRET:
+            secrets.add(value)
+    return Sending(headers, sorted(secrets, key=len, reverse=True))
+
+
+def _check_value(value: str, where: str) -> None:
+    # httpx and h11 would quote the value in their errors.
+    if not (value.isascii() and value.isprintable()):
+        raise Complaint(Code.LLM_NOT_CONFIGURED, f"the value of {where} has characters that no header can carry")
+
+
+def is_loopback(base_url: str) -> bool:
+    """The provider runs on this machine."""
+    try:
+        host = httpx.URL(base_url).host
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except (httpx.InvalidURL, ValueError):
+        return False  # a name, or no address at all
+
+
+class Answer:
+    """A response whose head has come."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self.status = response.status_code
+        self.content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        self.retry_after_s = _retry_after(response.headers)
+        encoded = response.headers.get("content-encoding", "identity") != "identity"
+        self._chunks = response.aiter_bytes() if encoded else response.aiter_raw()
+
+    async def read_some(self) -> bytes:
+        """Some of the body; b"" at its end. Raises Complaint LLM_STREAM_BROKEN when the connection breaks."""
+        try:
+            return await anext(self._chunks)
+        except StopAsyncIteration:
+            return b""
+        except (httpx.HTTPError, httpx.StreamError) as error:
+            raise Complaint(
+                Code.LLM_STREAM_BROKEN, "the connection broke in the middle of the answer", _words(error)
+            ) from error
+
+    async def read(self, most: int = MAX_EVENT) -> bytes:
+        """The body, at most `most` bytes of it; what is past that is not read."""
+        body = bytearray()
+        while len(body) < most and (chunk := await self.read_some()):
+            body += chunk
+        return bytes(body[:most])
+
+    async def leave(self) -> None:
+        """Be done with the body, wherever it stands."""
+        # httpx's body is async generators within each other. One that is dropped half-way is finalised by
+        # the garbage collector, outside of our task and with a warning; a read that is cancelled at its
+        # first wait ends them all here. What is buffered until then is little.
+        with trio.CancelScope() as scope, suppress(Complaint):
+            scope.cancel()
+            while await self.read_some():
+                pass
+
+
+class Client:
+    """One provider's connections."""
+
+    def __init__(self, provider: Provider) -> None:
+        self.settings = _settings(provider)
+        self.users = 0
+        self.retired = False
+        options = provider.client
+        with _setting("base_url"):
+            url = httpx.URL(provider.base_url)
+            self._url = url.copy_with(path=url.path.rstrip("/") + "/chat/completions")
+        with _setting("client.ca_file"):
+            verify = _tls(options, url.scheme == "https")
+        self._http = httpx.AsyncClient(
+            http2=options.http2,
+            trust_env=False,
+            verify=verify,
+            limits=httpx.Limits(
+                max_connections=options.max_connections, max_keepalive_connections=options.max_keepalive_connections
+            ),
+            timeout=httpx.Timeout(None, connect=options.connect_timeout, write=options.idle_timeout),
+        )
+
+    @asynccontextmanager
+    async def ask(self, body: dict[str, Any], sending: Sending) -> AsyncIterator[Answer]:
+        """Send one request; the answer's head has come when the block begins, all is closed when it ends.
+
+        Raises: Complaint, with `retry` set where nothing of an answer came.
+        """
+        request = self._http.build_request(
+            "POST", self._url, content=msgspec.json.encode(body), headers=sending.headers
+        )
+        try:
+            response = await self._http.send(request, stream=True)
+        except (httpx.UnsupportedProtocol, httpx.LocalProtocolError, httpx.InvalidURL) as error:
+            raise Complaint(
+                Code.LLM_NOT_CONFIGURED, "its address cannot be used", _words(error), hint="Check its base_url."
+            ) from error
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise Complaint(Code.LLM_UNAVAILABLE, "it could not be reached", _words(error), retry=True) from error
+        except httpx.HTTPError as error:
+            raise Complaint(
+                Code.LLM_UNAVAILABLE, "the connection broke before an answer came", _words(error), retry=True
+            ) from error
+        answer = Answer(response)
+        try:
+            yield answer
+        finally:
+            await answer.leave()
+            await response.aclose()
+
+    async def close(self) -> None:
+        """Close all connections; bounded, also when the caller is being cancelled."""
+        with trio.move_on_after(CLOSE_S, shield=True):
+            await self._http.aclose()
+
+
+class Clients:
+    """The clients of all providers in use; close it at the end."""
+
+    def __init__(self) -> None:
+        self._clients: dict[str, Client] = {}
+        self._retired: set[Client] = set()
+
+    def __len__(self) -> int:
+        return len(self._clients) + len(self._retired)
+
+    @asynccontextmanager
+    async def using(self, provider: Provider) -> AsyncIterator[Client]:
+        """The provider's client, kept open for the block even if the configuration changes meanwhile."""
+        old = self._clients.get(provider.name)
+        fits = old is not None and old.settings == _settings(provider)
+        client = old if old is not None and fits else Client(provider)
+        self._clients[provider.name] = client
+        client.users += 1  # before anything is awaited: nobody closes what is counted
+        try:
+            if old is not None and not fits:
+                await self._retire(old)
+            yield client
+        finally:
+            client.users -= 1
+            if client.retired and not client.users:
+                self._retired.discard(client)
+                await client.close()
+
+    async def keep(self, providers: Mapping[str, Provider]) -> None:
+        """Retire the clients of providers that are gone or changed; each closes with its last request."""
+        for name, client in list(self._clients.items()):
+            if name not in providers or _settings(providers[name]) != client.settings:
+                del self._clients[name]
+                await self._retire(client)
+
+    async def close(self) -> None:
+        """Close every client."""
+        clients = [*self._clients.values(), *self._retired]
+        self._clients.clear()
+        self._retired.clear()
+        for client in clients:
+            await client.close()
+
+    async def _retire(self, client: Client) -> None:
+        client.retired = True
+        if client.users:
+            self._retired.add(client)
+        else:
+            await client.close()
+
+
+def _settings(provider: Provider) -> tuple[str, ClientOptions]:
+    """What a client is made of; other changes of a provider need no new one."""
+    return provider.base_url, provider.client
+
+
+@contextmanager
+def _setting(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (httpx.InvalidURL, OSError, ValueError) as error:
+        # ssl.SSLError is an OSError. The value itself may be a secret's place: only the kind of error is told.
+        raise Complaint(
+            Code.LLM_NOT_CONFIGURED, f"its {name} cannot be used ({type(error).__name__})", hint=f"Check its {name}."
+        ) from error
+
+
+def _tls(options: ClientOptions, needed: bool) -> ssl.SSLContext | bool:
+    if options.ca_file:
+        return ssl.create_default_context(cafile=options.ca_file)
+    # Without trust_env httpx would not look at SSL_CERT_FILE; proxies stay ignored. Loading the
+    # certificates takes tens of milliseconds, which plain HTTP can do without.
+    return httpx.create_ssl_context(trust_env=True) if needed else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+
+def _words(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def _retry_after(headers: httpx.Headers) -> float | None:
+    """Seconds to wait, from `retry-after-ms` or `Retry-After` (RFC 9110: seconds or a date)."""
+    try:
+        if value := headers.get("retry-after-ms"):
+            return max(0.0, float(value) / 1000)
+        if not (value := headers.get("retry-after")):
+            return None
+        if value.strip().replace(".", "", 1).isdecimal():
+            return float(value)
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return None  # unreadable: as if it had not been said
