@@ -1,0 +1,70 @@
+"""What of a configuration may be shown: which keys hold secrets, and how a wrong value is quoted.
+
+Providers' keys belong into the environment. People write them into files all the same, so everything that
+shows a value asks here first. Errs on the side of hiding.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from actors.layers import Path, Tree
+
+LONGEST_SHOWN = 40  # characters of a wrong value; longer ones are described
+
+# Not `max_tokens`, `stop_token` and the like: those are parameters of models.
+_SECRET = re.compile(
+    r"(?:.*_)?(?:api_?key|secret|secret_key|private_key|password|passwd|passphrase|authorization)"
+    r"|(?:access|auth|api|bearer|refresh|session|secret)_token|token|bearer|credentials?|cookie|set_cookie",
+    re.IGNORECASE,
+)
+
+
+def secret_key(name: str) -> bool:
+    """Whether a key of that name holds a secret: api_key, token, password, Authorization, x-api-key, ..."""
+    return _SECRET.fullmatch(name.replace("-", "_")) is not None
+
+
+def secrets(tree: Tree, path: Path = ()) -> Iterator[Path]:
+    """Paths of the values in `tree` that look like secrets; `${VAR}` in them is none, it names one.
+
+    A mapping or list of such a name is looked into: in a JSON Schema `password` is a property.
+    """
+    for key, value in tree.items():
+        here = (*path, key)
+        if isinstance(value, dict):
+            yield from secrets(value, here)
+        elif isinstance(value, list):
+            for position, item in enumerate(value):
+                if isinstance(item, dict):
+                    yield from secrets(item, (*here, position))
+        elif value is not None and secret_key(key) and not (isinstance(value, str) and "${" in value):
+            yield here
+
+
+def without(tree: Any, path: Path) -> Any:
+    """`tree` without the value at `path`; the original is not changed."""
+    head, rest = path[0], path[1:]
+    if isinstance(tree, list):
+        return [without(item, rest) if position == head else item for position, item in enumerate(tree)]
+    if rest:
+        return {key: without(value, rest) if key == head else value for key, value in tree.items()}
+    return {key: value for key, value in tree.items() if key != head}
+
+
+def shown(path: Path, value: object) -> str:
+    """A wrong value as an error quotes it: short plain values only, never one under a secret's key."""
+    if any(isinstance(part, str) and (secret_key(part) or part in ("headers", "env")) for part in path):
+        return "its value is not shown"
+    if isinstance(value, dict):
+        return "got a mapping"
+    if isinstance(value, list):
+        return "got a list"
+    text = json.dumps(value, ensure_ascii=False)
+    # A URL may hold a password; a long run of letters and digits is what keys look like.
+    if len(text) > LONGEST_SHOWN or re.search(r"://|@|[A-Za-z0-9_-]{20}|\bsk-", text):
+        return f"got text of {len(value)} characters" if isinstance(value, str) else "got a long number"
+    return f"got {text}"

@@ -1,0 +1,332 @@
+"""The schema of the configuration: what people may write, in which ranges, and what it means.
+
+The only importer of pydantic for settings, in strict mode: "8000" is no port, and true no number. There are
+no defaults in here but those of sections that may be missing (`client`, `connection_pool`); all others are
+in defaults.yaml. Unknown keys are ignored here; checks.py finds them, and says everything in our words.
+
+Fails with `Invalid` only, which lists all that is wrong.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import string
+from typing import Annotated, Literal, NamedTuple
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from actors.layers import Path, Tree
+from protocol.watcher import ClientOptions
+
+MOST_SECONDS = 1_000_000  # eleven days; more is a mistake in the unit
+
+
+def _upper(value: object) -> object:
+    return value.upper() if isinstance(value, str) else value
+
+
+def _storage_type(value: object) -> object:
+    # Older versions of the original backend wrote it without the underscore.
+    return "auto_persist" if value == "autopersist" else value
+
+
+def _placeholders(text: str) -> str:
+    # The original backend documents {tool_args}.
+    text = text.replace("{tool_args}", "{args}")
+    try:
+        fields = [(name, spec, how) for _, name, spec, how in string.Formatter().parse(text) if name is not None]
+    except ValueError:
+        raise ValueError("has a single { or }; write {{ or }} for the character itself") from None
+    for name, spec, how in fields:
+        if name not in ("icon", "tool_name", "server", "args") or spec or how:
+            raise ValueError("may use {icon}, {tool_name}, {server} and {args} only")
+    return text
+
+
+def _log_format(text: str) -> str:
+    record = logging.LogRecord("name", logging.INFO, "", 0, "text", None, None)
+    try:
+        logging.Formatter(text).format(record)
+    except (ValueError, TypeError):  # an unknown field; a form that does not fit its field
+        raise ValueError("must be a format of Python's logging such as %(levelname)s %(message)s") from None
+    return text
+
+
+def _endpoint(text: str) -> str:
+    if not re.fullmatch(r"/[!-~]*", text) or re.search(r"[?#%\\]", text):
+        raise ValueError("must be a path such as /ws/chat")
+    return text
+
+
+def _base_url(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        usable = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+    except ValueError:
+        usable = False
+    if not usable or re.search(r"[\s\x00-\x1f]", text):
+        raise ValueError("must be an address such as https://api.example.com/v1")
+    if parts.username or parts.password:
+        raise ValueError("must not hold a name or password; put the key into the environment")
+    return text
+
+
+def _variable(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text):
+        raise ValueError("must be the name of an environment variable, or null where no key is needed")
+    return text
+
+
+def _headers(headers: dict[str, str]) -> dict[str, str]:
+    for name, value in headers.items():
+        if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or re.search(r"[\x00-\x08\x0a-\x1f\x7f]", value):
+            raise ValueError("must map header names to values of one line")
+    return headers
+
+
+Format = Annotated[str, AfterValidator(_placeholders)]
+Address = Annotated[str, AfterValidator(_base_url)]
+Variable = Annotated[str, AfterValidator(_variable)]
+_CLIENT = ClientOptions()
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+
+class WebSocketSettings(_Section):
+    """`chat.websocket`."""
+
+    host: str = Field(min_length=1, description="address to listen on")
+    port: int = Field(ge=0, le=65535, description="TCP port; 0: any free one")
+    endpoint: Annotated[str, AfterValidator(_endpoint)] = Field(description="path of the WebSocket")
+    allow_origins: list[str] = Field(
+        description='origins of web pages that may connect; []: loopback origins; ["*"]: any'
+    )
+    allow_credentials: bool = Field(description="CORS: pages may send credentials")
+    allow_unauthenticated: bool = Field(description="listen beyond loopback without authentication")
+    max_message_size: int = Field(ge=1024, le=2**30, description="bytes of one client message")
+    ping_interval: float = Field(ge=0, le=MOST_SECONDS, description="seconds between pings; 0: none")
+    ping_timeout: float = Field(gt=0, le=MOST_SECONDS, description="seconds to wait for a pong")
+
+
+class RetentionSettings(_Section):
+    """`chat.storage.persistence.retention`."""
+
+    max_age_hours: float | None = Field(gt=0, le=10**6, description="hours an unsaved conversation is kept")
+    max_messages: int | None = Field(ge=1, le=2**53, description="messages kept per owner")
+    max_sessions: int | None = Field(ge=1, le=2**53, description="unsaved conversations kept per owner")
+    cleanup_interval_minutes: float = Field(gt=0, le=10**5, description="minutes between clean-ups")
+
+
+class PersistenceSettings(_Section):
+    """`chat.storage.persistence`."""
+
+    db_path: str = Field(min_length=1, description="database file, relative to the state directory")
+    retention: RetentionSettings
+
+
+class SavedSettings(_Section):
+    """`chat.storage.saved_sessions`."""
+
+    enabled: bool = Field(description="conversations can be saved by name")
+    retention_days: float | None = Field(gt=0, le=10**6, description="days a saved conversation is kept")
+    max_saved: int | None = Field(ge=1, le=2**53, description="saved conversations kept per owner")
+
+
+class StorageSettings(_Section):
+    """`chat.storage`."""
+
+    type: Annotated[Literal["auto_persist", "memory"], BeforeValidator(_storage_type)] = Field(
+        description="memory: nothing outlives the process"
+    )
+    persistence: PersistenceSettings
+    saved_sessions: SavedSettings
+
+
+class SessionsSettings(_Section):
+    """`chat.sessions`."""
+
+    default: Literal["latest", "new"] = Field(description="conversation of a client that names none")
+
+
+class DeltasSettings(_Section):
+    """`chat.service.streaming.persistence`."""
+
+    persist_deltas: bool = Field(description="running answers are stored, so that a crash keeps their text")
+    interval_ms: int = Field(ge=10, le=60_000, description="milliseconds between stores of running answers")
+    min_chars: int = Field(ge=1, le=2**30, description="characters of one answer that are stored earlier")
+
+
+class StreamingSettings(_Section):
+    """`chat.service.streaming`."""
+
+    enabled: bool = Field(description="answers are sent piece by piece")
+    persistence: DeltasSettings
+
+
+class NotificationSettings(_Section):
+    """`chat.service.tool_notifications`."""
+
+    enabled: bool = Field(description="clients are told of tool calls")
+    show_args: bool = Field(description="with the arguments")
+    icon: str = Field(max_length=64, description="{icon} of the format")
+    format: Format = Field(description="text of the notice; {icon}, {tool_name}, {server}, {args}")
+
+
+class FeatureSettings(_Section):
+    """`chat.service.logging`."""
+
+    llm_replies: bool = Field(description="answers of the model are logged")
+    tool_execution: bool = Field(description="tool calls are logged")
+    system_prompt: bool = Field(description="the system prompt is logged")
+    tool_results: bool = Field(description="results of tools are logged")
+
+
+class ServiceSettings(_Section):
+    """`chat.service`."""
+
+    system_prompt: str = Field(description="first message of every request to the model")
+    streaming: StreamingSettings
+    max_tool_hops: int = Field(ge=1, le=1000, description="rounds of tool calls in one turn")
+    tool_notifications: NotificationSettings
+    logging: FeatureSettings
+    drain_s: float = Field(ge=0, le=3600, description="seconds that a stop waits for running turns")
+
+
+class ChatSettings(_Section):
+    """`chat`."""
+
+    websocket: WebSocketSettings
+    storage: StorageSettings
+    sessions: SessionsSettings
+    service: ServiceSettings
+
+
+class ClientSettings(_Section):
+    """`llm.providers.<name>.client`: nothing of it is sent to the model."""
+
+    http2: bool = Field(_CLIENT.http2, description="HTTP/2 to this provider")
+    ca_file: str | None = Field(_CLIENT.ca_file, description="certificates to trust instead of the system's")
+    headers: Annotated[dict[str, str], AfterValidator(_headers)] = Field(
+        _CLIENT.headers, description="sent with every request; ${VAR} comes from the environment"
+    )
+    connect_timeout: float = Field(_CLIENT.connect_timeout, gt=0, le=MOST_SECONDS, description="seconds")
+    first_token_timeout: float = Field(
+        _CLIENT.first_token_timeout, gt=0, le=MOST_SECONDS, description="seconds until the answer begins"
+    )
+    idle_timeout: float = Field(
+        _CLIENT.idle_timeout, gt=0, le=MOST_SECONDS, description="seconds of silence inside an answer"
+    )
+    max_connections: int = Field(_CLIENT.max_connections, ge=1, le=100_000, description="connections at a time")
+    max_keepalive_connections: int = Field(
+        _CLIENT.max_keepalive_connections, ge=0, le=100_000, description="idle connections that are kept"
+    )
+    retries: int = Field(_CLIENT.retries, ge=0, le=100, description="further tries before the first piece")
+    stream: bool = Field(_CLIENT.stream, description="false: the provider is asked for whole answers")
+
+
+class ProviderSettings(_Section):
+    """One entry of `llm.providers`; every key beside these goes to the model as it is."""
+
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+
+    base_url: Address = Field(description="address of the OpenAI-compatible API")
+    model: str = Field(min_length=1, description="the model asked for")
+    api_key_env: Variable | None = Field(
+        None, description="environment variable with the key; null: none is needed; default <NAME>_API_KEY"
+    )
+    client: ClientSettings = Field(default_factory=lambda: ClientSettings.model_validate({}))
+
+
+class LlmSettings(_Section):
+    """`llm`."""
+
+    active: str = Field(min_length=1, description="the provider that answers, one of llm.providers")
+    providers: dict[str, ProviderSettings]
+
+
+class ConnectionSettings(_Section):
+    """`mcp.connection`."""
+
+    max_reconnect_attempts: int = Field(ge=0, le=10**6, description="tries until a server is left alone")
+    initial_reconnect_delay: float = Field(ge=0, le=MOST_SECONDS, description="seconds before the first retry")
+    max_reconnect_delay: float = Field(ge=0, le=MOST_SECONDS, description="longest wait between retries, seconds")
+    connection_timeout: float = Field(gt=0, le=MOST_SECONDS, description="seconds until a server must be connected")
+    ping_timeout: float = Field(gt=0, le=MOST_SECONDS, description="seconds a server may take to answer a ping")
+
+
+class McpSettings(_Section):
+    """`mcp`."""
+
+    config_file: str = Field(min_length=1, description="file with the MCP servers, relative to the state directory")
+    connection: ConnectionSettings
+
+
+class LoggingSettings(_Section):
+    """`logging`."""
+
+    level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(_upper)] = Field(
+        description="least level that is logged"
+    )
+    format: Annotated[str, AfterValidator(_log_format)] = Field(description="form of a log line")
+
+
+class PoolSettings(_Section):
+    """`connection_pool` of the original backend: what counts for providers whose `client` says nothing."""
+
+    max_connections: int | None = Field(None, ge=1, le=100_000, description="connections at a time, per provider")
+    max_keepalive_connections: int | None = Field(
+        None, ge=0, le=100_000, description="idle connections that are kept, per provider"
+    )
+    request_timeout_seconds: float | None = Field(
+        None, gt=0, le=MOST_SECONDS, description="seconds until an answer begins"
+    )
+
+
+class Settings(_Section):
+    """The whole configuration, as merged and checked."""
+
+    chat: ChatSettings
+    llm: LlmSettings
+    mcp: McpSettings
+    logging: LoggingSettings
+    connection_pool: PoolSettings = Field(default_factory=lambda: PoolSettings.model_validate({}))
+
+
+class Wrong(NamedTuple):
+    """One thing that is wrong."""
+
+    path: Path
+    value: object
+    missing: bool
+    """Nothing is there; `value` says nothing then."""
+    rule: str
+    """The rule in words, where one of ours was broken; empty where type or range does not fit."""
+
+
+class Invalid(Exception):
+    """The configuration does not fit the schema."""
+
+    def __init__(self, wrongs: list[Wrong]) -> None:
+        self.wrongs = wrongs
+        super().__init__(f"{len(wrongs)} settings are wrong")
+
+
+def validate(tree: Tree) -> Settings:
+    """Check a merged configuration. Raises Invalid with all that is wrong."""
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        wrongs = [
+            Wrong(
+                path=found["loc"],
+                value=found["input"],
+                missing=found["type"] == "missing",
+                rule=str(found.get("ctx", {}).get("error", "")) if found["type"] == "value_error" else "",
+            )
+            for found in error.errors(include_url=False)
+        ]
+    raise Invalid(wrongs)
