@@ -1,0 +1,220 @@
+"""The persistence writer: the only one that writes the conversation store.
+
+Natural group commit: it waits for a message, takes what else is queued, and commits all operations of that
+batch in one durable transaction; the next batch gathers meanwhile. An answer means: it is on disk. Queries
+run beside it on a read-only connection, one after the other, and never hold a commit up.
+
+Args: `path` (absolute) of the database file; `type`: `memory` for none. It assumes to be the only process on
+that file, and that its slot keeps `keep` across incarnations: with it turns are recovered once per service
+start, not per restart of this actor, and a store in memory outlives a crash.
+
+What can fail: see `actors.store`. A full disk and what passes by itself is answered with a fault, and tried
+again with every batch; what only an operator can help parks the actor with a text that says how.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import cast, get_args
+
+import trio
+
+from actors.store import MEMORY, Busy, Fatal, Full, Storage, StoreError
+from protocol.errors import Code, Fault
+from protocol.mail import Mailbox, Reply
+from protocol.spec import Context, KeepContext, Parked
+from protocol.writer import Operation, Query, WriterMessage
+
+BATCH_MAX = 256  # operations of one transaction: more does not make one cheaper, but all wait longer
+QUERIES_MAX = 256  # queries that may wait for the reader; more are refused as OVERLOADED
+QUERY_S = 5.0  # one query; all are bound by an index, so only a sick disk takes this long
+BUSY_TRIES = 5  # each waits for the other program's lock as long as the store does
+
+OPERATIONS = get_args(Operation)
+QUERIES = get_args(Query)
+
+Waiting = tuple[Query, Reply]
+
+log = logging.getLogger(__name__)
+
+
+class Kept:
+    """What the writer's slot keeps while its incarnations come and go."""
+
+    def __init__(self) -> None:
+        self.recovered = False
+        """The turns of the service's last run are closed; those that run now are alive."""
+        self.memory: Storage | None = None
+        """The store in memory, which would be lost with its connection."""
+
+
+@asynccontextmanager
+async def keep(_: KeepContext) -> AsyncIterator[Kept]:
+    """The `keep` of the writer's slot."""
+    kept = Kept()
+    try:
+        yield kept
+    finally:
+        if kept.memory is not None:
+            await kept.memory.aclose()
+
+
+async def run(box: Mailbox[WriterMessage], ctx: Context) -> None:
+    """The actor. Raises: Parked."""
+    async with AsyncExitStack() as stack:
+        kept: Kept | None = ctx.kept
+        if kept is None:
+            kept = await stack.enter_async_context(keep(ctx))
+            kept.recovered = ctx.incarnation > 1
+        try:
+            storage = await stack.enter_async_context(_opened(kept, ctx))
+            await Writer(box, ctx, storage, kept).run()
+        except Fatal as error:
+            raise Parked(str(error)) from error
+        except StoreError as error:  # while opening; trying again soon would only find the same
+            raise Parked(f"{error} The store cannot be opened.") from error
+        except ExceptionGroup as group:
+            fatal = group.subgroup(Fatal)
+            while fatal is not None and isinstance(inner := fatal.exceptions[0], ExceptionGroup):
+                fatal = inner
+            if fatal is None:
+                raise
+            raise Parked(str(fatal.exceptions[0])) from group
+
+
+@asynccontextmanager
+async def _opened(kept: Kept, ctx: Context) -> AsyncIterator[Storage]:
+    if ctx.args.get("type") == "memory":
+        if kept.memory is None:
+            kept.memory = await Storage.open(MEMORY)
+        yield kept.memory
+        return
+    storage = await Storage.open(ctx.args["path"])
+    try:
+        yield storage
+    finally:
+        await storage.aclose()
+
+
+class Writer:
+    """One incarnation: its loop, and the reader beside it."""
+
+    def __init__(self, box: Mailbox[WriterMessage], ctx: Context, storage: Storage, kept: Kept) -> None:
+        self._box = box
+        self._ctx = ctx
+        self._storage = storage
+        self._kept = kept
+        self._commits = 0
+        self._done = 0
+        self._trouble = ""
+
+    async def run(self) -> None:
+        """Until the mailbox is closed and empty. Raises: Fatal, perhaps in a group."""
+        send, receive = trio.open_memory_channel[Waiting](QUERIES_MAX)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._answer_queries, receive)
+            async with send:
+                # Before anything else is written: a turn that begins now must not look like one that was cut off.
+                await self._commit([])
+                self._ctx.report(file=self._storage.store.path)
+                self._ctx.ready()
+                async for first in self._box:
+                    batch = [(first, self._box.reply_slot), *self._box.drain(BATCH_MAX - 1)]
+                    await self._take(batch, send)
+
+    async def _take(
+        self, batch: list[tuple[WriterMessage, Reply | None]], send: trio.MemorySendChannel[Waiting]
+    ) -> None:
+        operations: list[Operation] = []
+        slots: list[Reply | None] = []
+        for message, reply in batch:
+            if isinstance(message, OPERATIONS):
+                operations.append(cast(Operation, message))
+                slots.append(reply)
+            elif isinstance(message, QUERIES) and reply is not None:
+                try:
+                    send.send_nowait((cast(Query, message), reply))
+                except trio.WouldBlock:
+                    self._box.settle(reply, Fault(Code.OVERLOADED))
+        if operations:
+            try:
+                answers = await self._commit(operations)
+            except Fatal:
+                for slot in slots:
+                    self._box.settle(slot, Fault(Code.STORAGE_UNAVAILABLE))
+                raise
+            for slot, answer in zip(slots, answers, strict=True):
+                self._box.settle(slot, answer)
+            await self._storage.checkpoint()
+
+    async def _commit(self, operations: Sequence[Operation]) -> Sequence[object]:
+        """One answer each. Raises: Fatal."""
+        began = trio.current_time()
+        try:
+            answers = await self._try(operations)
+        except Full as error:
+            self._note(str(error))
+            return [Fault(Code.STORAGE_FULL) for _ in operations]
+        except Fatal:
+            raise
+        except StoreError as error:
+            self._note(str(error))
+            return [Fault(Code.STORAGE_UNAVAILABLE) for _ in operations]
+        self._note("")
+        if operations:
+            self._commits += 1
+            self._done += len(operations)
+        sizes = self._storage.store.sizes()
+        self._ctx.report(
+            commits=self._commits,
+            operations=self._done,
+            last_commit_ms=round((trio.current_time() - began) * 1000, 1),
+            file_bytes=sizes.file,
+            log_bytes=sizes.log,
+        )
+        return answers
+
+    async def _try(self, operations: Sequence[Operation]) -> Sequence[object]:
+        for tries_left in reversed(range(BUSY_TRIES)):
+            try:
+                if not self._kept.recovered:
+                    if cut_off := await self._storage.recover():
+                        log.warning("%d running turns of the last run were closed as interrupted", cut_off)
+                    self._kept.recovered = True
+                return await self._storage.commit(operations) if operations else []
+            except Busy:
+                if not tries_left:
+                    raise
+                await trio.lowlevel.checkpoint_if_cancelled()
+        return []
+
+    def _note(self, trouble: str) -> None:
+        if trouble == self._trouble:
+            return
+        if trouble:
+            log.error("%s Messages are refused until it works again.", trouble)
+        else:
+            log.warning("%s can be written again", self._storage.store.path)
+        self._trouble = trouble
+        self._ctx.report(trouble=trouble or None)
+
+    async def _answer_queries(self, waiting: trio.MemoryReceiveChannel[Waiting]) -> None:
+        async for query, reply in waiting:
+            if not reply.open:
+                continue  # its asker has given up
+            try:
+                answer: object = await self._storage.query(query, QUERY_S)
+            except Fault as fault:
+                answer = fault
+            except Fatal:
+                self._box.settle(reply, Fault(Code.STORAGE_UNAVAILABLE))
+                raise
+            except StoreError as error:
+                log.warning("%s", error)
+                answer = Fault(Code.STORAGE_UNAVAILABLE)
+            except Exception:  # the boundary: a row that cannot be read concerns who asked for it, not all
+                log.exception("%s failed", type(query).__name__)
+                answer = Fault(Code.INTERNAL, "A stored message could not be read.")
+            self._box.settle(reply, answer)
