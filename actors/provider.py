@@ -243,6 +243,8 @@ class Clients:
     async def keep(self, providers: Mapping[str, Provider]) -> None:
         """Retire the clients of providers that are gone or changed; each closes with its last request."""
         for name, client in list(self._clients.items()):
+            if self._clients.get(name) is not client:
+                continue  # replaced by a request while another was closing
             if name not in providers or _settings(providers[name]) != client.settings:
                 del self._clients[name]
                 await self._retire(client)

@@ -58,7 +58,7 @@ async def run(box: Mailbox[StreamerMessage], ctx: Context) -> None:
                     case Cancel(to, request):
                         streamer.cancel(to, request)
                     case Configured(newer):
-                        await streamer.configure(newer)
+                        streamer.configure(newer)
                     case _:
                         pass  # a nudge: nothing here waits for one
     finally:
@@ -155,10 +155,11 @@ class Streamer:
             outlet.forget(request)
             outlet.wake()
 
-    async def configure(self, snapshot: Snapshot) -> None:
+    def configure(self, snapshot: Snapshot) -> None:
         """Requests begin with this from now on; running ones keep theirs."""
         self._snapshot = snapshot
-        await self._clients.keep(snapshot.llm.providers)
+        # Aside: closing connections may wait for their peers, and a Cancel behind this message must not.
+        self._nursery.start_soon(self._clients.keep, snapshot.llm.providers)
         self._report()
 
     async def _serve(self, outlet: Outlet) -> None:
