@@ -55,10 +55,18 @@ async def _serve(front: Front, stream: trio.SocketStream) -> None:
         if head.wants_websocket and head.path == front.snapshot.websocket.endpoint:
             await _websocket(front, stream, head)
             return
-        answer = await pages.answer(front, head)
+        answer = await _page(front, head)
     except BadRequest as bad:
         answer = response(bad.status, bad.text.encode() + b"\n", "text/plain; charset=utf-8")
     await _finish(stream, answer)
+
+
+async def _page(front: Front, head: Head) -> bytes:
+    try:
+        return await pages.answer(front, head)
+    except Exception:  # boundary: a page that fails is a 500, not a silent end
+        log.exception("the page %s failed", head.path)
+        return response(500, b"something failed inside the service; it was logged\n", "text/plain; charset=utf-8")
 
 
 def _check(front: Front, head: Head) -> None:

@@ -151,6 +151,8 @@ class Front:
         """Set whenever no turn runs any more."""
         self.flush = trio.Event()
         """Set when enough text waits for the store to not wait for the tick."""
+        self.tools_changed = trio.Event()
+        """Set, and made anew, whenever `merged` changes."""
         self._catalogues: dict[str, Catalogue] = {}
         self.merged: Merged = merge({})
         self._numbers = count(1)
@@ -240,9 +242,14 @@ class Front:
     def offer_tools(self, catalogue: Catalogue) -> None:
         """A server said what it offers."""
         self._catalogues[catalogue.server] = catalogue
-        self.merged = merge(self._catalogues)
+        self._merge()
 
     def withdraw_tools(self, server: str) -> None:
         """A server is down: its tools are offered to no new turn."""
         if self._catalogues.pop(server, None) is not None:
-            self.merged = merge(self._catalogues)
+            self._merge()
+
+    def _merge(self) -> None:
+        self.merged = merge(self._catalogues)
+        self.tools_changed.set()
+        self.tools_changed = trio.Event()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from actors.mcp_server import child
+from actors.server_child import child
 from protocol.mail import Mailbox
 from protocol.roster import RosterMessage
 from protocol.spec import Context, KeepContext

@@ -185,6 +185,11 @@ class Slot(Member):
             self._actor = cast(Actor, await resolve(self.spec.run))
         return self._actor
 
+    @property
+    def kept(self) -> object:
+        """What the slot keeps, while it does; None otherwise."""
+        return self._keeper.value if self._keeper is not None else None
+
     async def _open_keep(self) -> object:
         if self._keeper is None or self._keeper.closed.is_set():
             factory = cast(Keep, await resolve(self.spec.keep))
@@ -202,7 +207,7 @@ class Keeper:
         self._entered = trio.Event()
         self._release = trio.Event()
         self._scope = trio.CancelScope()
-        self._value: object = None
+        self.value: object = None
         self._error: Exception | None = None
         slot.tree.nursery.start_soon(self._hold, factory, name=f"{slot.path} keeps")
 
@@ -215,13 +220,13 @@ class Keeper:
                 self._scope.cancel()
         if self._error is not None:
             raise self._error
-        return self._value
+        return self.value
 
     async def _hold(self, factory: Keep) -> None:
         slot = self._slot
         try:
             with self._scope:
-                async with factory(Kept(slot)) as self._value:
+                async with factory(Kept(slot)) as self.value:
                     self._entered.set()
                     await self._release.wait()
         except Exception as raised:  # the boundary: a kept object's error is its supervisor's data

@@ -1,0 +1,194 @@
+"""What a session knows of the turn that runs: its log, its events so far, and the configuration it keeps.
+
+Turns what happened into the log's frames and the store's events; decides nothing and waits for nothing.
+A running turn keeps the configuration and the tool catalogue that it began with.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from typing import Any
+
+from actors import transcript
+from actors.catalogue import Merged
+from actors.turnlog import TurnLog
+from protocol.client import ToolExecution, TurnStarted
+from protocol.errors import FaultBody
+from protocol.streamer import Finished, ToolCall
+from protocol.watcher import Provider, Snapshot
+from protocol.writer import Closed, Event, HopEvent, ToolEnded, ToolStarted, UserEvent
+
+SHOWN_RESULT_CHARS = 16_384  # of a tool's result in a client frame; the model gets all of it
+CANCELLED = "Cancelled by the user before it ended."  # a call's outcome, as the model is told
+
+
+class RunningTurn:
+    """One turn, from its first request to its last frame.
+
+    Args:
+        log: may hold text already, when a session takes over after a crash.
+        events: stored so far; the user's first.
+    """
+
+    def __init__(self, log: TurnLog, user: UserEvent, events: list[Event], snapshot: Snapshot, merged: Merged) -> None:
+        self.log = log
+        self.user = user
+        self.events = events
+        self.snapshot = snapshot
+        self.merged = merged
+        hops = {event.hop for event in events if isinstance(event, HopEvent)}
+        self.hop_open = log.hop not in hops and log.hop > 0
+        """The running hop has no HopEvent yet."""
+        self.last: Finished | None = None
+        """How the last request ended."""
+        provider = self.provider
+        self.model = provider.model if provider is not None else ""
+        self.usage: dict[str, Any] = {}
+        self.planned: list[tuple[str, ToolCall]] = []
+        """Calls that the last answer asks for, with our ids."""
+
+    @property
+    def turn(self) -> int:
+        """Its id."""
+        return self.log.turn
+
+    @property
+    def provider(self) -> Provider | None:
+        """Who is asked; None where the configuration names nobody."""
+        return self.snapshot.llm.providers.get(self.snapshot.llm.active)
+
+    def messages(self, before: list[Event]) -> list[dict[str, Any]]:
+        """What the model is told: the earlier turns' events, then this one's."""
+        prompt = self.snapshot.service.system_prompt
+        return transcript.for_model(prompt, [*before, *self.events], self.snapshot.llm.active)
+
+    def started(self, echo: str | None) -> TurnStarted:
+        """The frame that begins it."""
+        return TurnStarted(
+            turn=self.turn,
+            message=self.user.content,
+            model=self.model,
+            provider=self.snapshot.llm.active,
+            request_id=echo,
+        )
+
+    def asking(self) -> None:
+        """A request goes out; its hop is open until `hop_event`."""
+        self.hop_open, self.last = True, None
+
+    def answered(self, finished: Finished) -> list[str]:
+        """A request ended well; returns our ids of the calls that it asks for."""
+        self.last = finished
+        self.model = finished.model or self.model
+        for key, value in (finished.usage or {}).items():
+            before = self.usage.get(key)
+            if isinstance(value, int | float) and isinstance(before, int | float):
+                self.usage[key] = before + value
+            else:
+                self.usage[key] = value
+        self.planned = [(secrets.token_hex(8), call) for call in finished.tool_calls]
+        return [call_id for call_id, _ in self.planned]
+
+    def _hop_event(self, calls: list[ToolCall]) -> list[Event]:
+        if not self.hop_open:
+            return []
+        self.hop_open = False
+        start, last = self.log.hop_start, self.last
+        content, thinking = self.log.text(start), self.log.thinking(start)
+        if not (content or thinking or calls):
+            return []
+        return [
+            HopEvent(
+                hop=self.log.hop,
+                content=content,
+                thinking=thinking,
+                tool_calls=calls,
+                raw=last.raw if last is not None else {},
+                provider=self.snapshot.llm.active,
+                model=self.model,
+                usage=last.usage if last is not None else None,
+                finish_reason=last.finish_reason if last is not None else "",
+            )
+        ]
+
+    def begin_calls(self) -> list[Event]:
+        """The answer and the intents of its calls, to be stored before the calls are made."""
+        events = self._hop_event([call for _, call in self.planned])
+        for call_id, call in self.planned:
+            target = self.merged.find(call.name)
+            server = target[0] if target is not None else ""
+            started = ToolStarted(call_id, call.id, self.log.seq + 1, call.name, server, call.arguments)
+            self.log.calls[call_id] = started
+            self._show(started, "executing")
+            events.append(started)
+        self.events.extend(events)
+        return events
+
+    def end_call(self, started: ToolStarted, status: str, result: str, elapsed_ms: int) -> ToolEnded:
+        """A call has its outcome."""
+        self.log.calls.pop(started.call_id, None)
+        seq = self._show(started, status, result=result, elapsed_ms=elapsed_ms)
+        ended = ToolEnded(started.call_id, started.model_call_id, seq, status, result, elapsed_ms)
+        self.events.append(ended)
+        return ended
+
+    def _show(
+        self, started: ToolStarted, status: str, *, result: str | None = None, elapsed_ms: int | None = None
+    ) -> int:
+        notifications = self.snapshot.service.tool_notifications
+        message = ""
+        if notifications.enabled:
+            message = notifications.format.format(
+                icon=notifications.icon,
+                tool_name=started.tool_name,
+                server=started.server,
+                args=started.arguments,
+            )
+        arguments = None
+        if notifications.show_args and status == "executing":
+            arguments = shown_arguments(started.arguments)
+        return self.log.add_frame(
+            lambda seq: ToolExecution(
+                turn=self.turn,
+                seq=seq,
+                call_id=started.call_id,
+                tool_name=started.tool_name,
+                server=started.server,
+                status=status,
+                message=message,
+                arguments=arguments,
+                result=result if result is None else result[:SHOWN_RESULT_CHARS],
+                elapsed_ms=elapsed_ms,
+            )
+        )
+
+    def close(self, outcome: str, fault: FaultBody | None) -> tuple[list[Event], Closed]:
+        """The turn's last events, to be stored at once, and their last one, which says how it ended."""
+        events = self._hop_event([])
+        self.events.extend(events)
+        stopped = outcome == "stopped"
+        status, result = ("cancelled", CANCELLED) if stopped else ("unknown", transcript.UNKNOWN_OUTCOME)
+        for started in tuple(self.log.calls.values()):
+            events.append(self.end_call(started, status, result, 0))
+        message = self.log.text()
+        closed = Closed(
+            outcome=outcome,
+            seq=self.log.seq + (2 if message else 1),
+            message=message,
+            thinking=self.log.thinking(),
+            usage=self.usage or None,
+            model=self.model,
+            finish_reason=self.last.finish_reason if self.last is not None else "",
+            error=fault,
+        )
+        self.events.append(closed)
+        return [*events, closed], closed
+
+
+def shown_arguments(arguments: str) -> Any:
+    """The arguments as a JSON value, or the text where it is none."""
+    try:
+        return json.loads(arguments or "{}")
+    except ValueError:
+        return arguments

@@ -1,0 +1,58 @@
+"""One tool call of a turn, from the model's words to an outcome that the model can read.
+
+Whatever goes wrong is an outcome, not an error of the turn: an unknown tool, arguments that are no JSON
+object, a server that is down, dies, is busy or does not answer in time.
+"""
+
+from __future__ import annotations
+
+import json
+
+from actors.running_turn import RunningTurn
+from protocol.errors import Code, Fault
+from protocol.mail import Gone, Overloaded, TooSlow
+from protocol.mcp_server import CallTool, ToolOutcome
+from protocol.spec import Context
+from protocol.writer import ToolStarted
+
+CEILING = 10.0  # times a server's timeout: what a call that shows progress may take at most
+TIMEOUT_S = 30.0  # of a server that the running turn's configuration does not have
+SLACK_S = 10.0  # over the server actor's own deadline, which is the one that should end the call
+
+
+async def outcome(ctx: Context, turn: RunningTurn, started: ToolStarted, progress_to: str) -> ToolOutcome:
+    """Make the call.
+
+    Args:
+        progress_to: address that gets `ToolProgress`.
+    """
+    target = turn.merged.find(started.tool_name)
+    if target is None:
+        return refused(Code.TOOL_NOT_FOUND, f"There is no tool named {started.tool_name!r}.")
+    server, tool = target
+    try:
+        arguments = json.loads(started.arguments or "{}")
+    except ValueError as error:
+        return refused(Code.TOOL_FAILED, f"The arguments are not valid JSON: {error}.")
+    if not isinstance(arguments, dict):
+        return refused(Code.TOOL_FAILED, "The arguments are not a JSON object.")
+    configured = turn.snapshot.mcp.servers.get(server)
+    within = (configured.timeout if configured is not None else TIMEOUT_S) * CEILING + SLACK_S
+    call = CallTool(started.call_id, tool.name, arguments, to=progress_to)
+    try:
+        answer: ToolOutcome = await ctx.ref(f"mcp/{server}").ask(call, within=within)
+    except Fault as fault:
+        return refused(fault.code, fault.body.text)
+    except Gone:
+        detail = f"The tool server {server!r} stopped; whether the call took effect is not known."
+        return refused(Code.MCP_SERVER_UNAVAILABLE, detail)
+    except Overloaded:
+        return refused(Code.OVERLOADED, f"The tool server {server!r} has too many calls waiting.")
+    except TooSlow:
+        return refused(Code.TOOL_TIMEOUT, f"The tool server {server!r} did not answer.")
+    return answer
+
+
+def refused(code: Code, text: str) -> ToolOutcome:
+    """A call that could not be made, as the model is told of it."""
+    return ToolOutcome(ok=False, text=f"{code}: {text}")
