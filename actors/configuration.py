@@ -16,7 +16,7 @@ import importlib.resources
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
@@ -98,15 +98,16 @@ class Configuration:
 
     Args:
         state_dir: where the files are; made when something is first written there.
+        said: what an earlier object of the same start had to say (its `said`).
     """
 
-    def __init__(self, state_dir: str | Path = "state") -> None:
+    def __init__(self, state_dir: str | Path = "state", said: Iterable[str] = ()) -> None:
         self.state_dir = Path(state_dir).resolve()
         self._runtime: Layer | None = None
         """The runtime file in force; None: not read yet."""
         self._servers: Servers | None = None
-        self._said: list[str] = []
-        """What happened at the start, for as long as the runtime file stays as it was then."""
+        self.said = list(said)
+        """What happened to the files at the start, for as long as the runtime file stays as it was then."""
         self._unwritable = ""
         """Why nothing can be written into the state directory; empty: it can."""
         self._servers_path = self.state_dir / "servers_config.json"
@@ -132,11 +133,11 @@ class Configuration:
         above = Layer("command line", dict(overrides or {}))
         before = self._runtime
         if before is None:
-            self._said = self._start()
+            self.said += self._start()
         runtime, checked, wrong = self._read_runtime(above)
         if before is not None and before.text != runtime.text:
-            self._said = []
-        problems = [*self._said, *wrong, *checked.warnings]
+            self.said = []
+        problems = [*self.said, *wrong, *checked.warnings]
         servers = self._read_servers(checked, problems, make=before is None)
         if self._unwritable:
             problems.append(self._unwritable)

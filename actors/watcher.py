@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -38,10 +38,11 @@ class Kept:
     Args:
         state_dir: the state directory.
         overrides: what the command line says; in memory only.
+        said: what was said of the files before there was a watcher.
     """
 
-    def __init__(self, state_dir: str, overrides: Mapping[str, Any], ctx: KeepContext) -> None:
-        self.configuration = Configuration(state_dir)
+    def __init__(self, state_dir: str, overrides: Mapping[str, Any], said: Iterable[str], ctx: KeepContext) -> None:
+        self.configuration = Configuration(state_dir, said)
         self.seen: tuple[Mark | None, ...] = ()
         """Marks of the files when they were last read."""
         self.snapshot: Snapshot | None = None
@@ -135,9 +136,10 @@ def _content(snapshot: Snapshot) -> bytes:
 async def keep(ctx: KeepContext) -> AsyncIterator[Kept]:
     """What the watcher's slot keeps.
 
-    Args (of the child): `state_dir`: str; `overrides`: nested dict merged over the files, in memory only.
+    Args (of the child): `state_dir`: str; `overrides`: nested dict merged over the files, in memory only;
+    `said`: `Configuration.said` of whoever read the files before the tree was started, so that status shows it.
     """
-    yield Kept(str(ctx.args["state_dir"]), ctx.args.get("overrides", {}), ctx)
+    yield Kept(str(ctx.args["state_dir"]), ctx.args.get("overrides", {}), ctx.args.get("said", ()), ctx)
 
 
 async def run(box: Mailbox[WatcherMessage], ctx: Context) -> None:

@@ -288,7 +288,8 @@ def test_an_unparsable_file_at_the_start_is_set_aside_and_made_anew(state: Path,
         f"{RUNTIME}: could not be parsed; it is kept as {kept[0].name} and was made anew from its last good version"
     )
     assert snapshot.problems[0].startswith(f"{RUNTIME}:")
-    # It is said until the file changes, and is over at the next start.
+    # It is said, by a second object of the same start too, until the file changes.
+    assert Configuration(state, configuration.said).snapshot().problems == snapshot.problems
     assert configuration.snapshot().problems == snapshot.problems
     edit(state, "chat: {websocket: {port: 8124}}")
     assert configuration.snapshot().problems == []
