@@ -25,12 +25,13 @@ import trio
 from actors import local_model
 from protocol.local_model import LocalModelMessage
 from protocol.mail import Mailbox, Ref
-from protocol.spec import Child, Parked, Up
+from protocol.spec import Child, Context, Group, Parked, Up
 from protocol.watcher import (
     ClientOptions,
     Configured,
     Connection,
     Deltas,
+    GetSnapshot,
     Llm,
     Logging,
     Mcp,
@@ -46,6 +47,7 @@ from protocol.watcher import (
     WatcherMessage,
     WebSocket,
 )
+from supervisors.supervisor import Tree, running
 
 needs_model = pytest.mark.skipif(
     any(find_spec(name) is None for name in local_model.PACKAGES),
@@ -317,6 +319,47 @@ async def test_cancelled_it_leaves_nothing(stand_in: Callable[[str], None]) -> N
             pid = int(world.facts["pid"])
             scope.cancel()
     assert gone(world, pid)
+
+
+# In a tree.
+
+
+async def test_in_a_tree_both_restarts_end_with_the_watcher_knowing_the_address(
+    stand_in: Callable[[str], None],
+) -> None:
+    stand_in(WORKS.format(first=""))
+    send, receive = trio.open_memory_channel[SetLocalModel](16)
+
+    async def watcher(box: Mailbox[WatcherMessage], ctx: Context) -> None:
+        async for message in box:
+            match message:
+                case Subscribe(to=path):
+                    ctx.ref(path).offer(Configured(snapshot()))
+                case SetLocalModel():
+                    send.send_nowait(message)
+                case GetSnapshot():  # stands for a message that it dies of
+                    raise RuntimeError("planted")
+
+    async def up() -> None:
+        while (await receive.receive()).base_url is None:
+            pass
+
+    tree_spec = Group("root", (Child("watcher", watcher), Group("llm", (Child("local", local_model.run),))))
+    async with running(tree_spec) as tree:
+        await up()
+        first = pid_in(tree)
+        os.kill(first, signal.SIGKILL)
+        await up()
+        second = pid_in(tree)
+        assert second != first
+        tree.ref("watcher").offer(GetSnapshot())
+        await up()
+        assert pid_in(tree) == second  # a watcher's restart costs no model
+    assert not Path(f"/proc/{second}").exists()  # noqa: ASYNC240 - procfs does not block
+
+
+def pid_in(tree: Tree) -> int:
+    return int(tree.slots[PATH].facts["pid"])
 
 
 # The real model.
