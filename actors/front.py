@@ -222,10 +222,11 @@ class Front:
             socket.tell(frame)
 
     def announce(self, frame: ServerFrame) -> None:
-        """A notice to every socket."""
+        """A notice to every socket that has been welcomed."""
         data = frame_of(encode(frame))
         for socket in tuple(self.sockets.values()):
-            socket.notice(data)
+            if socket.conversation is not None:
+                socket.notice(data)
 
     def running(self) -> Iterator[TurnLog]:
         """Logs of the turns that run."""

@@ -6,6 +6,7 @@ Only GET and HEAD. `/status` is for operators: it is answered while the listener
 from __future__ import annotations
 
 import base64
+import html
 import importlib.resources
 import os
 from functools import cache
@@ -94,7 +95,7 @@ def _template() -> str:
 
 def chat_page(endpoint: str) -> Page:
     """The chat page, with a content security policy that lets only its own script and style run."""
-    page = _template().replace("{{endpoint}}", endpoint)
+    page = _template().replace("{{endpoint}}", html.escape(endpoint, quote=True))
     nonce = base64.b64encode(os.urandom(12)).decode()
     page = page.replace("{{nonce}}", nonce)
     policy = (

@@ -121,8 +121,8 @@ class Session:
         self._take_unanswered(lost)
         if isinstance(lost, Stop):
             self.stop(lost)
-        if not self.front.taking:
-            self.drain(Drain(now=False))
+        if isinstance(lost, Drain) or not self.front.taking:
+            self.drain(lost if isinstance(lost, Drain) else Drain(now=False))
         self.wake()
 
     def _take_history(self, history: History) -> None:

@@ -117,7 +117,10 @@ def with_local_model(snapshot: Snapshot, base_url: str, model: str, environment:
         model=model,
         api_key_env=None,
         parameters={"max_tokens": LOCAL_MAX_TOKENS},
-        client=ClientOptions(first_token_timeout=LOCAL_FIRST_TOKEN_S),
+        # its server promises to keep connections and then closes them: every third request would meet a dead one
+        client=ClientOptions(
+            first_token_timeout=LOCAL_FIRST_TOKEN_S, headers={"Connection": "close"}, max_keepalive_connections=0
+        ),
     )
     llm = Llm(active=name, providers={**snapshot.llm.providers, name: local})
     return msgspec.structs.replace(snapshot, llm=llm)

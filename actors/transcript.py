@@ -67,7 +67,7 @@ def _settle(messages: list[dict[str, Any]], waiting: dict[str, None]) -> None:
 def _assistant(event: HopEvent, provider: str) -> dict[str, Any]:
     message: dict[str, Any] = dict(event.raw) if event.provider == provider else {}
     message["role"] = "assistant"
-    message["content"] = event.content
+    message.setdefault("content", event.content)  # the provider's own form of it, where that was no plain text
     if event.tool_calls:
         message["tool_calls"] = [
             {

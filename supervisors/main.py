@@ -110,10 +110,14 @@ def run(arguments: argparse.Namespace) -> int:
     overrides: dict[str, Any] = {"chat": {"websocket": websocket}} if websocket else {}
     configuration = importlib.import_module("actors.configuration")
     configuration.load_environment(Path.cwd(), state)
-    snapshot: Snapshot = configuration.Configuration(state).snapshot(overrides)
+    files = configuration.Configuration(state)
+    try:
+        snapshot: Snapshot = files.snapshot(overrides)
+    except importlib.import_module("actors.layers").ConfigurationError as error:
+        raise CannotStart("; ".join(error.problems)) from error
     start_logging(snapshot)
     with only_one(state):
-        return trio.run(serve, state, overrides, snapshot)
+        return trio.run(serve, state, overrides, snapshot, files.said)
 
 
 def start_logging(snapshot: Snapshot) -> None:
@@ -144,13 +148,14 @@ def only_one(state: Path) -> Iterator[None]:
         yield
 
 
-async def serve(state: Path, overrides: dict[str, Any], snapshot: Snapshot) -> int:
+async def serve(state: Path, overrides: dict[str, Any], snapshot: Snapshot, said: object) -> int:
     """Run the tree until a signal comes or it gives up."""
     listeners = await listen(snapshot)
     host, port = listeners[0].socket.getsockname()[:2]
     trees: list[Tree] = []
     tree_spec = product(
-        watcher={"state_dir": str(state), "overrides": overrides},
+        # what the first reading did to the files is told by the watcher, which reports all problems
+        watcher={"state_dir": str(state), "overrides": overrides, "said": said},
         writer={"path": database(state, snapshot), "type": snapshot.storage.type},
         local={"state_dir": str(state)},
         gateway={
@@ -169,8 +174,6 @@ async def serve(state: Path, overrides: dict[str, Any], snapshot: Snapshot) -> i
                         print(  # noqa: T201 - the one line of standard output
                             f"listening on ws://{shown(host)}:{port}{snapshot.websocket.endpoint}", flush=True
                         )
-                    for problem in snapshot.problems:
-                        log.warning("configuration: %s", problem)
                     return await until_told(tree, signals, snapshot.drain_s)
     except Escalated as error:
         log.critical("the service could not start: %s", error)

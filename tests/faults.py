@@ -1,0 +1,105 @@
+"""The fault matrix: every actor, every message of its vocabulary, and what a client then must see.
+
+A row reads: this actor raises when it is about to handle this message (for the nth time) while `provoke`
+happens; the turn that runs then ends with `outcome`. `tests/test_faults.py` runs each row against the whole
+product, and asserts that there is a row for every actor of the tree and every message of its vocabulary.
+"""
+
+from __future__ import annotations
+
+import typing
+from dataclasses import dataclass
+from typing import Any
+
+from protocol import gateway, local_model, mcp_server, roster, session, streamer, watcher, writer
+
+VOCABULARY: dict[str, Any] = {
+    "watcher": watcher.WatcherMessage,
+    "store/writer": writer.WriterMessage,
+    "llm/local": local_model.LocalModelMessage,
+    "llm/streamer": streamer.StreamerMessage,
+    "mcp/demo": mcp_server.McpServerMessage,
+    "roster": roster.RosterMessage,
+    "front/gateway": gateway.GatewayMessage,
+    "front/sessions/*": session.SessionMessage,
+}
+"""Every actor of the tree (`*`: one per conversation), and the union of what it understands."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One fault."""
+
+    actor: str
+    message: str
+    provoke: str = "answer"
+    """Which of `tests/test_faults.py`'s scenes: it makes sure that the message comes."""
+    outcome: str = "completed"
+    """Of the turn that runs while it happens."""
+    nth: int = 1
+    """Which message of that kind."""
+    notice: bool = True
+    """Sockets are told `degraded` and `recovered`."""
+
+    @property
+    def name(self) -> str:
+        """For the test's id."""
+        return f"{self.actor}-{self.message}-{self.provoke}-{self.nth}"
+
+
+ROWS = [
+    # The store: nothing is noticed, every operation is sent again.
+    Row("store/writer", "Enter", "connect"),
+    Row("store/writer", "BeginTurn"),
+    Row("store/writer", "StartTurn", "queue"),
+    Row("store/writer", "Append"),
+    Row("store/writer", "Append", "tool", nth=2),
+    Row("store/writer", "AppendDeltas", "slow"),
+    Row("store/writer", "LoadHistory"),
+    Row("store/writer", "ListUnfinished", "ready"),
+    Row("store/writer", "Nudge", "nudge"),
+    # The streamer: asked again while nothing was shown, interrupted after that.
+    Row("llm/streamer", "Complete"),
+    Row("llm/streamer", "Complete", "tool", outcome="interrupted", nth=2),
+    Row("llm/streamer", "Cancel", "stop", outcome="stopped"),
+    Row("llm/streamer", "Configured", "configure", outcome="interrupted"),
+    Row("llm/streamer", "Nudge", "nudge", outcome="interrupted"),
+    # A tool server: its call fails, the turn goes on.
+    Row("mcp/demo", "CallTool", "tool"),
+    Row("mcp/demo", "CancelCall", "stop tool", outcome="stopped"),
+    Row("mcp/demo", "Down", "gateway down"),
+    Row("mcp/demo", "Up", "gateway up"),
+    Row("mcp/demo", "Nudge", "nudge"),
+    # The gateway: turns of the batch in hand have a gap; all else goes on.
+    Row("front/gateway", "Pieces"),
+    Row("front/gateway", "Pieces", "slow", outcome="interrupted", nth=2),
+    Row("front/gateway", "ToolProgress", "tool"),
+    Row("front/gateway", "Catalogue", "catalogue"),
+    Row("front/gateway", "Configured", "configure"),
+    Row("front/gateway", "Down", "roster down"),
+    Row("front/gateway", "Up", "roster up"),
+    Row("front/gateway", "StopTaking", "drain"),
+    Row("front/gateway", "Nudge", "nudge"),
+    # A session: its message is taken up again; a turn that has shown something is closed from its log.
+    Row("front/sessions/*", "Say"),
+    Row("front/sessions/*", "Say", "queue", outcome="interrupted", nth=2),
+    Row("front/sessions/*", "Stop", "stop", outcome="interrupted"),
+    Row("front/sessions/*", "Drain", "drain", outcome="interrupted"),
+    Row("front/sessions/*", "Nudge", outcome="interrupted"),
+    # Those that no turn goes through.
+    Row("watcher", "GetSnapshot", "snapshot"),
+    Row("watcher", "Subscribe", "subscribe"),
+    Row("watcher", "SetLocalModel", "local"),
+    Row("watcher", "Nudge", "nudge"),
+    Row("roster", "Configured", "configure"),
+    Row("roster", "Nudge", "nudge"),
+    Row("llm/local", "Configured", "configure"),
+    Row("llm/local", "Down", "watcher down"),
+    Row("llm/local", "Up", "watcher up"),
+    Row("llm/local", "Nudge", "nudge"),
+]
+
+
+def words(actor: str) -> set[str]:
+    """Names of the messages that an actor understands."""
+    return {message.__name__ for message in typing.get_args(VOCABULARY[actor])}

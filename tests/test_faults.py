@@ -1,0 +1,327 @@
+"""Every actor raises at every message that it handles; clients see what the contract promises, no more.
+
+For each row of tests/faults.py: two sockets stay open, the turn ends exactly once with its outcome, the
+actor is back, the status tells of the restart, and the next turn is answered.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+import yaml
+
+from protocol.gateway import StopTaking
+from protocol.mcp_server import Catalogue
+from protocol.spec import Child, Down, Group, Status, Up
+from protocol.watcher import GetSnapshot, SetLocalModel, Subscribe
+from supervisors.tree import product
+from tests.fakes import Script, Stall, ask_tool, say
+from tests.faults import ROWS, VOCABULARY, Row, words
+from tests.service import DEMO, Client, Frame, Service, front_of, of_type, service, text_of
+
+
+class Injected(Exception):
+    """The fault."""
+
+
+class Fault:
+    """Raises once, at the nth message of that kind."""
+
+    def __init__(self, s: Service, row: Row) -> None:
+        self.hit = trio.Event()
+        self._row = row
+        self._left = row.nth
+        self._s = s
+
+    def arm(self) -> None:
+        """From now on."""
+        self._s.tree.tap(self._row.actor, self._tap)
+
+    def _tap(self, message: object) -> None:
+        if type(message).__name__ == self._row.message and not self.hit.is_set():
+            self._left -= 1
+            if not self._left:
+                self.hit.set()
+                raise Injected(f"at {self._row.message}")
+
+
+class Scene:
+    """What the scenes have at hand: the asking client, another one in the same conversation, the gate."""
+
+    def __init__(self, s: Service, client: Client, fault: Fault, gate: trio.Event, row: Row) -> None:
+        self.s, self.client, self.fault, self.gate, self.row = s, client, fault, gate, row
+        self.frames: list[Frame] = []
+
+    async def say(self, text: str = "go") -> None:
+        await self.client.send("user_message", message=text, request_id="r1")
+
+    async def shown(self) -> None:
+        """The answer has begun to show."""
+        self.frames += await self.client.until("assistant_delta")
+
+    async def finish(self) -> None:
+        self.gate.set()
+        self.frames += await self.client.until("turn_finished")
+
+
+Play = Callable[[Scene], Awaitable[None]]
+SCENES: dict[str, Play] = {}
+
+
+def scene(name: str) -> Callable[[Play], Play]:
+    def add(play: Play) -> Play:
+        SCENES[name] = play
+        return play
+
+    return add
+
+
+@scene("answer")
+async def answer(x: Scene) -> None:
+    x.fault.arm()
+    await x.say()
+    await x.finish()
+
+
+@scene("slow")
+async def slow(x: Scene) -> None:
+    """The answer stands still in the middle until the fault has happened, or a second batch comes with it."""
+    x.fault.arm()
+    await x.say()
+    await x.shown()
+    if x.row.message == "Pieces":
+        x.gate.set()
+    await x.fault.hit.wait()
+    await x.finish()
+
+
+@scene("tool")
+async def tool(x: Scene) -> None:
+    x.fault.arm()
+    await x.say("tool")
+    await x.finish()
+
+
+@scene("queue")
+async def queue(x: Scene) -> None:
+    x.fault.arm()
+    await x.say()
+    await x.shown()
+    await x.client.send("user_message", message="second", request_id="r2")
+    if x.row.message == "Say":
+        await x.fault.hit.wait()
+    else:
+        x.frames += await x.client.until("message_queued")
+    await x.finish()
+    x.frames += await x.client.until("turn_finished", turn=2)
+
+
+@scene("stop")
+async def stop(x: Scene) -> None:
+    await x.say()
+    await x.shown()
+    x.fault.arm()
+    await x.client.send("stop")
+    await x.fault.hit.wait()
+    await x.finish()
+
+
+@scene("stop tool")
+async def stop_tool(x: Scene) -> None:
+    await x.say("tool")
+    x.frames += await x.client.until("tool_execution", status="executing")
+    x.fault.arm()
+    await x.client.send("stop")
+    await x.fault.hit.wait()
+    await x.finish()
+
+
+@scene("drain")
+async def drain(x: Scene) -> None:
+    await x.say()
+    await x.shown()
+    x.fault.arm()
+    async with trio.open_nursery() as nursery:
+
+        async def stop_taking() -> None:
+            await x.s.ref("front/gateway").ask(StopTaking(grace_s=30.0), within=15.0, again=True)
+
+        nursery.start_soon(stop_taking)
+        await x.fault.hit.wait()
+        await x.finish()
+
+
+async def in_mid_turn(x: Scene, act: Callable[[], Awaitable[None]]) -> None:
+    await x.say()
+    await x.shown()
+    x.fault.arm()
+    await act()
+    await x.fault.hit.wait()
+    await x.finish()
+
+
+@scene("nudge")
+async def nudge(x: Scene) -> None:
+    async def act() -> None:
+        x.s.ref(x.row.actor).nudge()
+
+    await in_mid_turn(x, act)
+
+
+@scene("configure")
+async def configure(x: Scene) -> None:
+    async def act() -> None:
+        path = x.s.state / "runtime_config.yaml"
+        settings = yaml.safe_load(path.read_text())
+        settings["chat"]["service"]["max_tool_hops"] = 5
+        path.write_text(yaml.safe_dump(settings))
+
+    await in_mid_turn(x, act)
+
+
+def offering(path: str, message: object) -> Play:
+    async def play(x: Scene) -> None:
+        async def act() -> None:
+            assert x.s.ref(path).offer(message)
+
+        await in_mid_turn(x, act)
+
+    return play
+
+
+SCENES["gateway down"] = offering("mcp/demo", Down("front/gateway", 1, "", 0, parked=False))
+SCENES["gateway up"] = offering("mcp/demo", Up("front/gateway", 1))
+SCENES["roster down"] = offering("front/gateway", Down("roster", 1, "", 0, parked=False))
+SCENES["roster up"] = offering("front/gateway", Up("roster", 1))
+SCENES["watcher down"] = offering("llm/local", Down("watcher", 1, "", 0, parked=False))
+SCENES["watcher up"] = offering("llm/local", Up("watcher", 1))
+SCENES["subscribe"] = offering("watcher", Subscribe("front/gateway"))
+SCENES["local"] = offering("watcher", SetLocalModel(None))
+SCENES["catalogue"] = offering("front/gateway", Catalogue("demo", [], [], [], ""))
+
+
+@scene("snapshot")
+async def snapshot(x: Scene) -> None:
+    async def act() -> None:
+        assert (await x.s.ref("watcher").ask(GetSnapshot(), within=10, again=True)).version >= 1
+
+    await in_mid_turn(x, act)
+
+
+@scene("connect")
+async def connect(x: Scene) -> None:
+    async def act() -> None:
+        async with x.s.client() as late:
+            assert late.conversation == x.client.conversation
+
+    await in_mid_turn(x, act)
+
+
+@scene("ready")
+async def ready(x: Scene) -> None:
+    async def act() -> None:
+        await x.s.get("/readyz")
+
+    await in_mid_turn(x, act)
+
+
+def replies(gate: trio.Event) -> Callable[[object], Script]:
+    """By the last user message: a tool call first, or text that stands still until the gate is open."""
+
+    def reply(asked: object) -> Script:
+        assert isinstance(asked, dict)
+        last = asked["messages"][-1]
+        if last["role"] == "user" and last["content"] == "tool":
+            return ask_tool("slow", {"steps": 3, "step_s": 0.12}, text=("I ", "look. "))
+        return Script(("Hel", "lo ", Stall(gate), *say("wor", "ld").items))
+
+    return reply
+
+
+@asynccontextmanager
+async def stage(tmp_path: Path, row: Row) -> AsyncIterator[tuple[Scene, Client]]:
+    gate = trio.Event()
+    servers = DEMO if "tool" in row.provoke or row.actor == "mcp/demo" else {}
+    async with service(tmp_path, replies(gate), servers=servers) as s, s.client() as client:
+        if row.actor == "front/sessions/*":
+            row_actor = f"front/sessions/{client.conversation}"
+            row = Row(row_actor, row.message, row.provoke, row.outcome, row.nth, row.notice)
+        async with s.client(f"?conversation={client.conversation}") as other:
+            if other.welcome["type"] == "error":  # no message yet, so no row: it enters with the first
+                await other.next()
+                front = front_of(s)
+                moved = max(front.sockets.values(), key=lambda socket: socket.number)
+                front.enter(moved, front.conversations[client.conversation])
+            yield Scene(s, client, Fault(s, row), gate, row), other
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+async def test_fault(tmp_path: Path, row: Row) -> None:
+    async with stage(tmp_path, row) as (x, other):
+        s, client, actor = x.s, x.client, x.row.actor
+        await SCENES[row.provoke](x)
+        assert x.fault.hit.is_set()
+        first = [f for f in x.frames if f.get("turn", 1) == 1]
+        [finished] = of_type(first, "turn_finished")
+        assert finished["outcome"] == row.outcome, first
+        assert len(of_type(first, "turn_started")) == 1
+        whole = of_type(first, "assistant_message")
+        if whole:
+            assert text_of(first) == whole[0]["message"]
+
+        # the other socket saw the same end, and both are open
+        frames = await other.until("turn_finished", turn=finished["turn"])
+        assert frames[-1] == finished
+        await client.alive()
+        await other.alive()
+
+        # the actor is back, and the status says what happened
+        await s.tree.reached(actor, Status.RUNNING, incarnation=2)
+        node = find(json.loads((await s.get("/status"))[2]), actor)
+        assert node["restarts"] >= 1
+        assert "Injected" in node["last_error"]
+
+        # life goes on, unless it was to end
+        await client.send("user_message", message="next", request_id="r9")
+        if row.provoke == "drain":
+            assert (await client.until("error"))[-1]["error_code"] == "SHUTTING_DOWN"
+            return
+        frames = await client.until("turn_finished")
+        assert frames[-1]["outcome"] == "completed"
+        assert text_of(frames) == "Hello world"
+        assert not [f for f in client.seen if f["type"] == "turn_finished"][2 + (row.provoke == "queue") :]
+
+
+def find(node: dict[str, object], path: str) -> dict[str, object]:
+    """A node of the status tree."""
+    if node["path"] == path:
+        return node
+    for child in node["children"]:  # type: ignore[attr-defined]  # JSON
+        try:
+            return find(child, path)
+        except LookupError:
+            continue
+    raise LookupError(path)
+
+
+def paths(group: Group, above: str = "") -> list[str]:
+    """Paths of all actors of a group; `*` stands for the children of a dynamic one."""
+    found: list[str] = ["*"] if group.dynamic else []
+    for child in group.children:
+        if isinstance(child, Child):
+            found.append(child.name)
+        else:
+            found += [f"{child.name}/{path}" for path in paths(child)]
+    return found
+
+
+def test_the_matrix_has_a_row_for_every_actor_and_every_message() -> None:
+    tree = {path.replace("mcp/*", "mcp/demo") for path in paths(product(watcher={}, writer={}, local={}, gateway={}))}
+    assert set(VOCABULARY) == tree
+    for actor in VOCABULARY:
+        assert {row.message for row in ROWS if row.actor == actor} >= words(actor), actor
