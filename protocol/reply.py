@@ -11,11 +11,11 @@ from typing import Any, Generic, TypeVar
 import msgspec
 import trio
 
-R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 
 
-class Request(msgspec.Struct, Generic[R], frozen=True):
-    """Base of messages that are answered; `R` is the type of the answer."""
+class Request(msgspec.Struct, Generic[R_co], frozen=True):
+    """Base of messages that are answered; `R_co` is the type of the answer."""
 
 
 class MailError(Exception):

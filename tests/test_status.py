@@ -1,0 +1,119 @@
+"""Promises of the status tree: all numbers there, and readable by a stranger."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+import trio.testing
+
+from protocol.mail import Gone, Mailbox, Request
+from protocol.spec import Child, Context, Group, Parked
+from supervisors.status import LoopLag, Mail, Node, age, render
+from supervisors.supervisor import running
+
+
+class Do(Request[Any], frozen=True):
+    what: str = ""
+
+
+async def actor(box: Mailbox[Any], ctx: Context) -> None:
+    ctx.report(started=ctx.incarnation, gone=1)
+    ctx.report(gone=None)
+    async for message in box:
+        if message.what == "boom":
+            ctx.report(only_before=True)
+            raise ValueError("bad byte 0xff at 7")
+        if message.what == "answer":
+            box.reply(1)
+
+
+async def missing(box: Mailbox[Any], ctx: Context) -> None:
+    raise Parked("command `npx` not found: install Node.js or change servers_config.json")
+
+
+@pytest.mark.autojump
+async def test_the_tree_shows_live_numbers() -> None:
+    spec = Group("root", (Group("store", (Child("writer", actor),)), Child("mcp", missing, park_s=120)))
+    async with running(spec) as tree:
+        with pytest.raises(Gone):
+            await tree.ref("store/writer").ask(Do("boom"), within=5)
+        assert await tree.ref("store/writer").ask(Do("answer"), within=5) == 1
+        tree.ref("nobody").offer(1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: tree.ref("store/writer").ask(Do("keep me waiting"), within=500))
+            await trio.testing.wait_all_tasks_blocked()
+            node = tree.status()
+            nursery.cancel_scope.cancel()
+    assert (node.kind, node.path, node.state, node.dead_letters) == ("group", "", "running", 1)
+    assert node.rss_bytes is not None
+    assert node.rss_bytes > 1_000_000
+    store, mcp = node.children
+    (writer,) = store.children
+    assert (writer.path, writer.kind, writer.state) == ("store/writer", "actor", "running")
+    assert (writer.incarnation, writer.restarts, writer.last_error) == (2, 1, "ValueError: bad byte 0xff at 7")
+    assert writer.facts == {"started": 2}
+    assert writer.mailbox == Mail(depth=0, limit=256, oldest_s=0.0, in_flight=1, taken=3, refused=0, dead=0, lost=1)
+    assert (mcp.state, mcp.uptime_s) == ("parked", None)
+    assert mcp.retry_in_s == pytest.approx(120, abs=1)
+    again = msgspec.json.decode(msgspec.json.encode(node), type=Node)
+    assert again == node
+
+
+def test_rendered_for_a_stranger() -> None:
+    def node(name: str, **more: Any) -> Node:
+        plain = {"kind": "actor", "state": "running", "uptime_s": 192.0, "incarnation": 1, "restarts": 0}
+        empty = {"path": name, "pid": 7, "retry_in_s": None, "last_error": "", "last_error_at": ""}
+        return Node(name=name, **{**empty, **plain, **more})
+
+    mail = Mail(depth=3, limit=256, oldest_s=2.25, in_flight=1, taken=40, refused=2, dead=0, lost=0)
+    writer = node("writer", mailbox=mail, facts={"batch": 12, "file": "chat.db"})
+    demo = node(
+        "demo",
+        state="parked",
+        uptime_s=None,
+        restarts=5,
+        retry_in_s=272.0,
+        last_error="ServerDied: exit code 1",
+        last_error_at="2026-01-02T03:04:05Z",
+    )
+    root = node("root", kind="group", rss_bytes=31_000_000, loop_lag_ms=0.4, dead_letters=0, children=[writer, demo])
+    assert render(root) == (
+        "root  running for 3m12s, pid 7, 31 MB, loop lag 0.4 ms\n"
+        "├─ writer  running for 3m12s, 40 taken, 3 of 256 waiting, oldest 2.2s, 1 in hand, 2 refused (full)\n"
+        "│      batch=12  file=chat.db\n"
+        "└─ ! demo  parked, next try in 4m32s, 5 restarts\n"
+        "       last error 2026-01-02T03:04:05Z: ServerDied: exit code 1\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0314, "31ms"),
+        (1, "1.0s"),
+        (59.9, "59.9s"),
+        (59.97, "1m00s"),
+        (3599, "59m59s"),
+        (18_120, "5h02m"),
+        (273_600, "3d04h"),
+    ],
+)
+def test_ages(seconds: float, text: str) -> None:
+    assert age(seconds) == text
+
+
+def test_loop_lag_keeps_the_worst_stretch() -> None:
+    lag = LoopLag()
+    assert lag.worst_ms == 0
+    lag.after_io_wait(0)
+    total = sum(range(20_000))
+    lag.before_io_wait(0)
+    worst = lag.worst_ms
+    assert total
+    assert worst > 0
+    lag.after_io_wait(0)
+    lag.before_io_wait(0)
+    assert lag.worst_ms == worst
