@@ -268,6 +268,52 @@ async def test_an_actor_that_ignores_its_cancellation_is_reported_and_the_others
     assert f"still runs {CANCEL_S:g} s after it was cancelled" in caplog.text
 
 
+async def test_nothing_starts_in_the_place_of_an_actor_that_does_not_end() -> None:
+    release = trio.Event()
+    alive = 0
+
+    async def deaf(box: Mailbox[Any], ctx: Context) -> None:
+        nonlocal alive
+        alive += 1
+        assert alive == 1
+        ctx.ready()
+        if ctx.incarnation == 1:
+            with trio.CancelScope(shield=True):
+                await release.wait()
+        else:
+            await answer(box, ctx)
+        alive -= 1
+
+    async with running(group(child("deaf", deaf, shutdown_s=1), child("b"))) as tree:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tree.restart, "deaf")
+            await trio.sleep(60)
+            assert tree.slots["deaf"].last_error == "ignores its cancellation"
+            assert (tree.state("deaf"), tree.slots["deaf"].incarnation) == (Status.RESTARTING, 1)
+            await crash(tree, "b")
+            assert await tree.ref("b").ask(Ask("incarnation"), within=1) == 2
+            release.set()
+        assert await tree.ref("deaf").ask(Ask("incarnation"), within=1) == 2
+
+
+async def test_a_crash_while_the_group_is_stopped_starts_nothing() -> None:
+    journal = Journal()
+
+    async def slow_end(box: Mailbox[Any], ctx: Context) -> None:
+        async for _ in box:
+            pass
+        await trio.sleep(3)
+
+    async with running(group(child("a", journal.actor()), child("b", slow_end))) as tree:
+
+        async def poison() -> None:
+            await tree.until(lambda: tree.state("b") is Status.DRAINING)
+            tree.ref("a").offer("boom")
+
+        tree.nursery.start_soon(poison)
+    assert journal.take() == ["+a", "-a"]
+
+
 async def test_a_cancelled_body_still_stops_in_order() -> None:
     journal = Journal()
     seen: list[object] = []
