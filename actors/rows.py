@@ -45,31 +45,34 @@ from protocol.writer import (
 
 OPEN = ("queued", "running")  # states of a turn that is not closed; others are its outcome
 PAGE_MAX = 500  # turns of one page, whatever was asked
-STEP_S = 1e-6  # entered_at of one owner's conversations always differs, also when the clock stands or goes back
 
 FIND_CONVERSATION = "SELECT n, owner, last_turn FROM conversation WHERE id = ?"
-FIND_LATEST = "SELECT n, id, entered_at FROM conversation WHERE owner = ? ORDER BY entered_at DESC, n DESC LIMIT 1"
+FIND_LATEST = "SELECT id FROM conversation WHERE owner = ? ORDER BY entered_at DESC, n DESC LIMIT 1"
+LAST_ENTERED = "SELECT max(entered_at) FROM conversation"
 ADD_CONVERSATION = (
     "INSERT INTO conversation (id, owner, created_at, entered_at, updated_at, last_turn) VALUES (?, ?, ?, ?, ?, 0)"
 )
 SET_ENTERED = "UPDATE conversation SET entered_at = ? WHERE n = ?"
-SET_BEGUN = "UPDATE conversation SET updated_at = ?, last_turn = ? WHERE n = ?"
+SET_BEGUN = "UPDATE conversation SET entered_at = ?, updated_at = ?, last_turn = ? WHERE n = ?"
 SET_UPDATED = "UPDATE conversation SET updated_at = ? WHERE n = ?"
 FIND_REQUEST = "SELECT turn FROM turn WHERE conversation = ? AND request_id = ?"
-ADD_TURN = "INSERT INTO turn (conversation, turn, request_id, state) VALUES (?, ?, ?, ?)"
+ADD_TURN = (
+    "INSERT INTO turn (conversation, turn, request_id, state) VALUES (?, ?, ?, ?) "
+    "ON CONFLICT (conversation, request_id) DO NOTHING"
+)
 FIND_TURN = (
     "SELECT turn.conversation, state, hop, seq FROM conversation JOIN turn ON turn.conversation = conversation.n "
     "WHERE conversation.id = ? AND turn.turn = ?"
 )
 SET_STATE = "UPDATE turn SET state = ? WHERE conversation = ? AND turn = ?"
 SET_REACHED = "UPDATE turn SET hop = ?, seq = ? WHERE conversation = ? AND turn = ?"
-ADD_KEY = "INSERT OR IGNORE INTO applied (conversation, turn, key) VALUES (?, ?, ?)"
+# A turn has tens of events, and one that was appended has its key: looking through them beats an index.
+FIND_KEY = "SELECT pos FROM event WHERE conversation = ? AND turn = ? AND key = ? LIMIT 1"
 LAST_POS = "SELECT pos FROM event WHERE conversation = ? AND turn = ? ORDER BY pos DESC LIMIT 1"
-ADD_EVENT = "INSERT INTO event (conversation, turn, pos, kind, at, body) VALUES (?, ?, ?, ?, ?, ?)"
+ADD_EVENT = "INSERT INTO event (conversation, turn, pos, key, kind, at, body) VALUES (?, ?, ?, ?, ?, ?, ?)"
 ADD_DELTA = "INSERT OR IGNORE INTO delta (conversation, turn, seq, hop, text, thinking) VALUES (?, ?, ?, ?, ?, ?)"
 DROP_HOP = "DELETE FROM delta WHERE conversation = ? AND turn = ? AND hop <= ?"
 DROP_DELTAS = "DELETE FROM delta WHERE conversation = ? AND turn = ?"
-DROP_KEYS = "DELETE FROM applied WHERE conversation = ? AND turn = ?"
 TURNS_BEFORE = "SELECT turn FROM turn WHERE conversation = ? AND turn < ? ORDER BY turn DESC LIMIT ?"
 TURNS_AFTER = "SELECT turn FROM turn WHERE conversation = ? AND turn > ? AND turn < ? ORDER BY turn LIMIT ?"
 EVENTS = "SELECT turn, at, body FROM event WHERE conversation = ? AND turn BETWEEN ? AND ? ORDER BY turn, pos"
@@ -142,30 +145,22 @@ def ask(db: Database, query: Query) -> object:
 def _enter(db: Database, message: Enter, now: float) -> Entered | Fault:
     if message.wanted == "latest":
         latest = one(db, FIND_LATEST, message.owner)
-        return Entered(latest[1], new=False) if latest else Entered(message.fresh_id, new=True)
+        return Entered(latest[0], new=False) if latest else Entered(message.fresh_id, new=True)
     fresh = message.wanted in ("new", "new!")
     name = message.fresh_id if fresh else message.wanted
     found = one(db, FIND_CONVERSATION, name)
     if (found is None and not fresh) or (found is not None and found[1] != message.owner):
         return Fault(Code.NOT_FOUND, NO_CONVERSATION)
     if found is not None:
-        _touch(db, found[0], message.owner, now)
+        db.execute(SET_ENTERED, (now, found[0]))
     elif message.wanted == "new!":
         _add_conversation(db, name, message.owner, now)
     return Entered(name, new=found is None and message.wanted == "new")
 
 
 def _add_conversation(db: Database, name: str, owner: str, now: float) -> int:
-    latest = one(db, FIND_LATEST, owner)
-    entered = max(now, latest[2] + STEP_S) if latest else now
-    db.execute(ADD_CONVERSATION, (name, owner, now, entered, now))
+    db.execute(ADD_CONVERSATION, (name, owner, now, now, now))
     return db.last_insert_rowid()
-
-
-def _touch(db: Database, conversation: int, owner: str, now: float) -> None:
-    latest = one(db, FIND_LATEST, owner)
-    if latest is not None and latest[0] != conversation:
-        db.execute(SET_ENTERED, (max(now, latest[2] + STEP_S), conversation))
 
 
 # Turns.
@@ -175,23 +170,22 @@ def _begin(db: Database, message: BeginTurn, now: float) -> Began | Fault:
     found = one(db, FIND_CONVERSATION, message.conversation)
     if found is not None and found[1] != message.owner:
         return Fault(Code.NOT_FOUND, NO_CONVERSATION)
-    if found is not None:
-        earlier = one(db, FIND_REQUEST, found[0], message.event.request_id)
-        if earlier is not None:
-            return Began(turn=earlier[0], repeated=True)
-    if message.turn <= (found[2] if found else 0):
+    conversation, _, last_turn = found or (0, "", 0)
+    request_id = message.event.request_id
+    if message.turn > last_turn:
+        if not conversation:
+            conversation = _add_conversation(db, message.conversation, message.owner, now)
+        state = "queued" if message.queued else "running"
+        db.execute(ADD_TURN, (conversation, message.turn, request_id, state))
+        if db.changes():
+            _add_event(db, conversation, message.turn, 1, message.event, now)
+            db.execute(SET_BEGUN, (now, now, message.turn, conversation))
+            return Began(turn=message.turn, repeated=False)
+    earlier = one(db, FIND_REQUEST, conversation, request_id)
+    if earlier is None:
         # Two turns under one id would mix their events: whoever chose it has an outdated history.
         return Fault(Code.INTERNAL, f"Turn {message.turn} was used before in this conversation.")
-    if found is not None:
-        conversation: int = found[0]
-        _touch(db, conversation, message.owner, now)
-    else:
-        conversation = _add_conversation(db, message.conversation, message.owner, now)
-    state = "queued" if message.queued else "running"
-    db.execute(ADD_TURN, (conversation, message.turn, message.event.request_id, state))
-    _add_event(db, conversation, message.turn, 1, message.event, now)
-    db.execute(SET_BEGUN, (now, message.turn, conversation))
-    return Began(turn=message.turn, repeated=False)
+    return Began(turn=earlier[0], repeated=True)
 
 
 def _start(db: Database, message: StartTurn) -> Done | Fault:
@@ -218,22 +212,27 @@ def _append(db: Database, message: Append, now: float) -> Done | Fault:
     if found is None:
         return Fault(Code.NOT_FOUND, NO_TURN)
     conversation, state, hop, seq = found
-    if state not in OPEN:
-        return Done()
-    db.execute(ADD_KEY, (conversation, message.turn, message.key))
-    if db.changes():
-        add_events(db, conversation, message.turn, message.events, now, hop, seq)
+    if state in OPEN and one(db, FIND_KEY, conversation, message.turn, message.key) is None:
+        add_events(db, conversation, message.turn, message.events, now, message.key, hop, seq)
     return Done()
 
 
 def add_events(
-    db: Database, conversation: int, turn: int, events: list[Event], now: float, hop: int = 0, seq: int = 0
+    db: Database,
+    conversation: int,
+    turn: int,
+    events: list[Event],
+    now: float,
+    key: str | None = None,
+    hop: int = 0,
+    seq: int = 0,
 ) -> None:
     """Append to an open turn; what comes after a `Closed` is dropped. `hop` and `seq`: what the turn has reached."""
     last = one(db, LAST_POS, conversation, turn)
     reached = (hop, seq)
     for pos, event in enumerate(events, last[0] + 1 if last else 1):
-        _add_event(db, conversation, turn, pos, event, now)
+        _add_event(db, conversation, turn, pos, event, now, key)
+        key = None
         match event:
             case HopEvent():
                 hop = max(hop, event.hop)
@@ -243,7 +242,6 @@ def add_events(
             case Closed():
                 db.execute(SET_STATE, (event.outcome, conversation, turn))
                 db.execute(DROP_DELTAS, (conversation, turn))
-                db.execute(DROP_KEYS, (conversation, turn))
                 db.execute(SET_UPDATED, (now, conversation))
                 seq = max(seq, event.seq)
                 break
@@ -251,10 +249,12 @@ def add_events(
         db.execute(SET_REACHED, (hop, seq, conversation, turn))
 
 
-def _add_event(db: Database, conversation: int, turn: int, pos: int, event: Event, now: float) -> None:
+def _add_event(
+    db: Database, conversation: int, turn: int, pos: int, event: Event, now: float, key: str | None = None
+) -> None:
     body = msgspec.json.encode(event).decode()
     kind = type(event).__struct_config__.tag
-    db.execute(ADD_EVENT, (conversation, turn, pos, kind, now, body))
+    db.execute(ADD_EVENT, (conversation, turn, pos, key, kind, now, body))
 
 
 def _add_delta(db: Database, delta: Delta) -> None:

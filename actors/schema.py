@@ -64,6 +64,7 @@ def _turns(db: Database) -> None:
             conversation INTEGER NOT NULL,
             turn INTEGER NOT NULL,
             pos INTEGER NOT NULL,
+            key TEXT, -- of the Append that brought it, on its first event: a repeat is known by it
             kind TEXT NOT NULL,
             at REAL NOT NULL,
             body TEXT NOT NULL, -- JSON of protocol.writer.Event
@@ -74,17 +75,10 @@ def _turns(db: Database) -> None:
     )
 
 
-def _running_turns(db: Database) -> None:
-    # Rows of both tables live as long as their turn runs: closing it deletes them.
+def _deltas(db: Database) -> None:
+    # Rows live as long as their turn runs: closing it deletes them.
     db.execute(
         """
-        CREATE TABLE applied (
-            conversation INTEGER NOT NULL,
-            turn INTEGER NOT NULL,
-            key TEXT NOT NULL,
-            PRIMARY KEY (conversation, turn, key),
-            FOREIGN KEY (conversation, turn) REFERENCES turn
-        ) STRICT, WITHOUT ROWID;
         CREATE TABLE delta (
             conversation INTEGER NOT NULL,
             turn INTEGER NOT NULL,
@@ -100,7 +94,7 @@ def _running_turns(db: Database) -> None:
 
 
 Step = Callable[[Database], None]
-MIGRATIONS: tuple[Step, ...] = (_conversations, _turns, _running_turns)
+MIGRATIONS: tuple[Step, ...] = (_conversations, _turns, _deltas)
 """Step number n (from 1) makes `user_version` n."""
 
 

@@ -1,0 +1,318 @@
+"""What operations and queries promise: once or twice the same, and nobody sees what is another's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import apsw
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from actors import rows
+from actors.schema import Database, migrate
+from actors.store import MEMORY, Store
+from protocol.errors import Code, Fault
+from protocol.mail import Request
+from protocol.writer import (
+    Append,
+    AppendDeltas,
+    Began,
+    BeginTurn,
+    Closed,
+    Done,
+    DropQueued,
+    Enter,
+    Entered,
+    Event,
+    FindRequest,
+    ListUnfinished,
+    LoadHistory,
+    Operation,
+    StartTurn,
+    ToolEnded,
+    ToolStarted,
+    Unfinished,
+    UserEvent,
+)
+from tests.stores import append, ask, begin, closed, delta, do, events, history, hop, opened, tick
+
+# One turn, kept.
+
+
+def test_a_turn_is_kept_as_it_was_said_and_outlives_the_process(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "Grüße ☃ \u0000"}, {"type": "image_url", "image_url": {"url": "data:,x"}}]
+    started = ToolStarted("call-1", "m1", 3, "add", "demo", '{"a": 1}')
+    ended = ToolEnded("call-1", "m1", 4, "completed", "2", 12)
+    with opened(tmp_path / "chat.db") as first:
+        assert do(first, begin(content=parts)) == Began(1, repeated=False)
+        do(first, append(hop(1, "let me", tools=["add"]), started, key="a"))
+        do(first, append(ended, key="b"))
+        do(first, append(hop(2, "it is 2"), closed(), key="c"))
+    with opened(tmp_path / "chat.db") as second:
+        assert second.recover() == 0
+        kept = history(second)
+    said = UserEvent(parts, "r1", streaming=True)
+    assert [e.event for e in kept.events] == [
+        said,
+        hop(1, "let me", tools=["add"]),
+        started,
+        ended,
+        hop(2, "it is 2"),
+        closed(),
+    ]
+    assert (kept.last_turn, kept.more, kept.queued, kept.running) == (1, False, [], [])
+
+
+def test_pages_of_history() -> None:
+    with opened(MEMORY) as s:
+        for turn in (1, 2, 3, 5, 8):
+            do(s, begin(turn))
+
+        def page(*, before: int = 0, after: int = 0, limit: int = 50) -> tuple[list[int], bool]:
+            found = history(s, before=before, after=after, limit=limit)
+            return [stored.turn for stored in found.events], found.more
+
+        assert page() == ([1, 2, 3, 5, 8], False)
+        assert page(limit=2) == ([5, 8], True)
+        assert page(limit=2, before=5) == ([2, 3], True)
+        assert page(limit=2, before=2) == ([1], False)
+        assert page(limit=2, before=1) == ([], False)
+        assert page(limit=2, after=1) == ([2, 3], True)
+        assert page(limit=2, after=3) == ([5, 8], False)
+        assert page(after=8) == ([], False)
+        assert page(after=1, before=8) == ([2, 3, 5], False)
+        assert page(limit=0) == ([8], True), "a page has one turn at least"
+        assert history(s, limit=1, before=3).last_turn == 8
+
+
+# Conversations and owners.
+
+
+def test_latest_is_the_conversation_entered_or_written_to_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(MEMORY) as s:
+        assert do(s, Enter("ann", "latest", "a")) == Entered("a", new=True)
+        assert do(s, Enter("ann", "new", "a")) == Entered("a", new=True)
+        assert do(s, Enter("ann", "latest", "b")) == Entered("b", new=True), "no row was made for a"
+        monkeypatch.setattr("actors.store.time.time", lambda: 1_000_000.0)  # the clock stands: order must not need it
+        do(s, begin(conversation="a"))
+        assert do(s, Enter("ann", "new!", "b")) == Entered("b", new=False)
+        assert do(s, Enter("ann", "latest", "x")).conversation == "b"
+        do(s, begin(conversation="c"))
+        assert do(s, Enter("ann", "latest", "x")).conversation == "c"
+        assert do(s, Enter("ann", "a", "x")) == Entered("a", new=False)
+        assert do(s, Enter("ann", "latest", "x")).conversation == "a"
+        monkeypatch.setattr("actors.store.time.time", lambda: 500_000.0)  # and goes back
+        do(s, begin(2, conversation="b"))
+        assert do(s, Enter("ann", "latest", "x")).conversation == "b"
+        assert do(s, Enter("bob", "latest", "x")) == Entered("x", new=True), "another owner has his own"
+
+
+def test_a_foreign_conversation_answers_exactly_as_an_unknown_one() -> None:
+    with opened(MEMORY) as s:
+        do(s, begin(conversation="anns"))
+
+        def answers(conversation: str) -> list[object]:
+            said: list[object] = []
+            for operation in (Enter("bob", conversation, "f"), Enter("bob", conversation, "f")):
+                with pytest.raises(Fault) as refused:
+                    do(s, operation)
+                said.append(refused.value.body)
+            with pytest.raises(Fault) as refused:
+                history(s, conversation, "bob")
+            return [*said, refused.value.body]
+
+        assert answers("anns") == answers("nobodys")
+        with pytest.raises(Fault) as refused:
+            do(s, begin(2, conversation="anns", owner="bob"))
+        assert refused.value.code is Code.NOT_FOUND
+        with pytest.raises(Fault):
+            ask(s, LoadHistory("bob", "anns", missing_ok=True))
+        assert history(s, "anns").last_turn == 1
+        assert ask(s, LoadHistory("bob", "nobodys", missing_ok=True)).events == []
+
+
+def test_a_turn_id_is_never_used_twice() -> None:
+    with opened(MEMORY) as s:
+        do(s, begin(4))
+        for turn in (4, 3, 0, -1):
+            again = BeginTurn("ann", "c", turn, UserEvent("other", f"other{turn}", streaming=False), queued=False)
+            with pytest.raises(Fault) as refused:
+                do(s, again)
+            assert refused.value.code is Code.INTERNAL
+        assert history(s).last_turn == 4
+        assert len(history(s).events) == 1
+
+
+def test_what_is_not_there_is_not_found() -> None:
+    with opened(MEMORY) as s:
+        do(s, begin())
+        for operation in (StartTurn("c", 2), DropQueued("c", 2), append(closed(), turn=2), append(conversation="d")):
+            with pytest.raises(Fault) as refused:
+                do(s, cast(Request[Done], operation))
+            assert refused.value.code is Code.NOT_FOUND
+        assert ask(s, FindRequest("c", "r2")) is None
+        assert ask(s, FindRequest("d", "r1")) is None
+        assert ask(s, FindRequest("c", "r1")) == Began(1, repeated=True)
+        assert do(s, tick(delta(1, "x", turn=2), delta(1, "y", conversation="d"))) == Done()
+
+
+# Queue.
+
+
+def test_queued_turns_wait_run_or_are_dropped(tmp_path: Path) -> None:
+    with opened(tmp_path / "chat.db") as s:
+        do(s, begin(1))
+        for turn in (2, 3, 4):
+            do(s, begin(turn, queued=True))
+        do(s, begin(1, conversation="d", owner="bob", queued=True))
+        assert ask(s, ListUnfinished()) == [Unfinished("ann", "c"), Unfinished("bob", "d")]
+        do(s, StartTurn("c", 2))
+        do(s, DropQueued("c", 3))
+        do(s, DropQueued("c", 2))  # it runs: too late
+        now = history(s)
+        assert (now.running, now.queued) == ([1, 2], [4])
+        user, end = events(s, 3)
+        assert isinstance(user, UserEvent)
+        assert isinstance(end, Closed)
+        assert (end.outcome, end.message) == ("stopped", "")
+        do(s, StartTurn("c", 3))
+        assert history(s).running == [1, 2], "a closed turn does not run again"
+    with opened(tmp_path / "chat.db") as s:
+        assert s.recover() == 2
+        after = history(s)
+        assert (after.running, after.queued) == ([], [4])
+
+
+# Deltas.
+
+
+def test_a_hop_supersedes_its_deltas_and_the_end_drops_them() -> None:
+    made: list[Database] = []
+
+    def kept() -> list[object]:
+        return [row[0] for row in made[0].execute("SELECT text FROM delta ORDER BY conversation, turn, seq")]
+
+    with opened(MEMORY, made.append) as s:
+        do(s, begin())
+        do(s, tick(delta(2, "a"), delta(5, "b"), delta(7, "c", hop=2)))
+        assert kept() == ["a", "b", "c"]
+        do(s, append(hop(1, "ab"), key="1"))
+        assert kept() == ["c"]
+        do(s, tick(delta(6, "late", hop=1), delta(9, "d", hop=2)))
+        assert kept() == ["c", "d"]
+        do(s, append(closed(), key="2"))
+        do(s, tick(delta(10, "later", hop=3)))
+        assert kept() == []
+
+
+# Once or twice.
+
+
+def test_a_closed_turn_takes_nothing_more() -> None:
+    with opened(MEMORY) as s:
+        do(s, begin())
+        do(s, append(closed("stopped"), hop(9, "after the end"), key="1"))
+        before = events(s)
+        assert before[-1] == closed("stopped"), "what comes after the end in one message is dropped"
+        do(s, append(hop(1, "late"), closed("completed"), key="2"))
+        assert events(s) == before
+
+
+CONVERSATIONS = ("a", "b")
+APPENDED: dict[str, list[Event]] = {
+    "hop1": [hop(1, "one ", "t1", tools=["x"])],
+    "started": [ToolStarted("c1", "m1", 3, "x", "s", "{}")],
+    "ended": [ToolEnded("c1", "m1", 4, "completed", "r", 1)],
+    "hop2": [hop(2, "two ")],
+    "end": [closed("completed", 30)],
+    "all": [hop(3, "three "), closed("failed", 40)],
+}
+PLACES = st.tuples(st.sampled_from(CONVERSATIONS), st.integers(1, 3))
+operations: st.SearchStrategy[Operation] = st.one_of(
+    st.builds(lambda p, q: begin(p[1], conversation=p[0], owner=f"of {p[0]}", queued=q), PLACES, st.booleans()),
+    st.builds(lambda p: StartTurn(p[0], p[1]), PLACES),
+    st.builds(lambda p: DropQueued(p[0], p[1]), PLACES),
+    st.builds(lambda p, k: Append(p[0], p[1], k, APPENDED[k]), PLACES, st.sampled_from(sorted(APPENDED))),
+    st.builds(
+        lambda p, s: tick(delta(s, f"{s} ", hop=1 + s // 4, conversation=p[0], turn=p[1])), PLACES, st.integers(1, 12)
+    ),
+    st.builds(lambda c: Enter(f"of {c}", "new!", c), st.sampled_from(CONVERSATIONS)),
+)
+
+
+def image(of: Store) -> list[object]:
+    """All that anybody can see of a store, before and after a recovery; without times."""
+    seen: list[object] = []
+    for _ in range(2):
+        for name in CONVERSATIONS:
+            found = ask(of, LoadHistory(f"of {name}", name, missing_ok=True))
+            seen.append([(e.turn, e.event) for e in found.events])
+            seen.append((found.last_turn, found.queued, found.running))
+            seen.append(do(of, Enter(f"of {name}", "latest", "fresh")))
+        seen.append(ask(of, ListUnfinished()))
+        of.recover()
+    return seen
+
+
+def effective(of: Store, operation: Operation, answer: object) -> bool:
+    """It was done: sending it again is a repeat. Deltas of a turn that is not there (yet) were not."""
+    if isinstance(operation, AppendDeltas):
+        (only,) = operation.deltas
+        return ask(of, FindRequest(only.conversation, f"r{only.turn}")) is not None
+    return not isinstance(answer, Fault)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(operations, max_size=30), st.data())
+def test_repeats_change_nothing(sequence: list[Operation], data: st.DataObject) -> None:
+    with opened(MEMORY) as plain, opened(MEMORY) as repeated:
+        done: list[tuple[Operation, object]] = []
+        for operation in sequence:
+            (answer,) = plain.commit([operation])
+            batch = [operation]
+            if effective(plain, operation, answer):
+                done.append((operation, answer))
+            again = data.draw(st.lists(st.sampled_from(done), max_size=3)) if done else []
+            answers = repeated.commit([*batch, *(old for old, _ in again)])
+            assert str(answers[0]) == str(answer)
+            for (_, first), second in zip(again, answers[1:], strict=True):
+                assert second == (Began(first.turn, repeated=True) if isinstance(first, Began) else first)
+        assert image(repeated) == image(plain)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(operations, max_size=30), st.data())
+def test_how_operations_are_batched_changes_nothing(sequence: list[Operation], data: st.DataObject) -> None:
+    with opened(MEMORY) as singly, opened(MEMORY) as batched:
+        expected = [str(singly.commit([operation])[0]) for operation in sequence]
+        answers: list[object] = []
+        left = list(sequence)
+        while left:
+            size = data.draw(st.integers(1, len(left)))
+            answers += batched.commit(left[:size])
+            del left[:size]
+        assert [str(answer) for answer in answers] == expected
+        assert image(batched) == image(singly)
+
+
+# Every statement finds its rows by an index.
+
+
+def test_every_statement_is_bound_by_an_index() -> None:
+    statements = {
+        name: sql for name, sql in vars(rows).items() if name.isupper() and isinstance(sql, str) and " " in sql
+    }
+    wanted = {name: sql for name, sql in statements.items() if sql.startswith(("SELECT", "UPDATE", "DELETE"))}
+    assert len(wanted) > 15
+    db = apsw.Connection(":memory:")
+    migrate(db)
+    for name, sql in wanted.items():
+        plan = [str(row[3]) for row in db.execute(f"EXPLAIN QUERY PLAN {sql}", (0,) * sql.count("?"))]
+        for step in plan:
+            # The partial index holds open turns only: all of it is what these two want.
+            bound = not step.startswith("SCAN") or step.endswith("USING COVERING INDEX turn_open")
+            assert bound or (name == "ALL_OPEN" and "turn_open" in step), f"{name}: {step}"
+            assert "TEMP B-TREE" not in step, f"{name}: {step}"
+    db.close()
