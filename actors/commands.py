@@ -43,7 +43,7 @@ from protocol.client import (
 )
 from protocol.errors import Code, Fault
 from protocol.mail import MailError, Ref
-from protocol.session import Say, Stop
+from protocol.session import Say, Stop, generated
 from protocol.writer import Enter, Entered, History, LoadHistory, StoredEvent
 
 log = logging.getLogger("actors.gateway")
@@ -175,7 +175,7 @@ class Commands:
             raise Fault(Code.SHUTTING_DOWN)
         say = Say(
             client=self.socket.number,
-            request_id=message.request_id or secrets.token_hex(16),
+            request_id=message.request_id or generated(secrets.token_hex(16)),
             echo=message.request_id,
             content=content if isinstance(content, str) else msgspec.to_builtins(content),
             streaming=message.streaming,

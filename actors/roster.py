@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 
 from actors.server_child import child
 from protocol.mail import Mailbox
+from protocol.mcp_server import Catalogue
 from protocol.roster import RosterMessage
 from protocol.spec import Context, KeepContext
 from protocol.watcher import Configured, Connection, GetSnapshot, McpServer, Snapshot, Subscribe
@@ -48,6 +49,7 @@ def apply(snapshot: Snapshot, ctx: Context) -> None:
     for name in [name for name in known if wanted.get(name) != known[name]]:
         del known[name]
         ctx.stop_child(f"{GROUP}/{name}")
+        ctx.ref(GATEWAY).offer(Catalogue(name, [], [], [], ""))  # its tools are offered no more
     for name, (server, connection) in wanted.items():
         if name not in known:
             known[name] = (server, connection)

@@ -15,6 +15,7 @@ from actors.catalogue import Merged
 from actors.turnlog import TurnLog
 from protocol.client import ToolExecution, TurnStarted
 from protocol.errors import FaultBody
+from protocol.session import echo_of
 from protocol.streamer import Finished, ToolCall
 from protocol.watcher import Provider, Snapshot
 from protocol.writer import Closed, Event, HopEvent, ToolEnded, ToolStarted, UserEvent
@@ -63,14 +64,14 @@ class RunningTurn:
         prompt = self.snapshot.service.system_prompt
         return transcript.for_model(prompt, [*before, *self.events], self.snapshot.llm.active)
 
-    def started(self, echo: str | None) -> TurnStarted:
-        """The frame that begins it."""
+    def started(self) -> TurnStarted:
+        """The frame that begins it; echoes the request_id of its message."""
         return TurnStarted(
             turn=self.turn,
             message=self.user.content,
             model=self.model,
             provider=self.snapshot.llm.active,
-            request_id=echo,
+            request_id=echo_of(self.user.request_id),
         )
 
     def asking(self) -> None:

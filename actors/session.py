@@ -10,12 +10,15 @@ model is told), the model (typed failures from the streamer).
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
 import trio
 
-from actors import tool_call, transcript
+from actors import takeover, tool_call, transcript
+from actors.durable import COMMIT_S, PAUSE_S, ended_turn, insist, storage_fault
 from actors.front import Conversation, Front
 from actors.running_turn import RunningTurn
 from actors.turn import (
@@ -35,19 +38,19 @@ from actors.turn import (
     Turns,
 )
 from actors.turnlog import Lost, TurnLog, frame_of
-from protocol.client import MessageQueued, TurnFinished, TurnStarted, encode, error_frame
+from protocol.client import MessageQueued, TurnFinished, encode, error_frame
 from protocol.errors import Code, Fault, FaultBody
-from protocol.mail import Mailbox, MailError, Ref
+from protocol.mail import Mailbox, MailError, Ref, Request
 from protocol.mcp_server import CancelCall
 from protocol.session import Drain, Say, SessionMessage, Stop
 from protocol.spec import Context
 from protocol.streamer import Cancel, Complete, Failed, Finished
 from protocol.writer import (
     Append,
+    Began,
     BeginTurn,
     Closed,
     Event,
-    History,
     LoadHistory,
     StartTurn,
     ToolStarted,
@@ -56,8 +59,6 @@ from protocol.writer import (
 
 log = logging.getLogger("actors.session")
 
-COMMIT_S = 10.0  # after this long without an acknowledgement the client is told that the store is not there
-INSIST_S = 600.0  # how long a closing commit that was not acknowledged in time is tried again
 MODEL_TURNS = 200  # turns that the model is told; far more than a context window holds
 TRIES = 2  # how often a message that kills the session is taken up
 
@@ -93,6 +94,7 @@ class Session:
         self.streamer: Ref[Any] = ctx.ref("llm/streamer")
         self.turns = Turns(0, front.snapshot.service.max_tool_hops)
         self.loaded = False
+        self._loading = trio.Lock()
         self.events: list[Event] = []
         """Of the turns that have ended, in order."""
         self.known: dict[str, int] = {}
@@ -107,57 +109,47 @@ class Session:
 
     async def load(self, lost: object = None) -> None:
         """Read the conversation and take up what the last incarnation left."""
-        load = LoadHistory(
-            owner=self.conversation.owner, conversation=self.conversation.id, limit=MODEL_TURNS, missing_ok=True
-        )
-        try:
-            history = await self.writer.ask(load, within=COMMIT_S, again=True)
-        except (MailError, Fault) as error:
-            # the store is down: stay, and try again with the next message
-            log.warning("%s: the conversation could not be read: %s", self.ctx.path, error)
-            return
-        self.loaded = True
-        self._take_history(history)
-        self._take_unanswered(lost)
+        async with self._loading:
+            if self.loaded:
+                return
+            conversation = self.conversation
+            load = LoadHistory(conversation.owner, conversation.id, limit=MODEL_TURNS, missing_ok=True)
+            try:
+                history = await self.writer.ask(load, within=COMMIT_S, again=True)
+            except (MailError, Fault) as error:
+                log.warning("%s: the conversation could not be read: %s", self.ctx.path, error)
+                if lost is not None or conversation.live is not None:
+                    # what the last incarnation left must come to its end without a new message
+                    self.tasks.start_soon(self._load_later, lost)
+                return
+            self.loaded = True
+            self._take_over(takeover.find(conversation.id, history, conversation.live, conversation.tail.turn))
+            self._take_unanswered(lost)
         if isinstance(lost, Stop):
             self.stop(lost)
         if isinstance(lost, Drain) or not self.front.taking:
             self.drain(lost if isinstance(lost, Drain) else Drain(now=False))
         self.wake()
 
-    def _take_history(self, history: History) -> None:
-        live = self.conversation.live
-        open_turns = {*history.running, *history.queued}
-        last = max(history.last_turn, self.conversation.tail.turn)
-        self.turns = Turns(last, self.front.snapshot.service.max_tool_hops)
-        by_turn: dict[int, list[Event]] = {}
-        for stored in history.events:
-            by_turn.setdefault(stored.turn, []).append(stored.event)
-            if isinstance(stored.event, UserEvent):
-                self.known[stored.event.request_id] = stored.turn
-                if stored.turn in open_turns:
-                    self.users[stored.turn] = stored.event
-        ended = [turn for turn in by_turn if turn not in open_turns]
-        self.events = [event for turn in ended for event in by_turn[turn]]
-        for turn in history.queued:
-            self.turns.adopt_queued(turn)
-        if live is not None and live.turn in ended:
-            # its end is on disk, but was not shown
-            closed = next(e for e in by_turn[live.turn] if isinstance(e, Closed))
-            self._publish(live, closed, None)
-        elif live is not None:
-            self._adopt(live, by_turn[live.turn])
-        elif history.running:
-            turn = history.running[0]
-            turn_log = TurnLog(self.conversation.id, turn, streaming=self.users[turn].streaming)
-            self._adopt(turn_log, by_turn[turn])
-        self.perform(self.turns.resume_queue())
+    async def _load_later(self, lost: object) -> None:
+        await trio.sleep(PAUSE_S)
+        await self.load(lost)
 
-    def _adopt(self, turn_log: TurnLog, events: list[Event]) -> None:
-        front, user = self.front, self.users[turn_log.turn]
-        self.running = RunningTurn(turn_log, user, list(events), front.snapshot, front.merged)
-        hop = max(1, turn_log.hop)
-        self.perform(self.turns.adopt(turn_log.turn, attached=turn_log.attached, shown=turn_log.shown, hop=hop))
+    def _take_over(self, found: takeover.Found) -> None:
+        front = self.front
+        self.turns = Turns(found.last_turn, front.snapshot.service.max_tool_hops)
+        self.known, self.users, self.events = found.known, found.users, found.ended
+        for turn in found.queued:
+            self.turns.adopt_queued(turn)
+        if found.unshown is not None:
+            self._publish(*found.unshown, None)
+        if found.running is not None:
+            turn_log, events = found.running
+            user = self.users[turn_log.turn]
+            self.running = RunningTurn(turn_log, user, list(events), front.snapshot, front.merged)
+            hop = max(1, turn_log.hop)
+            self.perform(self.turns.adopt(turn_log.turn, attached=turn_log.attached, shown=turn_log.shown, hop=hop))
+        self.perform(self.turns.resume_queue())
 
     def _take_unanswered(self, lost: object) -> None:
         if isinstance(lost, Say):
@@ -229,7 +221,12 @@ class Session:
                 case Commit():
                     self._commit(effect)
                 case Resume():
-                    self.tasks.start_soon(self._store_start, effect.turn)
+                    self.tasks.start_soon(
+                        self._store,
+                        StartTurn(self.conversation.id, effect.turn),
+                        lambda _, turn=effect.turn: self.turns.committed(turn),
+                        partial(self.turns.commit_failed, effect.turn),
+                    )
                 case Ask():
                     self._ask(effect)
                 case Drop():
@@ -271,34 +268,35 @@ class Session:
             event=event,
             queued=effect.queued,
         )
-        self.tasks.start_soon(self._store_user, begin)
+        self.tasks.start_soon(
+            self._store, begin, partial(self._stored_user, begin), partial(self._unstored_user, begin)
+        )
 
-    async def _store_user(self, begin: BeginTurn) -> None:
-        try:
-            began = await self.writer.ask(begin, within=COMMIT_S, again=True)
-        except (MailError, Fault) as error:
-            self._unknown(begin.turn, begin.event.request_id)
-            self.perform(self.turns.commit_failed(begin.turn, storage_fault(error)))
-            return
+    def _stored_user(self, begin: BeginTurn, began: Began) -> list[Effect]:
         if began.turn == begin.turn:
-            self.perform(self.turns.committed(begin.turn))
-            self.wake()
-        else:
-            self._unknown(begin.turn, begin.event.request_id)
-            self.known[begin.event.request_id] = began.turn
-            self.perform(self.turns.repeated(begin.turn, began.turn))
+            return self.turns.committed(begin.turn)
+        self.users.pop(begin.turn, None)
+        self.known[begin.event.request_id] = began.turn
+        return self.turns.repeated(begin.turn, began.turn)
 
-    def _unknown(self, turn: int, request_id: str) -> None:
-        self.known.pop(request_id, None)
-        self.users.pop(turn, None)
+    def _unstored_user(self, begin: BeginTurn, fault: FaultBody) -> list[Effect]:
+        self.users.pop(begin.turn, None)
+        self.known.pop(begin.event.request_id, None)
+        return self.turns.commit_failed(begin.turn, fault)
 
-    async def _store_start(self, turn: int) -> None:
+    async def _store(
+        self,
+        request: Request[Any],
+        done: Callable[[Any], list[Effect]],
+        failed: Callable[[FaultBody], list[Effect]],
+    ) -> None:
+        """Ask the store, and do what follows from its answer."""
         try:
-            await self.writer.ask(StartTurn(self.conversation.id, turn), within=COMMIT_S, again=True)
+            answer = await self.writer.ask(request, within=COMMIT_S, again=True)
         except (MailError, Fault) as error:
-            self.perform(self.turns.commit_failed(turn, storage_fault(error)))
-            return
-        self.perform(self.turns.committed(turn))
+            self.perform(failed(storage_fault(error)))
+        else:
+            self.perform(done(answer))
         self.wake()
 
     def _ask(self, effect: Ask) -> None:
@@ -354,7 +352,7 @@ class Session:
             # its request was dropped before it was on disk (stopped, drained): shown all the same, without text
             running = self._begin(turn)
         waiting = self.conversation.unanswered.pop(running.user.request_id, None)
-        frame = running.started(waiting[0].echo if waiting is not None else None)
+        frame = running.started()
         running.log.head = frame_of(encode(frame))
         self.conversation.attach(running.log)
         if waiting is not None:
@@ -371,19 +369,11 @@ class Session:
         running = self.running
         if running is not None and running.turn == turn:
             if running.log.attached:
-                self.front.tell(client, running.started(echo))
+                self.front.tell(client, running.started())
             return  # not on disk yet: its turn_started will answer
-        load = LoadHistory(self.conversation.owner, self.conversation.id, after=turn - 1, limit=1)
-        try:
-            history = await self.writer.ask(load, within=COMMIT_S, again=True)
-        except (MailError, Fault) as error:
-            self.front.tell(client, error_frame(storage_fault(error), request_id=echo))
-            return
-        for frame in transcript.replay(turn, [stored.event for stored in history.events], None):
-            if isinstance(frame, TurnStarted):
-                self.front.tell(client, msgspec.structs.replace(frame, request_id=echo))
-            else:
-                self.front.tell(client, frame)
+        conversation = self.conversation
+        for frame in await ended_turn(self.writer, conversation.owner, conversation.id, turn, echo):
+            self.front.tell(client, frame)
 
     # Tools.
 
@@ -393,16 +383,10 @@ class Session:
             return
         events = running.begin_calls()
         append = Append(self.conversation.id, turn, f"hop-{running.log.hop}", events)
-        self.tasks.start_soon(self._store_journal, append)
+        self.tasks.start_soon(
+            self._store, append, lambda _: self.turns.journaled(turn), partial(self.turns.failed, turn)
+        )
         self.conversation.pump()
-
-    async def _store_journal(self, append: Append) -> None:
-        try:
-            await self.writer.ask(append, within=COMMIT_S, again=True)
-        except (MailError, Fault) as error:
-            self.perform(self.turns.failed(append.turn, storage_fault(error)))
-            return
-        self.perform(self.turns.journaled(append.turn))
 
     def _run_calls(self) -> None:
         running = self.running
@@ -424,7 +408,8 @@ class Session:
         self.front.calls.pop(started.call_id, None)
         elapsed_ms = int((trio.current_time() - began) * 1000)
         ended = running.end_call(started, "completed" if outcome.ok else "failed", outcome.text, elapsed_ms)
-        self.tasks.start_soon(self._insist, Append(self.conversation.id, running.turn, started.call_id, [ended]))
+        append = Append(self.conversation.id, running.turn, started.call_id, [ended])
+        self.tasks.start_soon(insist, self.writer, append)
         self.conversation.pump()
         self.perform(self.turns.call_ended(running.turn, started.call_id))
         self.wake()
@@ -446,7 +431,7 @@ class Session:
         except (MailError, Fault) as error:
             fault = storage_fault(error)
             log.warning("%s: the end of turn %d is not stored yet: %s", self.ctx.path, append.turn, error)
-            self.tasks.start_soon(self._insist, append)
+            self.tasks.start_soon(insist, self.writer, append)
         if self.running is not None:
             self.events.extend(self.running.events)
             self._publish(self.running.log, closed, fault)
@@ -466,22 +451,3 @@ class Session:
         self.running = None
         self.conversation.finish()
         self.front.turn_ended()
-
-    async def _insist(self, append: Append) -> None:
-        """Store it however long the store is away, within reason; an outcome must not be lost."""
-        give_up = trio.current_time() + INSIST_S
-        while trio.current_time() < give_up:
-            try:
-                await self.writer.ask(append, within=COMMIT_S, again=True)
-            except (MailError, Fault) as error:
-                log.warning("%s: not stored yet: %s", self.ctx.path, error)
-                await trio.sleep(1.0)  # a full disk answers at once; do not spin on it
-            else:
-                return
-
-
-def storage_fault(error: MailError | Fault) -> FaultBody:
-    """What a client is told when the store did not answer, or answered with an error."""
-    if isinstance(error, Fault):
-        return error.body
-    return Fault(Code.STORAGE_UNAVAILABLE).body

@@ -85,6 +85,9 @@ class Mailbox(Generic[M]):
         self._hand: object = None
         self.lost: object = None
         """The message that the last incarnation died with; the next one may look at it, once."""
+        self.redeliver = False
+        """A cast that the last incarnation died with is given to the next one, once."""
+        self._redelivered: object = None
         self._budget = BATCH
 
     # The sending side, used through a Ref.
@@ -255,7 +258,11 @@ class Mailbox(Generic[M]):
         for reply in list(self._in_hand):
             self.counters.lost += 1
             reply.fault(Gone(self.path))
-        self.lost, self._hand, self._current = self._hand, None, None
+        hand, was_cast = self._hand, self._current is None
+        if self.redeliver and was_cast and hand not in (None, NUDGE) and hand is not self._redelivered:
+            self._redelivered = hand
+            self._queue.appendleft((time.monotonic(), hand, None))
+        self.lost, self._hand, self._current = hand, None, None
 
 
 class Directory(Protocol):

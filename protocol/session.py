@@ -11,7 +11,20 @@ from typing import Any
 import msgspec
 
 from protocol.mail import Nudge
-from protocol.watcher import Configured
+
+
+GENERATED = "~"  # begins a request_id that we made; never shown to clients
+GENERATED_CHARS = 33  # of such a one: the mark and 32 hex digits
+
+
+def generated(token: str) -> str:
+    """A request_id for a message whose client gave none."""
+    return GENERATED + token
+
+
+def echo_of(request_id: str) -> str | None:
+    """The client's own request_id, None for one that we made."""
+    return None if len(request_id) == GENERATED_CHARS and request_id.startswith(GENERATED) else request_id
 
 
 class Say(msgspec.Struct, frozen=True, tag=True):
@@ -44,4 +57,4 @@ class Drain(msgspec.Struct, frozen=True, tag=True):
     now: bool
 
 
-SessionMessage = Say | Stop | Drain | Configured | Nudge
+SessionMessage = Say | Stop | Drain | Nudge

@@ -86,6 +86,8 @@ class Child:
     restart: Restart = Restart.PERMANENT
     mailbox: int = 256
     """How many messages may wait."""
+    redeliver: bool = False
+    """A cast in hand when an incarnation dies is given to the next one, once: for messages that may come twice."""
     shutdown_s: float = 5.0
     """How long a drained stop may take before it is cancelled."""
     backoff: Backoff = Backoff()

@@ -46,6 +46,7 @@ class Slot(Member):
     def __init__(self, tree: Tree, spec: Child, path: str, parent: Branch) -> None:
         super().__init__(tree, spec, path, parent)
         self.box: Mailbox[Any] = Mailbox(path, spec.mailbox)
+        self.box.redeliver = spec.redeliver
         self.facts: dict[str, Fact] = {}
         self.kept_facts: dict[str, Fact] = {}
         self.leaving = False

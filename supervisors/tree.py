@@ -23,6 +23,7 @@ def product(
                 "watcher",
                 "actors.watcher:run",
                 keep="actors.watcher:keep",
+                redeliver=True,
                 on_limit=OnLimit.PARK,
                 park_s=60.0,
                 args=watcher,
@@ -47,6 +48,7 @@ def product(
                     Child(
                         "local",
                         "actors.local_model:run",
+                        redeliver=True,
                         on_limit=OnLimit.PARK,
                         shutdown_s=10.0,
                         args=local,
@@ -60,7 +62,14 @@ def product(
                 ),
             ),
             Group("mcp", dynamic=True),
-            Child("roster", "actors.roster:run", keep="actors.roster:keep", on_limit=OnLimit.PARK, park_s=60.0),
+            Child(
+                "roster",
+                "actors.roster:run",
+                keep="actors.roster:keep",
+                redeliver=True,
+                on_limit=OnLimit.PARK,
+                park_s=60.0,
+            ),
             Group(
                 "front",
                 (

@@ -297,11 +297,11 @@ async def test_fault(tmp_path: Path, row: Row) -> None:
         assert not [f for f in client.seen if f["type"] == "turn_finished"][2 + (row.provoke == "queue") :]
 
 
-def find(node: dict[str, object], path: str) -> dict[str, object]:
+def find(node: Frame, path: str) -> Frame:
     """A node of the status tree."""
     if node["path"] == path:
         return node
-    for child in node["children"]:  # type: ignore[attr-defined]  # JSON
+    for child in node["children"]:
         try:
             return find(child, path)
         except LookupError:

@@ -1,0 +1,69 @@
+"""Asking the store on a client's behalf: how long, how often, and what its failure means to the client.
+
+Used by sessions. Every operation of the store is idempotent, so what got no answer is sent again.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import msgspec
+import trio
+
+from actors import transcript
+from protocol.client import ServerFrame, TurnStarted, error_frame
+from protocol.errors import Code, Fault, FaultBody
+from protocol.mail import MailError, Ref
+from protocol.writer import Append, Closed, Event, LoadHistory
+
+log = logging.getLogger("actors.session")
+
+COMMIT_S = 10.0  # after this long without an acknowledgement the client is told that the store is not there
+INSIST_S = 600.0  # how long an operation that was not acknowledged in time is tried again
+LATE_SEQ = 1_000_001  # of an end that was written after a crash: past every position that a client can have
+PAUSE_S = 1.0  # between those tries: a full disk answers at once
+
+
+def storage_fault(error: MailError | Fault) -> FaultBody:
+    """What a client is told when the store did not answer, or answered with an error."""
+    if isinstance(error, Fault):
+        return error.body
+    return Fault(Code.STORAGE_UNAVAILABLE).body
+
+
+async def insist(writer: Ref[Any], append: Append) -> None:
+    """Store it however long the store is away, within reason: an outcome must not be lost."""
+    give_up = trio.current_time() + INSIST_S
+    while trio.current_time() < give_up:
+        try:
+            await writer.ask(append, within=COMMIT_S, again=True)
+        except (MailError, Fault) as error:
+            log.warning("turn %d of %s is not stored yet: %s", append.turn, append.conversation, error)
+            await trio.sleep(PAUSE_S)
+        else:
+            return
+    log.error("turn %d of %s could not be stored: %s is given up", append.turn, append.conversation, append.key)
+
+
+async def ended_turn(writer: Ref[Any], owner: str, conversation: str, turn: int, echo: str | None) -> list[ServerFrame]:
+    """The frames of a turn that nobody runs: `turn_started` with that request_id, and its closing ones; or the error.
+
+    A turn whose commit was taken for failed, and came true later, has no end: it gets one here, `interrupted`.
+    """
+    try:
+        events = await _events(writer, owner, conversation, turn)
+        if events and not any(isinstance(event, Closed) for event in events):
+            closed = Closed("interrupted", LATE_SEQ, "", "", None, "", "", None)
+            await writer.ask(Append(conversation, turn, "closed", [closed]), within=COMMIT_S, again=True)
+            events = await _events(writer, owner, conversation, turn)
+    except (MailError, Fault) as error:
+        return [error_frame(storage_fault(error), request_id=echo)]
+    frames = transcript.replay(turn, events, None)
+    return [msgspec.structs.replace(f, request_id=echo) if isinstance(f, TurnStarted) else f for f in frames]
+
+
+async def _events(writer: Ref[Any], owner: str, conversation: str, turn: int) -> list[Event]:
+    load = LoadHistory(owner, conversation, after=turn - 1, limit=1)
+    history = await writer.ask(load, within=COMMIT_S, again=True)
+    return [stored.event for stored in history.events]

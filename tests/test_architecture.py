@@ -1,0 +1,147 @@
+"""The tree shows the architecture: who may import whom, one importer per heavy library, sizes and names."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from protocol.spec import Child, Group
+from supervisors.tree import product
+
+ROOT = Path(__file__).resolve().parents[1]
+OURS = ("actors", "protocol", "Servers", "supervisors")
+MOST_LINES = 460  # of a module: most have far less, none much more than 400
+
+IMPORTERS = {
+    "apsw": {"actors/store.py", "actors/schema.py", "actors/rows.py", "actors/recovery.py", "actors/database_file.py"},
+    "trio_websocket": {"actors/connection.py"},
+    "httpx": {"actors/provider.py"},
+    "h11": {"actors/http.py"},
+    "yaml": {"actors/layers.py"},
+    "dotenv": {"actors/configuration.py"},
+    "pydantic": {"actors/settings.py", "actors/mcp_client.py", "actors/mcp_wire.py", "Servers/demo_server.py"},
+    "anyio": {"actors/mcp_wire.py", "Servers/demo_server.py"},
+    "mcp": {"actors/mcp_client.py", "actors/mcp_wire.py", "Servers/demo_server.py"},
+    "mcp_types": {"actors/mcp_client.py", "actors/mcp_wire.py", "Servers/demo_server.py"},
+    "xllamacpp": {"Servers/local_model.py"},
+    "h2": set[str](),  # imported by httpx where client.http2 is on
+}
+"""Who may import a heavy library; nobody else."""
+
+
+def modules(*packages: str) -> Iterator[Path]:
+    for package in packages:
+        yield from sorted((ROOT / package).rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return names
+
+
+def children(group: Group) -> Iterator[Child]:
+    for child in group.children:
+        if isinstance(child, Child):
+            yield child
+        else:
+            yield from children(child)
+
+
+def actors() -> set[str]:
+    """Modules of the actors: those that the tree names, and those of its dynamic children."""
+    tree = product(watcher={}, writer={}, local={}, gateway={})
+    return {str(child.run).partition(":")[0] for child in children(tree)} | {"actors.session", "actors.mcp_server"}
+
+
+@pytest.mark.parametrize("path", list(modules(*OURS)), ids=lambda path: str(path.relative_to(ROOT)))
+def test_module(path: Path) -> None:
+    package, name = path.parent.name, f"{path.parent.name}.{path.stem}"
+    mine = {module.partition(".")[0] for module in imported(path)} & {*OURS, "tests"}
+    allowed = {
+        "protocol": {"protocol"},
+        "actors": {"actors", "protocol"},
+        "supervisors": {"supervisors", "protocol"},
+        "Servers": set[str](),
+    }
+    assert mine <= allowed[package]
+    if package == "actors":
+        assert not {module for module in imported(path) if module in actors() - {name}}, "an actor imports another"
+    for library, importers in IMPORTERS.items():
+        if library in {module.partition(".")[0] for module in imported(path)}:
+            assert str(path.relative_to(ROOT)) in importers, f"{library} has its importers"
+    text = path.read_text()
+    assert text.count("\n") <= MOST_LINES
+    assert ast.get_docstring(ast.parse(text)), "a module says what it is for"
+    assert path.stem not in {"utils", "util", "helpers", "manager", "base", "common"}
+
+
+@pytest.mark.parametrize("name", sorted(actors()))
+def test_an_actor_is_three_files_of_one_name(name: str) -> None:
+    actor = name.removeprefix("actors.")
+    for path in (f"protocol/{actor}.py", f"actors/{actor}.py", f"tests/test_{actor}.py"):
+        assert (ROOT / path).is_file(), path
+    assert callable(importlib.import_module(name).run)
+
+
+def test_names_in_the_tree_resolve() -> None:
+    for child in children(product(watcher={}, writer={}, local={}, gateway={})):
+        for dotted in filter(None, (child.run, child.keep)):
+            module, _, function = str(dotted).partition(":")
+            assert callable(getattr(importlib.import_module(module), function)), dotted
+
+
+def test_front_does_not_load_what_it_must_not_carry() -> None:
+    code = (
+        "import sys, actors.gateway, actors.session;"
+        "print([m for m in ('mcp', 'mcp_types', 'httpx', 'apsw', 'yaml', 'pydantic', 'xllamacpp') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=20, cwd=ROOT, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_direct_dependency_is_pinned_and_has_its_reason() -> None:
+    text = (ROOT / "pyproject.toml").read_text()
+    project = tomllib.loads(text)
+    for dependency in project["project"]["dependencies"]:
+        name, exact, _ = dependency.partition("==")
+        assert exact, f"{dependency} is not pinned"
+        [line] = [line for line in text.splitlines() if f'"{dependency}"' in line]
+        assert "#" in line, f"{name} has no reason beside it"
+    assert "exclude-newer" in project["tool"]["uv"]
+
+
+def test_the_repository_names_no_machine_and_no_registry() -> None:
+    tracked = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT, timeout=20, check=False)
+    if tracked.returncode:
+        pytest.skip("not a git checkout")
+    assert "uv.lock" not in tracked.stdout.split()
+    registry = re.compile(r"https?://[^ \"]+/(simple|packages/[0-9a-f]{2}/[0-9a-f]{2})/")
+    for name in tracked.stdout.split():
+        text = (ROOT / name).read_bytes().decode("utf-8", "replace")
+        assert not registry.search(text), name
+        assert str(ROOT) + "/" not in text, name
+
+
+def test_tests_do_not_sleep() -> None:
+    for path in modules("tests"):
+        if "bench" in path.parts or "soak" in path.parts:
+            continue
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            if re.search(r"\b(time|trio|anyio|asyncio)\.sleep\(", line):
+                assert "#" in line, f"{path.name}:{number}: a sleep without its reason"

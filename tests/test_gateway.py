@@ -1,0 +1,130 @@
+"""Promises of the gateway's loop: growth reaches the store, drains end turns, notices tell of parts that fail."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import trio
+
+from actors.gateway import grown
+from actors.turnlog import TurnLog
+from protocol.gateway import StopTaking
+from protocol.writer import AppendDeltas
+from tests.fakes import Script, Stall, say
+from tests.service import of_type, service, text_of
+
+
+async def test_what_grows_is_stored_while_the_answer_runs(tmp_path: Path) -> None:
+    gate, ticked = trio.Event(), trio.Event()
+    stored: list[str] = []
+    async with service(tmp_path, Script(("Hel", "lo", Stall(gate))) + say("!").items) as s, s.client() as client:
+
+        def see(message: object) -> None:
+            if isinstance(message, AppendDeltas):
+                stored.append("".join(delta.text for delta in message.deltas))
+                ticked.set()
+
+        s.tree.tap("store/writer", see)
+        await client.send("user_message", message="hi")
+        await ticked.wait()
+        assert "Hello".startswith("".join(stored))
+        gate.set()
+        await client.until("turn_finished")
+
+
+async def test_persist_deltas_false_stores_no_text_of_a_running_answer(tmp_path: Path) -> None:
+    settings = {"chat": {"service": {"streaming": {"persistence": {"persist_deltas": False, "interval_ms": 10}}}}}
+    messages: list[str] = []
+    async with service(tmp_path, say("Hel", "lo"), settings=settings, interval=0.05) as s, s.client() as client:
+        s.tree.tap("store/writer", lambda message: messages.append(type(message).__name__))
+        frames = await client.say("hi")
+        assert text_of(frames) == "Hello"
+        assert "Append" in messages
+        assert "AppendDeltas" not in messages
+
+
+async def test_much_text_does_not_wait_for_the_tick(tmp_path: Path) -> None:
+    persistence = {"persist_deltas": True, "interval_ms": 60_000, "min_chars": 100}
+    settings = {"chat": {"service": {"streaming": {"persistence": persistence}}}}
+    gate, ticked = trio.Event(), trio.Event()
+    async with (
+        service(tmp_path, Script(("x" * 150, Stall(gate))) + say("!").items, settings=settings) as s,
+        s.client() as client,
+    ):
+        s.tree.tap("store/writer", lambda message: ticked.set() if isinstance(message, AppendDeltas) else None)
+        await client.send("user_message", message="hi")
+        await ticked.wait()
+        gate.set()
+        await client.until("turn_finished")
+
+
+async def test_a_drain_lets_turns_end_and_refuses_new_ones(tmp_path: Path) -> None:
+    gate = trio.Event()
+    async with service(tmp_path, Script(("a", Stall(gate))) + say("b").items) as s, s.client() as client:
+        await client.send("user_message", message="one")
+        await client.until("assistant_delta")
+        async with trio.open_nursery() as nursery:
+            cut: list[int] = []
+
+            async def drain() -> None:
+                cut.append(await s.ref("front/gateway").ask(StopTaking(grace_s=10.0), within=15.0))
+
+            nursery.start_soon(drain)
+            while True:
+                status, _, body = await s.get("/readyz")
+                if status == 503:
+                    break
+            assert b"shutting down" in body
+            await client.send("user_message", message="two", request_id="r2")
+            [*_, error] = await client.until("error")
+            assert (error["error_code"], error["request_id"]) == ("SHUTTING_DOWN", "r2")
+            gate.set()
+            frames = await client.until("turn_finished")
+            assert frames[-1]["outcome"] == "completed"
+        assert cut == [0]
+
+
+async def test_a_drain_cuts_off_what_does_not_end(tmp_path: Path) -> None:
+    async with service(tmp_path, Script(("half", Stall()))) as s, s.client() as client:
+        await client.send("user_message", message="one")
+        await client.until("assistant_delta")
+        assert await s.ref("front/gateway").ask(StopTaking(grace_s=0.05), within=15.0) == 1
+        frames = await client.until("turn_finished")
+        assert frames[-1]["outcome"] == "interrupted"
+        assert of_type(frames, "assistant_message")[0]["message"] == "half"
+    async with service(tmp_path, say("x")) as s, s.client() as client:
+        await client.send("history")
+        page = (await client.until("history"))[-1]
+        assert [m["status"] for m in page["messages"]] == ["interrupted", "interrupted"]
+
+
+async def test_a_crashed_part_is_told_and_its_return_too(tmp_path: Path) -> None:
+    async with service(tmp_path, say("x")) as s, s.client() as client:
+
+        def die(_: object) -> None:
+            s.tree.tap("llm/streamer", None)
+            raise RuntimeError("broken on purpose")
+
+        s.tree.tap("llm/streamer", die)
+        s.ref("llm/streamer").nudge()
+        [*_, degraded] = await client.until("degraded")
+        assert degraded["what"] == "llm/streamer"
+        assert "broken on purpose" in degraded["reason"]
+        [*_, recovered] = await client.until("recovered")
+        assert recovered["what"] == "llm/streamer"
+
+
+def test_a_tick_that_was_not_acknowledged_is_sent_again_unchanged() -> None:
+    log = TurnLog("c", 1)
+    log.attached = True
+    log.begin_hop(1, 7)
+    log.add("one ")
+    first = grown(log)
+    log.add("two ")
+    assert grown(log) == first
+    log.stored = log.sending
+    second = grown(log)
+    assert second is not None
+    assert (second.seq, second.text) == (2, "two ")
+    log.stored = log.sending
+    assert grown(log) is None

@@ -1,0 +1,141 @@
+"""Promises of a session beyond the scenarios: a store that is away, crashes between commit and answer, refusals."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import trio
+
+from protocol.client import MAX_QUEUED
+from protocol.spec import Status
+from tests.fakes import Script, Stall, ask_tool, say
+from tests.service import DEMO, front_of, of_type, service, text_of
+
+
+class Boom(Exception):
+    """What taps raise."""
+
+
+async def test_a_store_that_is_away_is_told_and_the_message_can_be_sent_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("actors.session.COMMIT_S", 0.3)
+    async with service(tmp_path, say("late")) as s, s.client() as client:
+        # the writer dies at every BeginTurn, faster than it can ever commit one
+        def die(message: object) -> None:
+            if type(message).__name__ == "BeginTurn":
+                raise Boom
+
+        s.tree.tap("store/writer", die)
+        await client.send("user_message", message="hi", request_id="r1")
+        [*_, error] = await client.until("error")
+        assert error["error_code"] == "STORAGE_UNAVAILABLE"
+        assert error["request_id"] == "r1"
+        assert error["retryable"] is True
+        assert not of_type(client.seen, "turn_started")
+        s.tree.tap("store/writer", None)
+        frames = await client.say("hi", request_id="r1")
+        assert of_type(frames, "assistant_message")[0]["message"] == "late"
+
+
+async def test_a_closing_commit_that_is_not_acknowledged_ends_the_turn_failed_and_is_stored_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("actors.session.COMMIT_S", 0.3)
+    monkeypatch.setattr("actors.durable.PAUSE_S", 0.01)
+    async with service(tmp_path, say("answer")) as s, s.client() as client:
+
+        def die(message: object) -> None:
+            if type(message).__name__ == "Append":
+                raise Boom
+
+        s.tree.tap("store/writer", die)
+        frames = await client.say("hi")
+        assert text_of(frames) == "answer"
+        assert frames[-1]["outcome"] == "failed"
+        assert frames[-1]["error"]["error_code"] == "STORAGE_UNAVAILABLE"
+        s.tree.tap("store/writer", None)
+        # the commit stays queued: the stored turn is complete once the store is back
+        while True:
+            await client.send("history")
+            [*_, answer] = (await client.until("history"))[-1]["messages"]
+            if answer["role"] == "assistant":
+                break
+        assert (answer["content"], answer["status"]) == ("answer", "complete")
+
+
+async def test_too_many_waiting_messages_are_refused(tmp_path: Path) -> None:
+    gate = trio.Event()
+    async with service(tmp_path, Script((Stall(gate),)) + say("x").items) as s, s.client() as client:
+        for number in range(MAX_QUEUED + 2):
+            await client.send("user_message", message=f"m{number}", request_id=f"r{number}")
+        [*_, error] = await client.until("error")
+        assert error["error_code"] == "OVERLOADED"
+        assert error["request_id"] == f"r{MAX_QUEUED + 1}"
+        gate.set()
+        frames = [*client.seen, *await client.until("turn_finished", turn=MAX_QUEUED + 1)]
+        started = [f["request_id"] for f in of_type(frames, "turn_started")]
+        assert started == [f"r{n}" for n in range(MAX_QUEUED + 1)]
+
+
+async def test_a_poisonous_message_is_refused_after_two_tries_and_others_go_on(tmp_path: Path) -> None:
+    async with service(tmp_path, say("fine")) as s, s.client() as client:
+
+        def die(message: object) -> None:
+            if type(message).__name__ == "BeginTurn" and getattr(message, "event").content == "poison":  # noqa: B009 - any message
+                s.tree.slots[f"front/sessions/{client.conversation}"].box.nudge()
+
+        def session_dies(message: object) -> None:
+            session = s.tree.slots[f"front/sessions/{client.conversation}"]
+            if type(message).__name__ == "Nudge" and session.incarnation <= 2:
+                raise Boom
+
+        s.tree.tap("store/writer", die)
+        s.tree.tap("front/sessions/*", session_dies)
+        await client.send("user_message", message="poison", request_id="p")
+        frames = await client.until("turn_finished")
+        # whatever it cost, the message has one turn, or one error, and the next one is answered
+        assert len(of_type(frames, "turn_started")) == 1
+        s.tree.tap("store/writer", None)
+        s.tree.tap("front/sessions/*", None)
+        assert (await client.say("next"))[-1]["outcome"] == "completed"
+
+
+async def test_the_death_of_a_tool_server_in_a_call_fails_the_call_and_the_turn_goes_on(tmp_path: Path) -> None:
+    replies = (ask_tool("slow", {"steps": 100, "step_s": 0.1}), say("sorry"))
+    async with service(tmp_path, *replies, servers=DEMO) as s, s.client() as client:
+        await client.send("user_message", message="go")
+        await client.until("tool_execution", status="progress")
+        pid = s.tree.slots["mcp/demo"].facts["pid"]
+
+        assert isinstance(pid, int)
+        os.kill(pid, signal.SIGKILL)
+        frames = await client.until("turn_finished")
+        failed = of_type(frames, "tool_execution")[-1]
+        assert failed["status"] == "failed"
+        assert "MCP_SERVER_UNAVAILABLE" in failed["result"]
+        assert of_type(frames, "assistant_message")[0]["message"] == "sorry"
+        assert frames[-1]["outcome"] == "completed"
+        assert any(f["what"] == "mcp/demo" for f in of_type(client.seen, "degraded"))
+        await s.tree.reached("mcp/demo", Status.RUNNING, incarnation=2)
+
+
+async def test_a_session_that_nobody_needs_is_let_go_and_comes_back(tmp_path: Path) -> None:
+    async with service(tmp_path, say("one"), say("two")) as s:
+        async with s.client() as client:
+            await client.say("hi")
+            conversation = client.conversation
+        front = front_of(s)
+        await s.tree.until(lambda: True)
+        while front.sockets:
+            await trio.lowlevel.checkpoint()
+        front.retire(idle_s=-1.0)
+        await s.tree.until(lambda: f"front/sessions/{conversation}" not in s.tree.slots)
+        assert conversation not in front.conversations
+        async with s.client() as client:
+            assert client.conversation == conversation
+            frames = await client.say("again")
+            assert frames[0]["turn"] == 2
