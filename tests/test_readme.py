@@ -1,0 +1,70 @@
+"""The README is true: its examples are run against a running service, its commands are the real ones."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.fakes import say
+from tests.service import service
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def block(language: str) -> str:
+    """The one example in that language."""
+    [found] = re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    return str(found)
+
+
+async def run_example(command: list[str], code: str, tmp_path: Path) -> str:
+    async with service(tmp_path, say("Hello", " there.")) as s:
+        code = code.replace("ws://127.0.0.1:8000/ws/chat", s.url)
+        assert s.url in code
+        path = tmp_path / "example"
+        path.write_text(code)
+        done = await trio.run_process([*command, str(path)], capture_stdout=True, capture_stderr=True, check=False)
+        assert done.returncode == 0, done.stderr.decode()
+        return done.stdout.decode()
+
+
+async def test_the_python_example_runs(tmp_path: Path) -> None:
+    out = await run_example([sys.executable], block("python"), tmp_path)
+    assert out == "welcome\nHello there.\ncompleted\n"
+
+
+async def test_the_javascript_example_runs(tmp_path: Path) -> None:
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("no node on this machine")
+    version = subprocess.run([node, "--version"], capture_output=True, text=True, timeout=20, check=True).stdout  # noqa: ASYNC221 - before anything runs
+    major = int(version.lstrip("v").partition(".")[0])
+    if major < 20:
+        pytest.skip(f"node {version.strip()} has no WebSocket")
+    flags = [] if major >= 22 else ["--experimental-websocket", "--no-warnings"]
+    out = await run_example([node, *flags], block("javascript"), tmp_path)
+    assert out == "Hello there.\ncompleted\n"
+
+
+def test_the_commands_of_the_readme_are_the_ones_of_the_command_line() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "supervisors.main", "--help"], capture_output=True, text=True, timeout=20, check=True
+    )
+    for command in re.findall(r"^\| `actors-main \[?(\w+)", README, re.MULTILINE):
+        assert command in done.stdout
+    for option in set(re.findall(r"`actors-main \[run\] (.*?)`", README)[0].replace("[", "").replace("]", "").split()):
+        if option.startswith("--"):
+            assert option in done.stdout
+
+
+def test_the_two_commands_are_there() -> None:
+    assert "uv run --extra local actors-main" in README
+    assert "uv run pytest" in README
+    assert "uv run pytest" in (ROOT / ".ci" / "run").read_text()
