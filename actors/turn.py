@@ -13,9 +13,11 @@ write down.
                                    JOURNALING --journaled--> CALLING ----------+
 
 The commit of the user's message and the first request to the model run at once; nothing of the turn is
-shown before the commit (`Start`). A turn whose actor died is asked again while nothing of it was shown;
-after that it ends `interrupted`. What belongs here: order and outcomes. What it refuses to know: messages'
-contents, logs, sockets, SQL.
+shown before the commit (`Start`). Messages are committed one after the other, since turn ids must reach
+the disk in order. A message that was acknowledged always gets a turn with an end, even if the store fails
+when its time comes. A turn whose actor died is asked again while nothing of it was shown; after that it
+ends `interrupted`. What belongs here: order and outcomes. What it refuses to know: messages' contents,
+logs, sockets, SQL.
 """
 
 from __future__ import annotations
@@ -29,12 +31,13 @@ from protocol.errors import Code, Fault, FaultBody
 from protocol.session import Say
 
 ASKS = 3  # how often a turn that has shown nothing is asked, when the actor that ran it dies
+NO_STORE = (Code.STORAGE_FULL, Code.STORAGE_UNAVAILABLE)  # faults that the next commit would meet too
 
 
 class Phase(Enum):
     """Where the running turn is."""
 
-    COMMITTING = "committing"  # the user's message is on its way to disk; the model is asked already
+    COMMITTING = "committing"  # its message, or its start, is on its way to disk; the model is asked already
     ASKING = "asking"
     JOURNALING = "journaling"  # the model's answer and the intents of its calls are on their way to disk
     CALLING = "calling"
@@ -142,8 +145,12 @@ class Current:
 
     turn: int
     phase: Phase
+    max_hops: int
+    """Tool rounds that it may make; as configured when it began."""
     say: Say | None = None
     """Whose message began it; None after a restart of the session."""
+    acknowledged: bool = False
+    """The message is on disk: it waited before. What is being committed is only that it runs now."""
     hop: int = 1
     rounds: int = 0
     """Tool rounds made."""
@@ -159,7 +166,10 @@ class Waiting:
 
     turn: int
     say: Say | None
-    committed: bool
+    """None after a restart of the session."""
+    sent: bool = False
+    """Its commit was ordered."""
+    committed: bool = False
 
 
 def _fault(code: Code, detail: str = "") -> FaultBody:
@@ -167,7 +177,7 @@ def _fault(code: Code, detail: str = "") -> FaultBody:
 
 
 class Turns:
-    """Decides. `max_tool_hops` may be changed between turns; `draining` once set stays."""
+    """Decides. `max_tool_hops` may be changed, for turns that begin after that; `draining` once set stays."""
 
     def __init__(self, last_turn: int, max_tool_hops: int) -> None:
         self.last_turn = last_turn
@@ -184,14 +194,14 @@ class Turns:
             return [Refuse(say.client, say.echo, _fault(Code.SHUTTING_DOWN), say)]
         if self.current is None and not self.waiting:
             self.last_turn += 1
-            self.current = Current(self.last_turn, Phase.COMMITTING, say)
+            self.current = Current(self.last_turn, Phase.COMMITTING, self.max_tool_hops, say)
             return [Commit(self.last_turn, say, queued=False), Ask(self.last_turn, 1)]
         if len(self.waiting) >= MAX_QUEUED:
             detail = f"{MAX_QUEUED} messages wait already in this conversation."
             return [Refuse(say.client, say.echo, _fault(Code.OVERLOADED, detail), say)]
         self.last_turn += 1
-        self.waiting.append(Waiting(self.last_turn, say, committed=False))
-        return [Commit(self.last_turn, say, queued=True)]
+        self.waiting.append(Waiting(self.last_turn, say))
+        return self._commit_next()
 
     def stop(self, client: int, echo: str | None, turn: int | None) -> list[Effect]:
         """A client wants the running turn to end."""
@@ -215,15 +225,13 @@ class Turns:
         current = self.current
         if current is not None and current.turn == turn and current.phase is Phase.COMMITTING:
             if current.ending is not None:
-                outcome, fault = current.ending
-                current.phase = Phase.CLOSING
-                return [Start(turn), Close(turn, outcome, fault)]
+                return [*self._show_end(current, *current.ending), *self._commit_next()]
             current.phase = Phase.ASKING
-            return [Start(turn)]
+            return [Start(turn), *self._commit_next()]
         for place, waiting in enumerate(self.waiting):
-            if waiting.turn == turn and waiting.say is not None:
+            if waiting.turn == turn and waiting.say is not None and not waiting.committed:
                 waiting.committed = True
-                return [TellQueued(turn, waiting.say, place + 1), *self._next()]
+                return [TellQueued(turn, waiting.say, place + 1), *self._commit_next(), *self._next()]
         return []
 
     def repeated(self, turn: int, known: int) -> list[Effect]:
@@ -231,20 +239,48 @@ class Turns:
         say = self._forget(turn)
         if say is None:
             return []
-        return [Drop(turn), TellRepeated(known, say), *self._next()]
+        return [Drop(turn), TellRepeated(known, say), *self._commit_next(), *self._next()]
 
     def commit_failed(self, turn: int, fault: FaultBody) -> list[Effect]:
-        """The message could not be stored: its request is cancelled and only the error is sent."""
-        say = self._forget(turn)
-        told: list[Effect] = [Refuse(say.client, say.echo, fault, say)] if say is not None else []
-        return [Drop(turn), *told, *self._next()]
+        """It could not be stored.
+
+        A message: its request is cancelled and only the error is sent; so is it to those behind it, where
+        there is no store. The start of a queued turn, which was acknowledged: it ends as failed.
+        """
+        current = self.current
+        if current is not None and current.turn == turn and current.acknowledged:
+            if current.phase is not Phase.COMMITTING:
+                return []
+            return [Drop(turn), *self._show_end(current, *(current.ending or ("failed", fault)))]
+        refused = [self._forget(turn)]
+        if refused[0] is not None and fault.code in NO_STORE:
+            refused += [self._forget(waiting.turn) for waiting in tuple(self.waiting) if not waiting.committed]
+        told = [Refuse(say.client, say.echo, fault, say) for say in refused if say is not None]
+        return [Drop(turn), *told, *self._commit_next(), *self._next()]
+
+    def _show_end(self, current: Current, outcome: str, fault: FaultBody | None) -> list[Effect]:
+        current.phase = Phase.CLOSING
+        return [Start(current.turn), Close(current.turn, outcome, fault)]
+
+    def _commit_next(self) -> list[Effect]:
+        """Order the next commit of a message, if none is on its way: the store takes ids only in order."""
+        current = self.current
+        if current is not None and current.phase is Phase.COMMITTING and not current.acknowledged:
+            return []
+        for waiting in self.waiting:
+            if waiting.sent and not waiting.committed:
+                return []
+            if not waiting.committed and waiting.say is not None:
+                waiting.sent = True
+                return [Commit(waiting.turn, waiting.say, queued=True)]
+        return []
 
     def _forget(self, turn: int) -> Say | None:
         if self.current is not None and self.current.turn == turn and self.current.phase is Phase.COMMITTING:
             say, self.current = self.current.say, None
             return say
         for waiting in self.waiting:
-            if waiting.turn == turn:
+            if waiting.turn == turn and not waiting.committed:
                 self.waiting.remove(waiting)
                 return waiting.say
         return None
@@ -272,8 +308,8 @@ class Turns:
         current = self._now
         if not calls:
             return self._end("completed", None)
-        if current.rounds >= self.max_tool_hops:
-            detail = f"The model asked for tools more than {self.max_tool_hops} times in one turn."
+        if current.rounds >= current.max_hops:
+            detail = f"The model asked for tools more than {current.max_hops} times in one turn."
             return self._end("failed", _fault(Code.TOOL_HOPS_EXCEEDED, detail))
         current.rounds += 1
         current.phase = Phase.JOURNALING
@@ -310,18 +346,23 @@ class Turns:
 
     # After a restart of the session.
 
-    def adopt(self, turn: int, *, attached: bool, shown: bool, hop: int) -> list[Effect]:
-        """A turn that ran when the last incarnation died: asked again if nothing was shown, else closed."""
-        self.current = Current(turn, Phase.ASKING, hop=hop)
+    def adopt(self, turn: int, *, attached: bool, shown: bool, hop: int, asks: int = 0) -> list[Effect]:
+        """A turn that ran when the last incarnation died: asked again if nothing was shown, else closed.
+
+        Args:
+            asks: how often it was asked already. A turn that kills its session each time must come to an end.
+        """
+        self.current = Current(turn, Phase.ASKING, self.max_tool_hops, hop=hop, asks=asks + 1)
+        self.last_turn = max(self.last_turn, turn)
         begin: list[Effect] = [Drop(turn)] if attached else [Start(turn)]
-        if not shown:
+        if not shown and asks < ASKS:
             return [*begin, Ask(turn, hop)]
         reason = "The conversation's session failed while the answer came."
         return [*begin, *self._end("interrupted", _fault(Code.INTERNAL, reason))]
 
     def adopt_queued(self, turn: int) -> None:
         """A turn that waited on disk; `resume_queue` starts the first."""
-        self.waiting.append(Waiting(turn, None, committed=True))
+        self.waiting.append(Waiting(turn, None, sent=True, committed=True))
         self.last_turn = max(self.last_turn, turn)
 
     def resume_queue(self) -> list[Effect]:
@@ -355,5 +396,5 @@ class Turns:
         if self.current is not None or not self.waiting or not self.waiting[0].committed or self.draining:
             return []
         first = self.waiting.pop(0)
-        self.current = Current(first.turn, Phase.COMMITTING, first.say)
+        self.current = Current(first.turn, Phase.COMMITTING, self.max_tool_hops, first.say, acknowledged=True)
         return [Resume(first.turn), Ask(first.turn, 1)]
