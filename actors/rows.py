@@ -25,11 +25,9 @@ from protocol.writer import (
     Closed,
     Delta,
     Done,
-    DropQueued,
     Enter,
     Entered,
     Event,
-    FindRequest,
     History,
     HopEvent,
     ListUnfinished,
@@ -119,8 +117,6 @@ def apply(db: Database, operation: Operation, now: float) -> object:
             return _enter(db, operation, now)
         case StartTurn():
             return _start(db, operation)
-        case DropQueued():
-            return _drop_queued(db, operation, now)
 
 
 def ask(db: Database, query: Query) -> object:
@@ -128,10 +124,6 @@ def ask(db: Database, query: Query) -> object:
     match query:
         case LoadHistory():
             return _history(db, query)
-        case FindRequest():
-            conversation = one(db, FIND_CONVERSATION, query.conversation)
-            found = conversation and one(db, FIND_REQUEST, conversation[0], query.request_id)
-            return Began(turn=found[0], repeated=True) if found else None
         case ListUnfinished():
             waiting = dict.fromkeys(
                 (owner, name) for _, _, state, _, owner, name in rows(db, ALL_OPEN) if state == "queued"
@@ -194,16 +186,6 @@ def _start(db: Database, message: StartTurn) -> Done | Fault:
         return Fault(Code.NOT_FOUND, NO_TURN)
     if found[1] == "queued":
         db.execute(SET_STATE, ("running", found[0], message.turn))
-    return Done()
-
-
-def _drop_queued(db: Database, message: DropQueued, now: float) -> Done | Fault:
-    found = one(db, FIND_TURN, message.conversation, message.turn)
-    if found is None:
-        return Fault(Code.NOT_FOUND, NO_TURN)
-    if found[1] == "queued":
-        end = Closed("stopped", 1, message="", thinking="", usage=None, model="", finish_reason="", error=None)
-        add_events(db, found[0], message.turn, [end], now)
     return Done()
 
 

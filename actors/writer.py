@@ -2,7 +2,8 @@
 
 Natural group commit: it waits for a message, takes what else is queued, and commits all operations of that
 batch in one durable transaction; the next batch gathers meanwhile. An answer means: it is on disk. Queries
-run beside it on a read-only connection, one after the other, and never hold a commit up.
+run on a read-only connection beside it, one after the other, and never hold a commit up; those of a batch
+begin after its commit, so that a query sees whatever was sent before it, even by an asker that has died.
 
 Args: `path` (absolute) of the database file; `type`: `memory` for none. It assumes to be the only process on
 that file, and that its slot keeps `keep` across incarnations: with it turns are recovered once per service
@@ -129,15 +130,13 @@ class Writer:
     ) -> None:
         operations: list[Operation] = []
         slots: list[Reply | None] = []
+        queries: list[Waiting] = []
         for message, reply in batch:
             if isinstance(message, OPERATIONS):
                 operations.append(cast(Operation, message))
                 slots.append(reply)
             elif isinstance(message, QUERIES) and reply is not None:
-                try:
-                    send.send_nowait((cast(Query, message), reply))
-                except trio.WouldBlock:
-                    self._box.settle(reply, Fault(Code.OVERLOADED))
+                queries.append((cast(Query, message), reply))
         if operations:
             try:
                 answers = await self._commit(operations)
@@ -147,6 +146,12 @@ class Writer:
                 raise
             for slot, answer in zip(slots, answers, strict=True):
                 self._box.settle(slot, answer)
+        for query in queries:
+            try:
+                send.send_nowait(query)
+            except trio.WouldBlock:
+                self._box.settle(query[1], Fault(Code.OVERLOADED))
+        if operations:
             await self._storage.checkpoint()
 
     async def _commit(self, operations: Sequence[Operation]) -> Sequence[object]:

@@ -185,13 +185,6 @@ class AppendDeltas(Request[Done], frozen=True, tag=True):
     deltas: list[Delta]
 
 
-class DropQueued(Request[Done], frozen=True, tag=True):
-    """A queued turn will never run; its user event stays, closed as `stopped`."""
-
-    conversation: str
-    turn: int
-
-
 class History(msgspec.Struct, frozen=True):
     """Events of a conversation, ordered by turn and position."""
 
@@ -221,13 +214,6 @@ class LoadHistory(Request[History], frozen=True, tag=True):
     missing_ok: bool = False
 
 
-class FindRequest(Request[Began | None], frozen=True, tag=True):
-    """Ask: which turn has this request_id, if any."""
-
-    conversation: str
-    request_id: str
-
-
 class Unfinished(msgspec.Struct, frozen=True):
     """A conversation with turns that wait to be run."""
 
@@ -239,21 +225,10 @@ class ListUnfinished(Request[list[Unfinished]], frozen=True, tag=True):
     """Ask: conversations with queued turns, left by an earlier run of the service."""
 
 
-Operation = Enter | BeginTurn | StartTurn | Append | AppendDeltas | DropQueued
+Operation = Enter | BeginTurn | StartTurn | Append | AppendDeltas
 """Answered after the commit that holds it; those that wait together share one."""
 
-Query = LoadHistory | FindRequest | ListUnfinished
-"""Sees every operation that was acknowledged before it was sent."""
+Query = LoadHistory | ListUnfinished
+"""Sees every operation that was sent before it, acknowledged or not, unless that could not be done."""
 
-WriterMessage = (
-    Enter
-    | BeginTurn
-    | StartTurn
-    | Append
-    | AppendDeltas
-    | DropQueued
-    | LoadHistory
-    | FindRequest
-    | ListUnfinished
-    | Nudge
-)
+WriterMessage = Enter | BeginTurn | StartTurn | Append | AppendDeltas | LoadHistory | ListUnfinished | Nudge

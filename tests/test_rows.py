@@ -20,13 +20,10 @@ from protocol.writer import (
     AppendDeltas,
     Began,
     BeginTurn,
-    Closed,
     Done,
-    DropQueued,
     Enter,
     Entered,
     Event,
-    FindRequest,
     ListUnfinished,
     LoadHistory,
     Operation,
@@ -148,20 +145,17 @@ def test_a_turn_id_is_never_used_twice() -> None:
 def test_what_is_not_there_is_not_found() -> None:
     with opened(MEMORY) as s:
         do(s, begin())
-        for operation in (StartTurn("c", 2), DropQueued("c", 2), append(closed(), turn=2), append(conversation="d")):
+        for operation in (StartTurn("c", 2), append(closed(), turn=2), append(conversation="d")):
             with pytest.raises(Fault) as refused:
                 do(s, cast(Request[Done], operation))
             assert refused.value.code is Code.NOT_FOUND
-        assert ask(s, FindRequest("c", "r2")) is None
-        assert ask(s, FindRequest("d", "r1")) is None
-        assert ask(s, FindRequest("c", "r1")) == Began(1, repeated=True)
         assert do(s, tick(delta(1, "x", turn=2), delta(1, "y", conversation="d"))) == Done()
 
 
 # Queue.
 
 
-def test_queued_turns_wait_run_or_are_dropped(tmp_path: Path) -> None:
+def test_queued_turns_wait_run_or_are_closed(tmp_path: Path) -> None:
     with opened(tmp_path / "chat.db") as s:
         do(s, begin(1))
         for turn in (2, 3, 4):
@@ -169,14 +163,9 @@ def test_queued_turns_wait_run_or_are_dropped(tmp_path: Path) -> None:
         do(s, begin(1, conversation="d", owner="bob", queued=True))
         assert ask(s, ListUnfinished()) == [Unfinished("ann", "c"), Unfinished("bob", "d")]
         do(s, StartTurn("c", 2))
-        do(s, DropQueued("c", 3))
-        do(s, DropQueued("c", 2))  # it runs: too late
+        do(s, append(closed("stopped"), turn=3, key="end"))
         now = history(s)
         assert (now.running, now.queued) == ([1, 2], [4])
-        user, end = events(s, 3)
-        assert isinstance(user, UserEvent)
-        assert isinstance(end, Closed)
-        assert (end.outcome, end.message) == ("stopped", "")
         do(s, StartTurn("c", 3))
         assert history(s).running == [1, 2], "a closed turn does not run again"
     with opened(tmp_path / "chat.db") as s:
@@ -233,7 +222,6 @@ PLACES = st.tuples(st.sampled_from(CONVERSATIONS), st.integers(1, 3))
 operations: st.SearchStrategy[Operation] = st.one_of(
     st.builds(lambda p, q: begin(p[1], conversation=p[0], owner=f"of {p[0]}", queued=q), PLACES, st.booleans()),
     st.builds(lambda p: StartTurn(p[0], p[1]), PLACES),
-    st.builds(lambda p: DropQueued(p[0], p[1]), PLACES),
     st.builds(lambda p, k: Append(p[0], p[1], k, APPENDED[k]), PLACES, st.sampled_from(sorted(APPENDED))),
     st.builds(
         lambda p, s: tick(delta(s, f"{s} ", hop=1 + s // 4, conversation=p[0], turn=p[1])), PLACES, st.integers(1, 12)
@@ -260,7 +248,8 @@ def effective(of: Store, operation: Operation, answer: object) -> bool:
     """It was done: sending it again is a repeat. Deltas of a turn that is not there (yet) were not."""
     if isinstance(operation, AppendDeltas):
         (only,) = operation.deltas
-        return ask(of, FindRequest(only.conversation, f"r{only.turn}")) is not None
+        found = ask(of, LoadHistory(f"of {only.conversation}", only.conversation, missing_ok=True))
+        return only.turn in {stored.turn for stored in found.events}
     return not isinstance(answer, Fault)
 
 

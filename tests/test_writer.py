@@ -33,7 +33,6 @@ from protocol.writer import (
     Done,
     Enter,
     Entered,
-    FindRequest,
     HopEvent,
     ListUnfinished,
     LoadHistory,
@@ -132,6 +131,15 @@ async def test_a_bad_operation_fails_alone(tmp_path: Path, caplog: pytest.LogCap
     assert answers == {n: Code.INVALID_MESSAGE if n == 7 else Began(1, repeated=False) for n in range(20)}
 
 
+async def test_a_query_sees_what_was_sent_before_it_acknowledged_or_not(tmp_path: Path) -> None:
+    async with writing(tmp_path / "chat.db") as tree:
+        writer: Ref[Any] = tree.ref(PATH)
+        for turn in range(1, 21):
+            assert writer.offer(begin(turn)), "as by a session that died right after"
+            history = await writer.ask(LoadHistory("ann", "c"), within=WITHIN)
+            assert history.running == list(range(1, turn + 1))
+
+
 async def test_every_message_is_answered(tmp_path: Path) -> None:
     closing_event = Closed("completed", 3, "a", "", None, "m", "stop", None)
     async with writing(tmp_path / "chat.db") as tree:
@@ -145,8 +153,6 @@ async def test_every_message_is_answered(tmp_path: Path) -> None:
             (Append("c", 1, "end", [closing_event]), Done()),
             (ListUnfinished(), [Unfinished("ann", "c")]),
             (StartTurn("c", 2), Done()),
-            (FindRequest("c", "r2"), Began(2, repeated=True)),
-            (FindRequest("c", "r3"), None),
         ]
         for message, answer in asked:
             assert await writer.ask(message, within=WITHIN) == answer, message

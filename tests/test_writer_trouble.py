@@ -22,7 +22,7 @@ from protocol.writer import (
     Done,
     Enter,
     Entered,
-    FindRequest,
+    ListUnfinished,
     LoadHistory,
 )
 from supervisors.supervisor import Tree
@@ -137,8 +137,8 @@ async def test_a_slow_query_is_ended_and_holds_nobody_up(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.CRITICAL)
-    endless = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i), 1, 1 FROM n WHERE ? <> ?"
-    monkeypatch.setattr("actors.rows.FIND_REQUEST", endless)
+    endless = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n WHERE ? <> ? + ?"
+    monkeypatch.setattr("actors.rows.TURNS_BEFORE", endless)
     monkeypatch.setattr("actors.writer.QUERY_S", 0.3)
     async with writing(tmp_path / "chat.db") as tree:
         writer: Ref[Any] = tree.ref(PATH)
@@ -147,7 +147,7 @@ async def test_a_slow_query_is_ended_and_holds_nobody_up(
 
         async def ask_for_ever() -> None:
             with pytest.raises(Fault) as refused:
-                await writer.ask(FindRequest("c", "r1"), within=WITHIN)
+                await writer.ask(LoadHistory("ann", "c"), within=WITHIN)
             outcome.append(refused.value.code)
 
         async with trio.open_nursery() as nursery:
@@ -156,7 +156,7 @@ async def test_a_slow_query_is_ended_and_holds_nobody_up(
             assert await writer.ask(Enter("ann", "c", ""), within=WITHIN) == Entered("c", new=False)
             assert outcome == [], "the commit did not wait for the query"
         assert outcome == [Code.STORAGE_UNAVAILABLE]
-        assert (await writer.ask(LoadHistory("ann", "c"), within=WITHIN)).events == []
+        assert await writer.ask(ListUnfinished(), within=WITHIN) == []
 
 
 async def test_a_store_in_memory_leaves_no_file(tmp_path: Path) -> None:
