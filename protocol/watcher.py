@@ -2,6 +2,11 @@
 
 A `Snapshot` is the whole configuration in force: defaults, runtime file and what was substituted in memory
 (the `local` provider), validated. It holds no secret: keys of providers stay in the environment.
+
+A *version* numbers the content of the runtime file. It grows by one whenever that content changes, whoever
+changed it (an editor, a client, the model's own tool, a script), and never otherwise; it goes on over restarts.
+A save of ours writes its number into the file's `_runtime_config.version`; an editor's version has its number
+in the history only. `Snapshot.version`, `ConfigView.version` and `VersionRow.version` are that one number.
 """
 
 from __future__ import annotations
@@ -104,8 +109,12 @@ class ClientOptions(msgspec.Struct, frozen=True):
     first_token_timeout: float = 120.0
     idle_timeout: float = 60.0
     """Longest silence in a running stream."""
+    total_timeout: float | None = None
+    """Seconds for a whole answer; None: as long as it flows."""
     max_connections: int = 100
     max_keepalive_connections: int = 20
+    keepalive_expiry: float = 5.0
+    """Seconds that an idle connection is kept."""
     retries: int = 2
     """Further tries before the first piece; 0: none."""
     stream: bool = True
@@ -170,17 +179,28 @@ class Mcp(msgspec.Struct, frozen=True):
 
 
 class Logging(msgspec.Struct, frozen=True):
-    """`logging`."""
+    """`logging`, and the switches of `chat.service.logging`."""
 
     level: str
+    """Least level that is logged, where `modules` says nothing else."""
     format: str
+    """Of a line, in the words of Python's logging; not used where `json` is true."""
+    json: bool = False
+    """One JSON object per line."""
+    modules: dict[str, str] = {}
+    """Least level by name: of a logger (`actors.streamer`), of its last part (`streamer`), or of one of the original
+    backend's groups (`chat`, `mcp`, `connection_pool`)."""
+    features: dict[str, bool] = {}
+    """What is logged beside errors: llm_replies, system_prompt, tool_execution, tool_results."""
+    truncate: dict[str, int] = {}
+    """Most characters of a text in the log, by feature: llm_replies, tool_results; 0: whole."""
 
 
 class Snapshot(msgspec.Struct, frozen=True):
     """The configuration in force."""
 
     version: int
-    """Grows by one with every change in force; 1 at the first."""
+    """Of the runtime file's content, see above; changes of the servers file and of the local model leave it."""
     websocket: WebSocket
     storage: Storage
     service: Service
@@ -193,6 +213,9 @@ class Snapshot(msgspec.Struct, frozen=True):
     """Absolute path of the state directory."""
     drain_s: float
     """`chat.service.drain_s`: how long a stop waits for running turns."""
+    config_access: str = ""
+    """Absolute path of the file with which the configuration's own tool server finds the watcher (JSON with `socket`
+    and `token`, 0600); handed to that server as MCP_ACTORS_CONFIG_ACCESS. Empty: there is none."""
 
 
 class GetSnapshot(Request[Snapshot], frozen=True, tag=True):
@@ -212,10 +235,71 @@ class SetLocalModel(msgspec.Struct, frozen=True, tag=True):
     model: str = ""
 
 
+class ConfigView(msgspec.Struct, frozen=True):
+    """The configuration as the files say, for people and programs."""
+
+    version: int
+    config: dict[str, Any]
+    """Defaults and runtime file merged; nested from the top, without secrets and metadata."""
+
+
+class GetConfig(Request[ConfigView], frozen=True, tag=True):
+    """Ask: the configuration, without what the command line overrides. Faults: NOT_FOUND (no such path)."""
+
+    path: str | None = None
+    """Only what is at this path (`llm.providers.openrouter`), still nested from the top; None: all."""
+
+
+class SetConfig(Request[ConfigView], frozen=True, tag=True):
+    """Ask: change the runtime file; answered with the whole configuration when it is saved and in force.
+
+    Faults: CONFIG_INVALID (names the keys; also when the file itself is broken at the moment), CONFIG_CONFLICT
+    (`base_version` is not in force any more, or somebody edits the file right now), FORBIDDEN (to the author
+    `tool`), INTERNAL (the file cannot be written). After any of them nothing is changed.
+    """
+
+    changes: dict[str, Any]
+    """Merged over what is there, key by key; null means what it means in the file."""
+    base_version: int | None = None
+    """The version that the changes were made for; None: whichever is in force."""
+    author: str = "api"
+    """`client:<owner>`, `tool`, `api` or `cli`; `tool` may change only what a model may change of itself."""
+
+
+class VersionRow(msgspec.Struct, frozen=True):
+    """One version of the runtime file."""
+
+    version: int
+    at: str
+    """RFC 3339, UTC."""
+    author: str
+    """As in `SetConfig`, or `file`: an editor."""
+    changed: list[str]
+    """Keys that differ from the version before, at most 50; `...` ends a longer list."""
+
+
+class ListVersions(Request[list[VersionRow]], frozen=True, tag=True):
+    """Ask: the latest versions, newest first; the last 200 are kept."""
+
+    limit: int = 20
+
+
+class Rollback(Request[ConfigView], frozen=True, tag=True):
+    """Ask: a new version with the content of an old one. Faults as of `SetConfig`, and NOT_FOUND.
+
+    It also helps out of a broken file, which is kept under another name.
+    """
+
+    version: int
+    """0: the reference defaults; the file as it was is kept under another name."""
+    author: str = "api"
+    """As in `SetConfig`; `tool` may not."""
+
+
 class Configured(msgspec.Struct, frozen=True, tag=True):
-    """Event: a snapshot is in force. One with the version of the last differs from it in `problems` only."""
+    """Event: a snapshot is in force. Sent when anything of it changed, its problems too."""
 
     snapshot: Snapshot
 
 
-WatcherMessage = GetSnapshot | Subscribe | SetLocalModel | Nudge
+WatcherMessage = GetSnapshot | Subscribe | SetLocalModel | GetConfig | SetConfig | ListVersions | Rollback | Nudge
