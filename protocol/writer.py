@@ -14,6 +14,7 @@ import msgspec
 from protocol.errors import FaultBody
 from protocol.mail import Nudge, Request
 from protocol.streamer import ToolCall
+from protocol.watcher import Configured
 
 
 class Done(msgspec.Struct, frozen=True):
@@ -225,10 +226,159 @@ class ListUnfinished(Request[list[Unfinished]], frozen=True, tag=True):
     """Ask: conversations with queued turns, left by an earlier run of the service."""
 
 
-Operation = Enter | BeginTurn | StartTurn | Append | AppendDeltas
+class ListedConversation(msgspec.Struct, frozen=True):
+    """One of an owner's conversations."""
+
+    conversation: str
+    title: str
+    """The beginning of its first user message that is still there, one line; empty if that is no text."""
+    messages: int
+    """Users' messages and answers, counted as `history` shows them."""
+    created_at: float
+    """Unix time in seconds, as the others."""
+    updated_at: float
+    """Last begin or end of a turn."""
+    at: float
+    """Last entered or written to by its owner: the order of the list, and where its next page begins."""
+
+
+class ConversationPage(msgspec.Struct, frozen=True):
+    """A page of an owner's conversations, newest first."""
+
+    conversations: list[ListedConversation]
+    more: bool
+    """There are older ones."""
+
+
+class ListConversations(Request[ConversationPage], frozen=True, tag=True):
+    """Ask: the owner's conversations that have messages, at most 100 a page."""
+
+    owner: str
+    before: float = 0.0
+    """`at` of the last one of the page before; 0: begin with the newest."""
+    limit: int = 50
+
+
+# Saved sessions: conversations kept by name, up to a turn, until they are deleted or over the limits for saves.
+
+
+class Saved(msgspec.Struct, frozen=True):
+    """A saved session: the beginning of a conversation, which no longer changes."""
+
+    saved_id: str
+    name: str
+    conversation: str
+    up_to_turn: int
+    """The last turn in it."""
+    messages: int
+    """Counted as `history` shows them."""
+    at: float
+    """When it was saved; Unix time in seconds."""
+
+
+class SaveSession(Request[Saved], frozen=True, tag=True):
+    """Keep a conversation as it is now, up to the last turn before the first that has not ended.
+
+    Faults: NOT_FOUND, also where no turn has ended yet.
+    """
+
+    owner: str
+    conversation: str
+    name: str
+    saved_id: str
+    """Chosen by the asker, unique; makes a repeat harmless."""
+
+
+class ListSaved(Request[list[Saved]], frozen=True, tag=True):
+    """Ask: the owner's saved sessions, newest first."""
+
+    owner: str
+
+
+class SavedPage(msgspec.Struct, frozen=True):
+    """A saved session and events of it, ordered by turn and position."""
+
+    saved: Saved
+    events: list[StoredEvent]
+    more: bool
+    """There are later turns."""
+
+
+class ReadSaved(Request[SavedPage], frozen=True, tag=True):
+    """Ask: the first `limit` turns (at most 500) of a saved session after turn `after`.
+
+    Faults: SESSION_NOT_FOUND.
+    """
+
+    owner: str
+    saved_id: str
+    after: int = 0
+    limit: int = 500
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """A conversation that begins as the saved one was; it has been entered."""
+
+    conversation: str
+    last_turn: int
+    """Greatest turn id in it; later ones must be greater."""
+
+
+class LoadSaved(Request[Loaded], frozen=True, tag=True):
+    """Make a new conversation that begins with the saved events. Faults: SESSION_NOT_FOUND."""
+
+    owner: str
+    saved_id: str
+    fresh_id: str
+    """Id of the new conversation; makes a repeat harmless."""
+
+
+class DeleteSaved(Request[Done], frozen=True, tag=True):
+    """Delete a saved session; the conversation itself stays until retention takes it.
+
+    Faults: SESSION_NOT_FOUND, which is also what a repeat gets: it is gone.
+    """
+
+    owner: str
+    saved_id: str
+
+
+# Retention.
+
+
+class InUse(msgspec.Struct, frozen=True, tag=True):
+    """Clients are in these conversations: for 90 s nothing of them is removed. Adds to what was said before.
+
+    Sent at least every 30 s. One that was just entered, or loaded, counts as named here.
+    """
+
+    conversations: list[str]
+    left: list[str] = []
+    """No client is in these any more: they may be removed at once. Leaving them out only keeps them longer."""
+
+
+Operation = Enter | BeginTurn | StartTurn | Append | AppendDeltas | SaveSession | LoadSaved | DeleteSaved
 """Answered after the commit that holds it; those that wait together share one."""
 
-Query = LoadHistory | ListUnfinished
+Query = LoadHistory | ListUnfinished | ListConversations | ListSaved | ReadSaved
 """Sees every operation that was sent before it, acknowledged or not, unless that could not be done."""
 
-WriterMessage = Enter | BeginTurn | StartTurn | Append | AppendDeltas | LoadHistory | ListUnfinished | Nudge
+WriterMessage = (
+    Enter
+    | BeginTurn
+    | StartTurn
+    | Append
+    | AppendDeltas
+    | SaveSession
+    | LoadSaved
+    | DeleteSaved
+    | LoadHistory
+    | ListUnfinished
+    | ListConversations
+    | ListSaved
+    | ReadSaved
+    | InUse
+    | Configured
+    | Nudge
+)
+"""All that it takes."""
