@@ -3,13 +3,17 @@
 The guard (`serve`) is the outermost call of the connection's task: whatever a peer does ends this
 connection and nothing else. Reads the head, then answers plain HTTP, or becomes a WebSocket whose every
 byte out goes through one `Outbox`. The library's own server is not used: one bad handshake takes it down.
+It speaks the protocol behind a `Wire`; the handshake is checked, and the connection ended, here.
 Close frames and the last bytes get a bounded time; then the connection is dropped.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import logging
+import re
+import sys
 from collections.abc import AsyncIterator
 
 import trio
@@ -20,6 +24,7 @@ from actors.commands import Commands
 from actors.front import Front, Socket
 from actors.http import BadRequest, Head, Replay, host_allowed, origin_allowed, read_head, response
 from actors.outbox import Outbox
+from actors.wire import Wire
 from protocol.client import error_frame
 from protocol.errors import Code, Fault
 from protocol.mail import MailError
@@ -32,7 +37,15 @@ STALLED_S = 30.0  # a peer that takes no byte for this long is closed with 1013 
 SWEEP_S = 5.0  # how often sockets are looked at where no ping is due earlier
 INBOX = 8  # frames read ahead of the one that is handled; the rest waits in the peer's TCP buffer
 PING = b"\x89\x00"  # an empty ping frame
-MAX_CLOSE_REASON = 120  # bytes; RFC 6455 allows 123
+WEBSOCKET_VERSION = "13"  # the only one there is: RFC 6455
+UPGRADE_REQUIRED = 426
+KEY_BYTES = 16  # of Sec-WebSocket-Key, decoded
+ABNORMAL = 1006  # the peer ended without a close frame
+HEAD_END = re.compile(rb"\n\r?\n")
+HANDSHAKE = (
+    b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: %b\r\n\r\n"
+)
 
 
 async def serve(front: Front, stream: trio.SocketStream) -> None:
@@ -57,7 +70,8 @@ async def _serve(front: Front, stream: trio.SocketStream) -> None:
             return
         answer = await _page(front, head)
     except BadRequest as bad:
-        answer = response(bad.status, bad.text.encode() + b"\n", "text/plain; charset=utf-8")
+        headers = [("Sec-WebSocket-Version", WEBSOCKET_VERSION)] if bad.status == UPGRADE_REQUIRED else []
+        answer = response(bad.status, bad.text.encode() + b"\n", "text/plain; charset=utf-8", headers=headers)
     await _finish(stream, answer)
 
 
@@ -86,12 +100,14 @@ async def _finish(stream: trio.SocketStream, last: bytes) -> None:
 
 
 async def _websocket(front: Front, stream: trio.SocketStream, head: Head) -> None:
+    handshake, early = accepted(head)
     try:
         async with trio.open_nursery() as nursery:
-            outbox = Outbox(Replay(head.raw, stream), stream.socket, nursery)
-            connection = await _shake_hands(front, outbox, nursery)
+            outbox = Outbox(Replay(handshake + early, stream), stream.socket, nursery)
+            wire = Wire(outbox, len(handshake), lambda: front.snapshot.websocket.max_message_size)
+            connection = await _shake_hands(wire, nursery)
             if connection is not None:
-                await _talk(front, stream, head, outbox, connection, nursery)
+                await _talk(front, stream, head, outbox, wire, connection, nursery)
             nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         # what the peer caused is expected; the rest goes on to the guard
@@ -100,14 +116,33 @@ async def _websocket(front: Front, stream: trio.SocketStream, head: Head) -> Non
             raise rest from None
 
 
-async def _shake_hands(
-    front: Front, outbox: Outbox, nursery: trio.Nursery
-) -> trio_websocket.WebSocketConnection | None:
+def accepted(head: Head) -> tuple[bytes, bytes]:
+    """A handshake in plain words for the library, and what the peer sent behind its own.
+
+    The library fails on a peer's handshake in many ways (bytes that are not ASCII, names that are not IDNA)
+    and needs nothing of it but the key. Raises BadRequest: 426 for another version, 400 for a bad key.
+    """
+    version = head.header("sec-websocket-version")
+    if version != WEBSOCKET_VERSION:
+        raise BadRequest(UPGRADE_REQUIRED if version else 400, "this endpoint speaks WebSocket version 13")
+    key = head.header("sec-websocket-key") or ""
+    try:
+        nonce = base64.b64decode(key.encode("latin-1"), validate=True)
+    except ValueError:
+        nonce = b""
+    if len(nonce) != KEY_BYTES:
+        raise BadRequest(400, "Sec-WebSocket-Key is not 16 bytes in base64")
+    end = HEAD_END.search(head.raw)
+    early = head.raw[end.end() :] if end is not None else b""
+    return HANDSHAKE % base64.b64encode(nonce), early
+
+
+async def _shake_hands(wire: Wire, nursery: trio.Nursery) -> trio_websocket.WebSocketConnection | None:
     with trio.move_on_after(HANDSHAKE_S):
         request = await trio_websocket.wrap_server_stream(
             nursery,
-            outbox,
-            max_message_size=front.snapshot.websocket.max_message_size,
+            wire,
+            max_message_size=sys.maxsize,  # the library counts characters; the wire counts bytes
             message_queue_size=INBOX,
             receive_buffer_size=65536,
         )
@@ -120,6 +155,7 @@ async def _talk(
     stream: trio.SocketStream,
     head: Head,
     outbox: Outbox,
+    wire: Wire,
     connection: trio_websocket.WebSocketConnection,
     nursery: trio.Nursery,
 ) -> None:
@@ -131,21 +167,27 @@ async def _talk(
         scope.cancel()
 
     socket = Socket(front.next_number(), outbox, close)
-    async with _registered(front, socket):
-        nursery.start_soon(_keep_alive, front, socket)
-        with scope:
-            commands = Commands(front, socket)
-            try:
-                await commands.greet(head.query.get("conversation", ""))
-            except (MailError, Fault) as error:
-                log.warning("a client could not be welcomed, the store does not answer: %s", error)
-                fault = error if isinstance(error, Fault) else Fault(Code.STORAGE_UNAVAILABLE)
-                socket.tell(error_frame(fault.body))
-                close(1013, "the store is not available, try again later")
-            with contextlib.suppress(trio_websocket.ConnectionClosed):
-                await _read(front, connection, commands)
-    code, reason = ending[0] if ending else (1000, "")
-    await _say_goodbye(stream, outbox, connection, code, reason)
+    try:
+        async with _registered(front, socket):
+            nursery.start_soon(_keep_alive, front, socket, wire)
+            with scope:
+                commands = Commands(front, socket)
+                try:
+                    await commands.greet(head.query.get("conversation", ""))
+                except (MailError, Fault) as error:
+                    log.warning("a client could not be welcomed, the store does not answer: %s", error)
+                    fault = error if isinstance(error, Fault) else Fault(Code.STORAGE_UNAVAILABLE)
+                    socket.tell(error_frame(fault.body))
+                    close(1013, "the store is not available, try again later")
+                with contextlib.suppress(trio_websocket.ConnectionClosed):
+                    await _read(connection, commands)
+    except Exception:
+        ending.insert(0, (1011, "something failed inside the service"))
+        raise  # the guard logs it
+    finally:
+        # also when the connection is cancelled: its peer is told why, within CLOSE_S
+        code, reason = ending[0] if ending else _why(wire, connection)
+        await _say_goodbye(stream, outbox, wire, code, reason)
 
 
 @contextlib.asynccontextmanager
@@ -158,58 +200,74 @@ async def _registered(front: Front, socket: Socket) -> AsyncIterator[None]:
         del front.sockets[socket.number]
 
 
-async def _read(front: Front, connection: trio_websocket.WebSocketConnection, commands: Commands) -> None:
+async def _read(connection: trio_websocket.WebSocketConnection, commands: Commands) -> None:
     while True:
         frame = await connection.get_message()
-        limit = front.snapshot.websocket.max_message_size
-        if isinstance(frame, bytes):
-            fault = Fault(Code.INVALID_MESSAGE, "Binary frames are not understood; send JSON in text frames.")
-            commands.socket.tell(error_frame(fault.body))
-        elif len(frame) * 4 > limit and len(frame.encode("utf-8", "surrogatepass")) > limit:
-            # the library counts characters; the promise is in bytes
-            commands.socket.close(1009, f"a frame may have {limit} bytes")
-            await trio.lowlevel.checkpoint()
-        else:
+        try:
+            if isinstance(frame, bytes):
+                raise Fault(Code.INVALID_MESSAGE, "Binary frames are not understood; send JSON in text frames.")
             await commands.handle(frame)
+        except Fault as fault:
+            commands.socket.tell(error_frame(fault.body))
+        except RecursionError:
+            deep = Fault(Code.INVALID_MESSAGE, "The frame is nested too deeply.")
+            commands.socket.tell(error_frame(deep.body))
+        except Exception:  # boundary: one frame's trouble is its own
+            log.exception("socket %d: a frame could not be handled", commands.socket.number)
+            commands.socket.tell(error_frame(Fault(Code.INTERNAL).body))
         await commands.socket.outbox.wait_room()
 
 
-async def _keep_alive(front: Front, socket: Socket) -> None:
+async def _keep_alive(front: Front, socket: Socket, wire: Wire) -> None:
     """Ping a silent peer, drop a dead one, close a stalled one."""
     outbox = socket.outbox
     while True:
         settings = front.snapshot.websocket
         interval = settings.ping_interval
         await trio.sleep(min(interval, SWEEP_S) if interval > 0 else SWEEP_S)
-        now = trio.current_time()
-        if outbox.waiting and now - outbox.progress_at > STALLED_S:
-            socket.close(1013, "nothing was read for too long; connect again and resume")
-            return
-        silent = now - outbox.received_at
-        if interval > 0 and silent > interval + settings.ping_timeout:
-            log.debug("socket %d: no sign of life for %.0f s", socket.number, silent)
+        if outbox.waiting:
+            # a ping would wait behind the rest: that it is not answered would say nothing
+            if trio.current_time() - outbox.progress_at > STALLED_S:
+                socket.close(1013, "nothing was read for too long; connect again and resume")
+                return
+        elif interval > 0 and wire.silent_s > interval + settings.ping_timeout:
+            log.debug("socket %d: no sign of life for %.0f s", socket.number, wire.silent_s)
             await outbox.aclose()
             return
-        if interval > 0 and silent >= interval:
+        elif interval > 0 and wire.silent_s >= interval:
             outbox.write(PING)
 
 
-async def _say_goodbye(
-    stream: trio.SocketStream,
-    outbox: Outbox,
-    connection: trio_websocket.WebSocketConnection,
-    code: int,
-    reason: str,
-) -> None:
-    """Close handshake, what waits to be sent, and the peer's end, all within CLOSE_S; shielded: also at a stop."""
+def _why(wire: Wire, connection: trio_websocket.WebSocketConnection) -> tuple[int, str]:
+    """The close code of an end that was not asked for by us."""
+    if wire.refused:
+        return 1009, wire.refused
+    closed = connection.closed
+    if closed is None:
+        return 1001, "the service stops"
+    return int(closed.code), closed.reason or ""
+
+
+async def _say_goodbye(stream: trio.SocketStream, outbox: Outbox, wire: Wire, code: int, reason: str) -> None:
+    """Close frame, what waits to be sent, and the peer's end, all within CLOSE_S; shielded: also at a stop.
+
+    The end of our side is sent once the peer has seen the close frame, or is gone: some clients take an end
+    that comes earlier for a failure. What the peer still sends is dropped, since closing with unread bytes
+    would reset the connection, and the close frame with it.
+    """
+    wire.stop()
+    if outbox.broken or code == ABNORMAL:
+        return
+    wire.say_close(code, reason)
     outbox.sealed = True
     with trio.move_on_after(CLOSE_S, shield=True):
-        if connection.closed is None:
-            await connection.aclose(code, reason[:MAX_CLOSE_REASON])
-        elif not outbox.broken:
-            # the library has sent its close frame (too large, protocol error) and reads no more
+        with contextlib.suppress(OSError, trio.BrokenResourceError, trio.ClosedResourceError):
             await outbox.flush()
-            with contextlib.suppress(OSError, trio.BrokenResourceError, trio.ClosedResourceError):
-                await stream.send_eof()
-                while await stream.receive_some(65536):
-                    pass
+            gone = False
+            while not (wire.peer_closing or gone):
+                data = await stream.receive_some(65536)
+                wire.follow(bytes(data))
+                gone = not data
+            await stream.send_eof()
+            while not gone and await stream.receive_some(65536):
+                pass
