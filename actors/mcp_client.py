@@ -14,18 +14,22 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import mcp_types as types
+import trio
 from mcp import Client, MCPError
 from mcp.client.subscriptions import SubscriptionLost
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from actors.mcp_wire import Wire
+from actors.server_contents import TooLarge, contents_of, prompt_of
 from actors.server_faults import Refused, ServerEnded, Unusable
+from actors.server_log import TO_MCP
 from actors.stdio import Process
 from actors.tool_result import bounded, outcome_of
 from protocol.errors import Code, Fault
-from protocol.mcp_server import Catalogue, Prompt, Resource, Tool, ToolOutcome
+from protocol.mcp_server import Catalogue, FilledPrompt, Prompt, Resource, ResourceContent, Tool, ToolOutcome
 
+RESOURCE_NOT_FOUND = -32002  # of the older era; the newer one says INVALID_PARAMS
 PAGES = 100  # of one list; a server whose list never ends must not hold us
 PROBE_S = 4.0  # a server that is merely slow to start answers within this; the handshake works after it too
 
@@ -39,6 +43,7 @@ class Connected:
         self._name = name
         self._client = client
         self._wire = wire
+        self._meta: types.RequestParamsMeta | None = None
 
     @property
     def version(self) -> str:
@@ -59,6 +64,36 @@ class Connected:
     def bad_lines(self) -> int:
         """Lines that were skipped so far."""
         return self._wire.bad_lines
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the server said anything."""
+        return trio.current_time() - self._wire.heard_at
+
+    async def answers(self, within: float) -> bool:
+        """Ask the cheapest question of its era; True as soon as it says anything at all, be it an error."""
+        session, heard_at = self._client.session, self._wire.heard_at
+        question = session.send_discover(self.version) if self.modern else session.send_ping()
+        with trio.move_on_after(within):
+            try:
+                await question
+            except (MCPError, ValidationError) as error:
+                log.debug("MCP server %r answers a probe with an error: %s", self._name, error)
+        return self._wire.heard_at > heard_at
+
+    async def set_log_level(self, level: str) -> None:
+        """Have the server log at that level of ours or above, if it can; it must not be relied on."""
+        theirs: Any = TO_MCP[level]
+        if self.modern:
+            # Each request of this era says what may be logged while it is worked on.
+            meta: Any = {types.LOG_LEVEL_META_KEY: theirs}
+            self._meta = meta
+        elif self._client.server_capabilities.logging is not None:
+            request = types.SetLevelRequest(params=types.SetLevelRequestParams(level=theirs))
+            try:
+                await self._client.session.send_request(request, types.EmptyResult)
+            except (MCPError, ValidationError) as error:
+                log.debug("MCP server %r does not change its logging level: %s", self._name, error)
 
     async def catalogue(self) -> tuple[Catalogue, list[str]]:
         """All that the server offers, and what could not be listed, a line each.
@@ -123,17 +158,45 @@ class Connected:
             on_progress(progress, total, message or "")
 
         try:
-            result = await self._client.call_tool(tool, arguments, progress_callback=report)
+            result = await self._client.call_tool(tool, arguments, progress_callback=report, meta=self._meta)
         except MCPError as error:
             if self._wire.closed:
                 raise ServerEnded(f"MCP server {self._name!r} ended during the call.") from error
             # The server's own words; the model may learn from them what to do better.
             return ToolOutcome(ok=False, text=bounded(error.message) or f"error {error.code} without a message")
         except (ValidationError, RuntimeError) as error:
-            raise Fault(
-                Code.TOOL_FAILED, f"MCP server {self._name!r} gave an answer against the protocol: {error}"[:500]
-            ) from error
+            raise self._nonsense(error) from error
         return outcome_of(_wire_form(result))
+
+    async def read(self, uri: str) -> list[ResourceContent]:
+        """Read a resource. No deadline in here. Raises: Fault, ServerEnded; see `ReadResource`."""
+        return contents_of(await self._asked(self._client.read_resource(uri, meta=self._meta)))
+
+    async def prompt(self, name: str, arguments: dict[str, str]) -> FilledPrompt:
+        """Fill in a prompt. No deadline in here. Raises: Fault, ServerEnded; see `GetPrompt`."""
+        result = await self._asked(self._client.get_prompt(name, arguments, meta=self._meta))
+        try:
+            return prompt_of(result)
+        except TooLarge as error:
+            text = f"Prompt {name!r} of MCP server {self._name!r} cannot be shown: {error}."
+            raise Fault(Code.TOOL_FAILED, text) from error
+
+    async def _asked(self, asking: Awaitable[BaseModel]) -> dict[str, Any]:
+        """The answer in its wire form. Raises: Fault, ServerEnded."""
+        try:
+            return _wire_form(await asking)
+        except MCPError as error:
+            if self._wire.closed:
+                raise ServerEnded(f"MCP server {self._name!r} ended while it was asked.") from error
+            unknown = error.code in (types.INVALID_PARAMS, RESOURCE_NOT_FOUND)
+            text = f"MCP server {self._name!r} says: {bounded(error.message, 500) or f'error {error.code}'}"
+            raise Fault(Code.NOT_FOUND if unknown else Code.TOOL_FAILED, text) from error
+        except (ValidationError, RuntimeError) as error:
+            raise self._nonsense(error) from error
+
+    def _nonsense(self, error: Exception) -> Fault:
+        text = f"MCP server {self._name!r} gave an answer against the protocol: {error}"
+        return Fault(Code.TOOL_FAILED, text[:500])
 
     async def follow(self, changed: Callable[[], None]) -> None:
         """In the modern era changes of the lists come by subscription: call `changed` for each, until cancelled."""
@@ -155,7 +218,13 @@ class Connected:
 
 @asynccontextmanager
 async def connect(
-    name: str, process: Process, *, legacy: bool, probe_s: float, changed: Callable[[], None]
+    name: str,
+    process: Process,
+    *,
+    legacy: bool,
+    probe_s: float,
+    changed: Callable[[], None],
+    logged: Callable[[str, str, object], None],
 ) -> AsyncIterator[Connected]:
     """Shake hands over the process's pipes. No deadline in here.
 
@@ -163,6 +232,7 @@ async def connect(
         legacy: use the older handshake at once.
         probe_s: seconds for the newer one, at most PROBE_S, before the older is tried.
         changed: called whenever the server says that one of its lists changed.
+        logged: called with level, logger (or nothing) and data of each message that the server logs.
     Raises: Refused or Unusable, in an exception group.
     """
     wire = Wire(process, min(probe_s, PROBE_S))
@@ -176,10 +246,14 @@ async def connect(
         ):
             changed()
 
+    async def on_log(params: types.LoggingMessageNotificationParams) -> None:
+        logged(params.level, params.logger or "", params.data)
+
     client = Client(
         wire.open(),
         mode="legacy" if legacy else "auto",
         message_handler=on_message,
+        logging_callback=on_log,
         client_info=types.Implementation(name="mcp-actors", version=importlib.metadata.version("mcp-actors")),
         cache=None,  # lists are asked for when they changed, and then anew
     )

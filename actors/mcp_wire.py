@@ -44,6 +44,8 @@ class Wire:
         """Lines that were not messages and were skipped."""
         self.bad_tools = 0
         """Tools without a name, left out of listings so far."""
+        self.heard_at = trio.current_time()
+        """When the last line of the server came, whatever it was."""
         self.closed = False
         """Nothing comes any more: the process ended, or the connection is being left."""
         self.ignored_probe = False
@@ -93,6 +95,7 @@ class Wire:
         try:
             while True:
                 for line in await self._process.lines():
+                    self.heard_at = trio.current_time()
                     item = self._decoded(line)
                     if item is not None:
                         await to_session.send(item)

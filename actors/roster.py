@@ -1,7 +1,9 @@
 """Keeps one actor per enabled MCP server of the configuration: starts, replaces and stops only what changed.
 
-The group `mcp` is dynamic; each server is a child of it, supervised on its own. What can fail here is
-nothing: a server that cannot start is its own actor's trouble.
+The group `mcp` is dynamic; each server is a child of it, supervised on its own. A replaced server's new
+process starts when the old one has ended (the supervisor sees to that), so a server never runs twice. The
+logging level alone replaces nobody: it is told. What can fail here is nothing: a server that cannot start is
+its own actor's trouble.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from contextlib import asynccontextmanager
 
 from actors.server_child import child
 from protocol.mail import Mailbox
-from protocol.mcp_server import Catalogue
+from protocol.mcp_server import SetServerLog
 from protocol.roster import RosterMessage
 from protocol.spec import Context, KeepContext
 from protocol.watcher import Configured, Connection, GetSnapshot, McpServer, Snapshot, Subscribe
@@ -20,7 +22,8 @@ GROUP = "mcp"
 GATEWAY = "front/gateway"  # who hears of tools and progress
 START_S = 30.0  # for the watcher's first snapshot
 
-Known = dict[str, tuple[McpServer, Connection]]
+Known = dict[str, tuple[McpServer, Connection, str]]
+"""By name: what a server was started with, and the logging level that it was told."""
 
 
 @asynccontextmanager
@@ -45,13 +48,20 @@ async def run(box: Mailbox[RosterMessage], ctx: Context) -> None:
 def apply(snapshot: Snapshot, ctx: Context) -> None:
     """Make the group what the configuration says."""
     known: Known = ctx.kept
-    wanted = {s.name: (s, snapshot.mcp.connection) for s in snapshot.mcp.servers.values() if s.enabled}
-    for name in [name for name in known if wanted.get(name) != known[name]]:
-        del known[name]
-        ctx.stop_child(f"{GROUP}/{name}")
-        ctx.ref(GATEWAY).offer(Catalogue(name, [], [], [], ""))  # its tools are offered no more
-    for name, (server, connection) in wanted.items():
+    connection, level = snapshot.mcp.connection, snapshot.mcp.log_level
+    wanted = {server.name: server for server in snapshot.mcp.servers.values() if server.enabled}
+    for name, (server, its_connection, its_level) in tuple(known.items()):
+        path = f"{GROUP}/{name}"
+        stays = wanted.get(name) == server and its_connection == connection
+        # One that is parked takes no message; it gets a new try as everyone does whose settings changed.
+        if stays and (its_level == level or ctx.ref(path).offer(SetServerLog(level))):
+            known[name] = (server, connection, level)
+        else:
+            del known[name]
+            ctx.stop_child(path)
+    for name, server in wanted.items():
         if name not in known:
-            known[name] = (server, connection)
-            ctx.start_child(GROUP, child(server, connection, gateway=GATEWAY, state_dir=snapshot.state_dir))
+            known[name] = (server, connection, level)
+            place = child(server, connection, gateway=GATEWAY, state_dir=snapshot.state_dir, log_level=level)
+            ctx.start_child(GROUP, place)
     ctx.report(servers=len(known))

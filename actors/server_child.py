@@ -15,7 +15,7 @@ DRAIN_S = 5.0  # of a stop: for calls that are running
 PARK_S = 300.0  # between two tries of a parked server
 
 
-def child(server: McpServer, connection: Connection, *, gateway: str, state_dir: str) -> Child:
+def child(server: McpServer, connection: Connection, *, gateway: str, state_dir: str, log_level: str) -> Child:
     """The place of a server in the tree, from its configuration."""
     tries = connection.max_reconnect_attempts if server.auto_reconnect else 0
     return Child(
@@ -36,5 +36,11 @@ def child(server: McpServer, connection: Connection, *, gateway: str, state_dir:
         on_limit=OnLimit.PARK,
         park_s=PARK_S if server.auto_reconnect else math.inf,
         keep="actors.mcp_server:memory",
-        args={"server": server, "connection": connection, "gateway": gateway, "state_dir": state_dir},
+        args={
+            "server": server,
+            "connection": connection,
+            "gateway": gateway,
+            "state_dir": state_dir,
+            "log_level": log_level,
+        },
     )

@@ -22,6 +22,8 @@ INHERITED = (
     *("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_RUNTIME_DIR", "XDG_STATE_HOME"),
     *("SSL_CERT_FILE", "SSL_CERT_DIR"),
 )
+CONFIG_SERVER = "Servers.config_server"  # the module of ours that changes the configuration
+CONFIG_ACCESS = "config_access.json"  # in the state directory: where it finds the service, and its token
 SECRET_MIN = 6  # characters; blacking out shorter values would only make texts unreadable
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
@@ -32,11 +34,12 @@ def command_of(server: McpServer, state_dir: str, environ: Mapping[str, str]) ->
     if not server.command.strip():
         raise Unusable(f"MCP server {server.name!r} has no command; set `command` in the servers file.")
     configured = {key: _filled(server.name, key, value, environ) for key, value in server.env.items()}
+    ours = {"MCP_ACTORS_CONFIG_ACCESS": os.path.join(state_dir, CONFIG_ACCESS)} if CONFIG_SERVER in server.args else {}
     return Command(
         name=server.name,
         argv=(sys.executable if server.command == "python" else server.command, *server.args),
         cwd=os.path.join(state_dir, os.path.expanduser(server.cwd or "")),
-        env={key: environ[key] for key in INHERITED if key in environ} | configured,
+        env={key: environ[key] for key in INHERITED if key in environ} | ours | configured,
         secrets=tuple(sorted({v for v in configured.values() if len(v) >= SECRET_MIN}, key=len, reverse=True)),
     )
 

@@ -45,7 +45,13 @@ class Command:
     env: dict[str, str] = field(repr=False)
     """The whole environment of the process."""
     secrets: tuple[str, ...] = field(default=(), repr=False)
-    """Values that are blacked out in what is shown of its standard error."""
+    """Values that are blacked out in what is shown of what it says."""
+
+    def clean(self, text: str) -> str:
+        """The text with the secrets blacked out."""
+        for secret in self.secrets:
+            text = text.replace(secret, "***")
+        return text
 
 
 @dataclass(frozen=True)
@@ -129,10 +135,7 @@ class Process:
 
     def last_words(self, most: int = TAIL_SHOWN) -> str:
         """The end of its standard error as text of at most that many characters, secrets blacked out."""
-        text = self._tail.decode("utf-8", "replace")
-        for secret in self._command.secrets:
-            text = text.replace(secret, "***")
-        return text.strip()[-most:]
+        return self._command.clean(self._tail.decode("utf-8", "replace")).strip()[-most:]
 
     async def _closed(self, what: str, error: Exception | None) -> None:
         # Usually it is dying: then `_watch` knows the exit code, raises, and this wait is cancelled.

@@ -1,7 +1,8 @@
 """What the actor of one MCP server understands, and what it says of itself.
 
-Down: `CallTool` (an ask: its answer is a `ToolOutcome`, also when the tool failed) and `CancelCall`; from the
-supervisor `Up` of the gateway, which is then told the catalogue again.
+Down: `CallTool` (an ask: its answer is a `ToolOutcome`, also when the tool failed), `CancelCall`, the asks
+`ReadResource` and `GetPrompt`, and `SetServerLog`; from the supervisor `Up` of the gateway, which is then
+told the catalogue again.
 Up, to the gateway: `Catalogue` whenever what the server offers is known anew, `ToolProgress` during calls.
 """
 
@@ -45,11 +46,12 @@ class Prompt(msgspec.Struct, frozen=True):
 
 
 class Catalogue(msgspec.Struct, frozen=True, tag=True):
-    """Event: what a connected server offers; replaces what it offered before."""
+    """Event: what a connected server offers; replaces what it offered before. One with nothing in it: it stops."""
 
     server: str
     tools: list[Tool]
     resources: list[Resource]
+    """Only those that could be read when they were last looked at, which is soon after a list is known."""
     prompts: list[Prompt]
     instructions: str
 
@@ -84,6 +86,59 @@ class CancelCall(msgspec.Struct, frozen=True, tag=True):
     call: str
 
 
+class ResourceContent(msgspec.Struct, frozen=True):
+    """One part of what a resource holds; a resource may be a folder of several."""
+
+    uri: str
+    mime_type: str
+    size: int
+    """Bytes of the whole, whatever is given of it here."""
+    text: str | None = None
+    """None: it is not text."""
+    data: str | None = None
+    """Base64 of what is not text; None: it is text, or too large to be given."""
+    cut: bool = False
+    """It is larger than what is passed on: `text` is its beginning, `data` is not given."""
+
+
+class ReadResource(Request[list[ResourceContent]], frozen=True, tag=True):
+    """Read a resource, in the list or not. Faults: NOT_FOUND, TOOL_FAILED (the server refused, or answered against
+    the protocol), TOOL_TIMEOUT, MCP_SERVER_UNAVAILABLE (as for `CallTool`). Gone: the server ended; ask again."""
+
+    uri: str
+
+
+class PromptMessage(msgspec.Struct, frozen=True):
+    """One message of a prompt."""
+
+    role: str
+    """`user` or `assistant`"""
+    content: dict[str, Any]
+    """A content block in MCP's wire form: `{type: text, text}`, image, audio, resource or resource_link."""
+
+
+class FilledPrompt(msgspec.Struct, frozen=True):
+    """A prompt with its arguments filled in."""
+
+    description: str
+    messages: list[PromptMessage]
+
+
+class GetPrompt(Request[FilledPrompt], frozen=True, tag=True):
+    """Fill in a prompt. Faults: NOT_FOUND (or wrong arguments: servers do not tell these apart), TOOL_FAILED (also
+    when it is too large), TOOL_TIMEOUT, MCP_SERVER_UNAVAILABLE. Gone: the server ended; ask again."""
+
+    name: str
+    arguments: dict[str, str]
+
+
+class SetServerLog(msgspec.Struct, frozen=True, tag=True):
+    """From now on pass on what the server logs at this level or above; also for later incarnations."""
+
+    level: str
+    """DEBUG, INFO, WARNING, ERROR or CRITICAL."""
+
+
 class ToolProgress(msgspec.Struct, frozen=True, tag=True):
     """Event: a running call says how far it is."""
 
@@ -93,4 +148,4 @@ class ToolProgress(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
-McpServerMessage = CallTool | CancelCall | Down | Up | Nudge
+McpServerMessage = CallTool | CancelCall | ReadResource | GetPrompt | SetServerLog | Down | Up | Nudge

@@ -94,10 +94,13 @@ class House:
 
 
 @asynccontextmanager
-async def house(*servers: McpServer, on: Connection | None = None, state: Path | str = "/") -> AsyncIterator[House]:
+async def house(
+    *servers: McpServer, on: Connection | None = None, state: Path | str = "/", log_level: str = "INFO"
+) -> AsyncIterator[House]:
     made = House()
     children = tuple(
-        child(server, on or connection(), gateway="front/gateway", state_dir=str(state)) for server in servers
+        child(server, on or connection(), gateway="front/gateway", state_dir=str(state), log_level=log_level)
+        for server in servers
     )
     root = Group(
         "root",

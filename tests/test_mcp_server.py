@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import trio
 
-from actors import mcp_server
+from actors import mcp_server, server_calls
 from protocol.errors import Code, Fault
 from protocol.mail import Gone
 from protocol.mcp_server import CancelCall, Catalogue, ToolOutcome, ToolProgress
@@ -26,6 +26,8 @@ async def test_the_demo_server_is_listed_called_and_cancelled() -> None:
     async with house(demo()) as at:
         catalogue: Catalogue = await at.next(Catalogue)
         assert names(catalogue) == ["add", "dice", "echo", "fail", "now", "slow"]
+        assert catalogue.resources == []
+        catalogue = await at.next(Catalogue)
         assert [resource.uri for resource in catalogue.resources] == ["demo://readme"]
         assert [prompt.name for prompt in catalogue.prompts] == ["haiku"]
         assert catalogue.instructions
@@ -216,7 +218,7 @@ async def test_a_call_that_hangs_times_out_alone_and_the_server_is_told() -> Non
 
 
 async def test_progress_keeps_a_call_alive_up_to_a_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mcp_server, "CEILING", 3)
+    monkeypatch.setattr(server_calls, "CEILING", 3)
     async with house(demo(timeout=0.5)) as at:
         await at.next(Catalogue)
         assert (await at.call("slow", "demo", steps=3, step_s=0.25)).ok
@@ -249,11 +251,11 @@ async def test_more_calls_than_it_may_hold_are_refused() -> None:
             faults.append(await at.fault("hang", call=str(number)))
 
         async with trio.open_nursery() as nursery:
-            for number in range(mcp_server.HELD + 5):
+            for number in range(server_calls.HELD + 5):
                 nursery.start_soon(hang, number)
         texts = [fault.body.text for fault in faults]
         assert sum("80 calls in hand already" in text for text in texts) == 5
-        assert sum("gave no sign of life" in text for text in texts) >= mcp_server.CONCURRENT
+        assert sum("gave no sign of life" in text for text in texts) >= server_calls.CONCURRENT
         assert {fault.code for fault in faults} == {Code.TOOL_TIMEOUT, Code.MCP_SERVER_UNAVAILABLE}
 
 
