@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import base64
+
+import pytest
+
+from actors.server_contents import TooLarge, contents_of, prompt_of
+from protocol.mcp_server import FilledPrompt, PromptMessage, ResourceContent
+
+PIXELS = base64.b64encode(bytes(100)).decode()
+
+
+def test_text_and_other_data_are_told_apart() -> None:
+    parts = [{"uri": "a://1", "mimeType": "text/plain", "text": "ä"}, {"uri": "a://2", "blob": PIXELS}]
+    assert contents_of({"contents": parts}) == [
+        ResourceContent("a://1", "text/plain", 2, text="ä"),
+        ResourceContent("a://2", "", 100, data=PIXELS),
+    ]
+
+
+def test_what_is_too_large_is_cut_between_characters_or_left_out_with_its_size() -> None:
+    parts = [{"uri": "1", "blob": PIXELS}, {"uri": "2", "text": "äää"}, {"uri": "3", "text": "more"}]
+    assert contents_of({"contents": parts}, cap=5) == [
+        ResourceContent("1", "", 100, cut=True),
+        ResourceContent("2", "", 6, text="ää", cut=True),
+        ResourceContent("3", "", 4, text="", cut=True),
+    ]
+
+
+@pytest.mark.parametrize("contents", [None, "x", [None, 1]])
+def test_what_is_no_content_is_left_out(contents: object) -> None:
+    assert contents_of({"contents": contents}) == []
+
+
+def test_a_prompt_keeps_its_roles_and_blocks() -> None:
+    block = {"type": "text", "text": "hello"}
+    said = [{"role": "user", "content": block}, {"role": "assistant", "content": block}, {"role": "user"}]
+    assert prompt_of({"description": "d", "messages": said}) == FilledPrompt(
+        "d", [PromptMessage("user", block), PromptMessage("assistant", block)]
+    )
+
+
+def test_a_prompt_over_the_cap_is_refused_with_its_size() -> None:
+    with pytest.raises(TooLarge, match="it has 1"):
+        prompt_of({"messages": [{"role": "user", "content": {"type": "text", "text": "x" * 1_000}}]}, cap=100)
