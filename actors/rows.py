@@ -1,4 +1,4 @@
-"""What each durable operation and each query does to the rows, one function per message.
+"""What operations on turns, and queries of them, do to the rows: one function per message.
 
 All of it runs inside a transaction that the store opened and will end; nothing here begins, commits or
 catches the driver's errors. An operation that cannot be done answers a `Fault` as a value and has then
@@ -19,10 +19,10 @@ from actors.schema import Database, SQLiteValue
 from protocol.errors import Code, Fault
 from protocol.writer import (
     Append,
-    AppendDeltas,
     Began,
     BeginTurn,
     Closed,
+    ConversationPage,
     Delta,
     Done,
     Enter,
@@ -30,10 +30,9 @@ from protocol.writer import (
     Event,
     History,
     HopEvent,
-    ListUnfinished,
+    ListConversations,
+    ListedConversation,
     LoadHistory,
-    Operation,
-    Query,
     StartTurn,
     StoredEvent,
     ToolEnded,
@@ -43,6 +42,9 @@ from protocol.writer import (
 
 OPEN = ("queued", "running")  # states of a turn that is not closed; others are its outcome
 PAGE_MAX = 500  # turns of one page, whatever was asked
+LIST_MAX = 100  # conversations of one page, whatever was asked
+TITLE_CHARS = 100  # more does not fit into a list
+LATEST = 1e15  # seconds; later than any time
 
 FIND_CONVERSATION = "SELECT n, owner, last_turn FROM conversation WHERE id = ?"
 FIND_LATEST = "SELECT id FROM conversation WHERE owner = ? ORDER BY entered_at DESC, n DESC LIMIT 1"
@@ -50,9 +52,14 @@ LAST_ENTERED = "SELECT max(entered_at) FROM conversation"
 ADD_CONVERSATION = (
     "INSERT INTO conversation (id, owner, created_at, entered_at, updated_at, last_turn) VALUES (?, ?, ?, ?, ?, 0)"
 )
+LIST_CONVERSATIONS = (
+    "SELECT id, title, messages, created_at, updated_at, entered_at FROM conversation "
+    "WHERE owner = ? AND entered_at < ? AND messages > 0 ORDER BY entered_at DESC LIMIT ?"
+)
+SET_TITLE = "UPDATE conversation SET title = ? WHERE n = ?"
 SET_ENTERED = "UPDATE conversation SET entered_at = ? WHERE n = ?"
-SET_BEGUN = "UPDATE conversation SET entered_at = ?, updated_at = ?, last_turn = ? WHERE n = ?"
-SET_UPDATED = "UPDATE conversation SET updated_at = ? WHERE n = ?"
+SET_BEGUN = "UPDATE conversation SET entered_at = ?, updated_at = ?, last_turn = ?, messages = messages + 1 WHERE n = ?"
+SET_CLOSED = "UPDATE conversation SET updated_at = ?, messages = messages + ? WHERE n = ?"
 FIND_REQUEST = "SELECT turn FROM turn WHERE conversation = ? AND request_id = ?"
 ADD_TURN = (
     "INSERT INTO turn (conversation, turn, request_id, state) VALUES (?, ?, ?, ?) "
@@ -63,6 +70,8 @@ FIND_TURN = (
     "WHERE conversation.id = ? AND turn.turn = ?"
 )
 SET_STATE = "UPDATE turn SET state = ? WHERE conversation = ? AND turn = ?"
+SET_ENDED = "UPDATE turn SET state = ?, messages = messages + ? WHERE conversation = ? AND turn = ?"
+FIND_CALL = "SELECT 1 FROM event WHERE conversation = ? AND turn = ? AND kind = 'tool_started' LIMIT 1"
 SET_REACHED = "UPDATE turn SET hop = ?, seq = ? WHERE conversation = ? AND turn = ?"
 # A turn has tens of events, and one that was appended has its key: looking through them beats an index.
 FIND_KEY = "SELECT pos FROM event WHERE conversation = ? AND turn = ? AND key = ? LIMIT 1"
@@ -99,42 +108,11 @@ def rows(db: Database, sql: str, *bindings: SQLiteValue) -> list[Row]:
     return db.execute(sql, bindings).fetchall()
 
 
-def apply(db: Database, operation: Operation, now: float) -> object:
-    """Do one operation; answers what its asker gets, a `Fault` included.
-
-    Raises: what the driver and the encoder raise; the caller then undoes what was begun.
-    """
-    match operation:
-        case BeginTurn():
-            return _begin(db, operation, now)
-        case Append():
-            return _append(db, operation, now)
-        case AppendDeltas():
-            for delta in operation.deltas:
-                _add_delta(db, delta)
-            return Done()
-        case Enter():
-            return _enter(db, operation, now)
-        case StartTurn():
-            return _start(db, operation)
-
-
-def ask(db: Database, query: Query) -> object:
-    """Answer one query. Raises: Fault NOT_FOUND, and what the driver raises."""
-    match query:
-        case LoadHistory():
-            return _history(db, query)
-        case ListUnfinished():
-            waiting = dict.fromkeys(
-                (owner, name) for _, _, state, _, owner, name in rows(db, ALL_OPEN) if state == "queued"
-            )
-            return [Unfinished(owner, name) for owner, name in waiting]
-
-
 # Conversations.
 
 
-def _enter(db: Database, message: Enter, now: float) -> Entered | Fault:
+def enter(db: Database, message: Enter, now: float) -> Entered | Fault:
+    """`Enter`."""
     if message.wanted == "latest":
         latest = one(db, FIND_LATEST, message.owner)
         return Entered(latest[0], new=False) if latest else Entered(message.fresh_id, new=True)
@@ -146,19 +124,36 @@ def _enter(db: Database, message: Enter, now: float) -> Entered | Fault:
     if found is not None:
         db.execute(SET_ENTERED, (now, found[0]))
     elif message.wanted == "new!":
-        _add_conversation(db, name, message.owner, now)
+        add_conversation(db, name, message.owner, now)
     return Entered(name, new=found is None and message.wanted == "new")
 
 
-def _add_conversation(db: Database, name: str, owner: str, now: float) -> int:
+def add_conversation(db: Database, name: str, owner: str, now: float) -> int:
+    """Make one, entered; answers its number."""
     db.execute(ADD_CONVERSATION, (name, owner, now, now, now))
     return db.last_insert_rowid()
+
+
+def title(content: object) -> str:
+    """Of a conversation that begins with this user's message: its text in one line, or the beginning of that."""
+    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+    texts = (part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text")
+    text = next((text for text in texts if isinstance(text, str) and text), "")
+    return " ".join(text[: 4 * TITLE_CHARS].split())[:TITLE_CHARS]
+
+
+def list_conversations(db: Database, query: ListConversations) -> ConversationPage:
+    """`ListConversations`."""
+    limit = min(max(query.limit, 1), LIST_MAX)
+    found = rows(db, LIST_CONVERSATIONS, query.owner, query.before or LATEST, limit + 1)
+    return ConversationPage([ListedConversation(*row) for row in found[:limit]], more=len(found) > limit)
 
 
 # Turns.
 
 
-def _begin(db: Database, message: BeginTurn, now: float) -> Began | Fault:
+def begin(db: Database, message: BeginTurn, now: float) -> Began | Fault:
+    """`BeginTurn`."""
     found = one(db, FIND_CONVERSATION, message.conversation)
     if found is not None and found[1] != message.owner:
         return Fault(Code.NOT_FOUND, NO_CONVERSATION)
@@ -166,12 +161,14 @@ def _begin(db: Database, message: BeginTurn, now: float) -> Began | Fault:
     request_id = message.event.request_id
     if message.turn > last_turn:
         if not conversation:
-            conversation = _add_conversation(db, message.conversation, message.owner, now)
+            conversation = add_conversation(db, message.conversation, message.owner, now)
         state = "queued" if message.queued else "running"
         db.execute(ADD_TURN, (conversation, message.turn, request_id, state))
         if db.changes():
             _add_event(db, conversation, message.turn, 1, message.event, now)
             db.execute(SET_BEGUN, (now, now, message.turn, conversation))
+            if not last_turn:
+                db.execute(SET_TITLE, (title(message.event.content), conversation))
             return Began(turn=message.turn, repeated=False)
     earlier = one(db, FIND_REQUEST, conversation, request_id)
     if earlier is None:
@@ -180,7 +177,8 @@ def _begin(db: Database, message: BeginTurn, now: float) -> Began | Fault:
     return Began(turn=earlier[0], repeated=True)
 
 
-def _start(db: Database, message: StartTurn) -> Done | Fault:
+def start(db: Database, message: StartTurn) -> Done | Fault:
+    """`StartTurn`."""
     found = one(db, FIND_TURN, message.conversation, message.turn)
     if found is None:
         return Fault(Code.NOT_FOUND, NO_TURN)
@@ -189,7 +187,8 @@ def _start(db: Database, message: StartTurn) -> Done | Fault:
     return Done()
 
 
-def _append(db: Database, message: Append, now: float) -> Done | Fault:
+def append(db: Database, message: Append, now: float) -> Done | Fault:
+    """`Append`."""
     found = one(db, FIND_TURN, message.conversation, message.turn)
     if found is None:
         return Fault(Code.NOT_FOUND, NO_TURN)
@@ -222,9 +221,10 @@ def add_events(
             case ToolStarted() | ToolEnded():
                 seq = max(seq, event.seq)
             case Closed():
-                db.execute(SET_STATE, (event.outcome, conversation, turn))
+                answered = bool(event.message) or one(db, FIND_CALL, conversation, turn) is not None
+                db.execute(SET_ENDED, (event.outcome, answered, conversation, turn))
                 db.execute(DROP_DELTAS, (conversation, turn))
-                db.execute(SET_UPDATED, (now, conversation))
+                db.execute(SET_CLOSED, (now, answered, conversation))
                 seq = max(seq, event.seq)
                 break
     if (hop, seq) != reached:
@@ -239,7 +239,8 @@ def _add_event(
     db.execute(ADD_EVENT, (conversation, turn, pos, key, kind, now, body))
 
 
-def _add_delta(db: Database, delta: Delta) -> None:
+def add_delta(db: Database, delta: Delta) -> None:
+    """One delta of an `AppendDeltas`; nothing where its turn is not there or has ended."""
     found = one(db, FIND_TURN, delta.conversation, delta.turn)
     if found is None or found[1] not in OPEN or delta.hop <= found[2]:
         return  # the turn is over, or the hop's whole text is stored: a late tick has nothing to add
@@ -262,7 +263,8 @@ def events_between(db: Database, conversation: int, first: int, last: int) -> li
 _DECODE = msgspec.json.Decoder[Event](Event).decode
 
 
-def _history(db: Database, query: LoadHistory) -> History:
+def history(db: Database, query: LoadHistory) -> History:
+    """`LoadHistory`. Raises: Fault NOT_FOUND."""
     found = one(db, FIND_CONVERSATION, query.conversation)
     if found is None and query.missing_ok:
         return History(events=[], more=False, last_turn=0, queued=[], running=[])
@@ -285,3 +287,9 @@ def _history(db: Database, query: LoadHistory) -> History:
         queued=[turn for turn, state in waiting if state == "queued"],
         running=[turn for turn, state in waiting if state == "running"],
     )
+
+
+def unfinished(db: Database) -> list[Unfinished]:
+    """`ListUnfinished`."""
+    waiting = dict.fromkeys((owner, name) for _, _, state, _, owner, name in rows(db, ALL_OPEN) if state == "queued")
+    return [Unfinished(owner, name) for owner, name in waiting]

@@ -93,8 +93,48 @@ def _deltas(db: Database) -> None:
     )
 
 
+def _saved(db: Database) -> None:
+    # A saved session is no copy: it pins the turns of its conversation up to one of them.
+    db.execute(
+        """
+        ALTER TABLE turn ADD COLUMN messages INTEGER NOT NULL DEFAULT 1; -- the user's, and the answer if there is one
+        ALTER TABLE conversation ADD COLUMN title TEXT NOT NULL DEFAULT '';
+        ALTER TABLE conversation ADD COLUMN messages INTEGER NOT NULL DEFAULT 0; -- of all its turns
+        ALTER TABLE conversation ADD COLUMN saved_turn INTEGER NOT NULL DEFAULT 0; -- the last one that is pinned
+        ALTER TABLE conversation ADD COLUMN saved_messages INTEGER NOT NULL DEFAULT 0; -- of turns up to that one
+        CREATE TABLE saved (
+            id TEXT NOT NULL PRIMARY KEY,
+            owner TEXT NOT NULL,
+            name TEXT NOT NULL,
+            conversation INTEGER NOT NULL REFERENCES conversation (n),
+            up_to_turn INTEGER NOT NULL,
+            messages INTEGER NOT NULL,
+            at REAL NOT NULL -- never equal
+        ) STRICT, WITHOUT ROWID;
+        CREATE INDEX saved_owner ON saved (owner, at);
+        CREATE INDEX saved_at ON saved (at);
+        CREATE INDEX saved_conversation ON saved (conversation, up_to_turn);
+        UPDATE turn SET messages = 2 WHERE EXISTS (
+            SELECT 1 FROM event WHERE event.conversation = turn.conversation AND event.turn = turn.turn
+            AND kind = 'closed' AND json_extract(body, '$.message') <> ''
+        );
+        UPDATE turn SET messages = 2 WHERE state NOT IN ('queued', 'running') AND EXISTS (
+            SELECT 1 FROM event WHERE event.conversation = turn.conversation AND event.turn = turn.turn
+            AND kind = 'tool_started'
+        );
+        UPDATE conversation SET
+            messages = coalesce((SELECT sum(turn.messages) FROM turn WHERE conversation = n), 0),
+            title = coalesce((
+                SELECT CASE json_type(body, '$.content')
+                    WHEN 'text' THEN substr(replace(json_extract(body, '$.content'), char(10), ' '), 1, 100) ELSE '' END
+                FROM event WHERE conversation = n AND kind = 'user' ORDER BY turn, pos LIMIT 1
+            ), '');
+        """
+    )
+
+
 Step = Callable[[Database], None]
-MIGRATIONS: tuple[Step, ...] = (_conversations, _turns, _deltas)
+MIGRATIONS: tuple[Step, ...] = (_conversations, _turns, _deltas, _saved)
 """Step number n (from 1) makes `user_version` n."""
 
 

@@ -1,6 +1,6 @@
-"""The conversation store: SQLite behind five plain calls, and the threads on which they run.
+"""The conversation store: SQLite behind six plain calls, and the threads on which they run.
 
-`Store` is synchronous: `commit`, `query`, `recover`, `checkpoint`, `close`. No SQL and no type of the
+`Store` is synchronous: `commit`, `query`, `recover`, `sweep`, `checkpoint`, `close`. No SQL and no type of the
 driver crosses it, so a server database can take its place. `Storage` is the same for trio: one thread
 writes, one reads, and both are gone when it is closed. One owner per file, by a lock on `<file>.lock`.
 
@@ -15,7 +15,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import NamedTuple, Self, TypeVar
@@ -24,8 +24,9 @@ import apsw
 import apsw.aio
 import trio
 
-from actors import recovery, rows
+from actors import operations, recovery, retention, rows
 from actors.database_file import Unusable, lock, make, size
+from actors.retention import Limits, Removed
 from actors.schema import Database, Unfit, inspect, migrate
 from protocol.errors import Code, Fault
 from protocol.writer import Operation, Query
@@ -36,6 +37,7 @@ CACHE_KB = 16_000  # the last pages of some thousand live conversations
 CHECKPOINT_PAGES = 4000  # 16 MB of log, where hot pages are rewritten many times: move it, but wait for no reader
 TRUNCATE_PAGES = 16_000  # 64 MB: readers have kept it from shrinking; wait for them, at most BUSY_MS
 TICK_S = 1e-6  # two events never have the same time; a double holds this much in this century
+END = object()  # of an iterator
 STOP_S = 5.0  # how long the end of a thread may take once its database is closed
 
 log = logging.getLogger(__name__)
@@ -209,7 +211,7 @@ class Store:
 
     # The interface.
 
-    def commit(self, operations: Sequence[Operation]) -> list[object]:
+    def commit(self, batch: Sequence[Operation]) -> list[object]:
         """Do all in one durable transaction; answers one value each, in order, a `Fault` where one cannot be done.
 
         Raises: StoreError: none of it was done.
@@ -218,18 +220,18 @@ class Store:
         with self._errors():
             try:
                 with self._transaction(db, "BEGIN IMMEDIATE"):
-                    return [rows.apply(db, operation, self._clock()) for operation in operations]
+                    return [operations.apply(db, operation, self._clock()) for operation in batch]
             except Exception as error:
                 if isinstance(error, apsw.Error) and _translated(error, self.path) is not None:
                     raise
                 # One of them cannot be stored: find out which, so that the others are.
                 with self._transaction(db, "BEGIN IMMEDIATE"):
-                    return [self._apply_alone(db, operation) for operation in operations]
+                    return [self._apply_alone(db, operation) for operation in batch]
 
     def _apply_alone(self, db: Database, operation: Operation) -> object:
         db.execute("SAVEPOINT one")
         try:
-            answer = rows.apply(db, operation, self._clock())
+            answer = operations.apply(db, operation, self._clock())
         except Exception as error:  # the boundary between one asker's data and everybody else's
             if isinstance(error, apsw.Error) and _translated(error, self.path) is not None:
                 raise
@@ -245,12 +247,28 @@ class Store:
         with self._errors():
             db = self._reader or self._db
             with self._transaction(db, "BEGIN"):
-                return rows.ask(db, query)
+                return operations.ask(db, query)
 
     def recover(self) -> int:
         """Close the turns that ran when the last service died, as `interrupted`; answers how many."""
         with self._errors(), self._transaction(self._db, "BEGIN IMMEDIATE"):
             return recovery.recover(self._db, self._clock())
+
+    def sweep(self, limits: Limits, live: Container[str], removed: Removed) -> Iterator[None]:
+        """Retention in slices: each `next` is one short durable transaction, and commits go between them.
+
+        Args:
+            live: ids of conversations that are left alone; looked at in every slice.
+            removed: counts what is gone.
+        Raises (from `next`): StoreError: nothing of that slice was done, and the sweep is over.
+        """
+        slices = retention.sweep(self._db, limits, live, self._clock, removed)
+        more = True
+        while more:
+            with self._errors(), self._transaction(self._db, "BEGIN IMMEDIATE"):
+                more = next(slices, END) is not END
+            if more:
+                yield
 
     @property
     def checkpoint_due(self) -> bool:
@@ -338,9 +356,9 @@ class Storage:
             raise
         return storage
 
-    async def commit(self, operations: Sequence[Operation]) -> list[object]:
+    async def commit(self, batch: Sequence[Operation]) -> list[object]:
         """`Store.commit`; runs to its end whatever happens to the caller."""
-        return await self._writing.finish(partial(self.store.commit, operations))
+        return await self._writing.finish(partial(self.store.commit, batch))
 
     async def checkpoint(self) -> None:
         """`Store.checkpoint` if one is due."""
@@ -350,6 +368,10 @@ class Storage:
     async def recover(self) -> int:
         """`Store.recover`."""
         return await self._writing.finish(self.store.recover)
+
+    async def advance(self, sweep: Iterator[None]) -> bool:
+        """Do the next slice of a `Store.sweep`; answers whether there may be more."""
+        return await self._writing.finish(partial(next, sweep, END)) is not END
 
     async def query(self, query: Query, within: float) -> object:
         """`Store.query`; after `within` seconds its statement is ended and `Unavailable` raised."""
