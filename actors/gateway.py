@@ -19,7 +19,7 @@ import trio
 from actors.connection import serve
 from actors.front import SESSIONS, Conversation, Front
 from actors.turnlog import Lost, TurnLog
-from protocol.client import Degraded, Recovered, ToolExecution
+from protocol.client import ConfigChanged, Degraded, Recovered, ToolExecution
 from protocol.errors import Fault
 from protocol.gateway import GatewayMessage, StopTaking
 from protocol.mail import Mailbox, MailError, Reply
@@ -27,15 +27,15 @@ from protocol.mcp_server import Catalogue, ToolProgress
 from protocol.session import Drain
 from protocol.spec import Context, Down, Up
 from protocol.streamer import Cancel, Failed, Finished, Piece, Pieces, Text, Thinking
-from protocol.watcher import Configured, GetSnapshot, Subscribe
-from protocol.writer import AppendDeltas, Delta, ListUnfinished
+from protocol.watcher import Configured, GetSnapshot, Snapshot, Subscribe
+from protocol.writer import AppendDeltas, Delta, InUse, ListUnfinished
 
 log = logging.getLogger("actors.gateway")
 
 START_S = 30.0  # for the watcher's first snapshot
 CUT_S = 12.0  # for turns that were cut off to be stored and shown; more than a commit may take
 RETIRE_S = 600.0  # a conversation without sockets and turns is let go after this
-SWEEP_S = 30.0  # how often that is looked at
+SWEEP_S = 25.0  # how often that is looked at
 PROGRESS_S = 0.1  # of one call, shown at most this often: a flood of progress must not become a flood of frames
 TICK_S = 10.0  # for the store to take a tick before it is sent again
 
@@ -80,7 +80,7 @@ async def run(box: Mailbox[GatewayMessage], ctx: Context) -> None:
                 case Catalogue():
                     front.offer_tools(message)
                 case Configured():
-                    front.snapshot = message.snapshot
+                    gateway.configure(message.snapshot)
                 case Down():
                     gateway.went_down(message)
                 case Up():
@@ -118,7 +118,7 @@ class Gateway:
             case Catalogue():
                 self.front.offer_tools(lost)
             case Configured():
-                self.front.snapshot = lost.snapshot
+                self.configure(lost.snapshot)
             case _:
                 pass  # progress that is not shown; asks have got their Gone
 
@@ -204,6 +204,12 @@ class Gateway:
         if conversation is not None:
             conversation.pump()
 
+    def configure(self, snapshot: Snapshot) -> None:
+        """Another configuration is in force; running turns keep theirs."""
+        if snapshot.version != self.front.snapshot.version:
+            self.front.announce(ConfigChanged(snapshot.version))
+        self.front.snapshot = snapshot
+
     # What the supervisor says.
 
     def went_down(self, down: Down) -> None:
@@ -276,6 +282,8 @@ class Gateway:
         """Let go of conversations that nobody needs; say how much there is."""
         while True:
             self.ctx.report(sockets=len(self.front.sockets), conversations=len(self.front.conversations))
+            # retention leaves alone what is named here, for longer than until the next time
+            self.writer.offer(InUse([c.id for c in self.front.conversations.values() if c.sockets or c.live]))
             await trio.sleep(SWEEP_S)
             self.front.retire(RETIRE_S)
 

@@ -1,290 +1,64 @@
-"""The client contract's frames: one frozen Struct a type, the JSON field names are the attribute names.
+"""The client contract on the wire: limits, and how frames become text and back.
 
-Client to server: decoded with `decode`, which turns everything wrong into one typed Fault. Server to client:
-encoded with `encode`. Unknown fields from a client are ignored, absent optional ones are None here and left
-out on the wire. Dialects are codecs over these same types.
+Client to server: `decode` turns everything wrong into one typed Fault. Server to client: `encode`. The
+frames themselves are `protocol/contract.py`, handed on from here.
 """
 
 from __future__ import annotations
 
-import datetime
 from typing import Any
 
 import msgspec
 
+from protocol.contract import (
+    CAPABILITIES,
+    AssistantDelta,
+    AssistantMessage,
+    ChangeConfig,
+    ClearHistory,
+    ClientFrame,
+    Config,
+    ConfigChanged,
+    Degraded,
+    DeleteSession,
+    ErrorFrame,
+    GetHistory,
+    Hello,
+    HistoryMessage,
+    HistoryPage,
+    ImagePart,
+    ImageUrl,
+    ListSessions,
+    LoadSession,
+    MessageQueued,
+    Ping,
+    Pong,
+    Position,
+    ReadConfig,
+    Recovered,
+    Resume,
+    SavedSession,
+    SaveThis,
+    ServerFrame,
+    SessionCleared,
+    Sessions,
+    SessionSaved,
+    StopTurn,
+    TextPart,
+    ThinkingDelta,
+    ToolExecution,
+    ToolUse,
+    TurnFinished,
+    TurnStarted,
+    UserMessage,
+    Welcome,
+)
 from protocol.errors import Code, Fault, FaultBody
 
 MAX_TEXT_CHARS = 1_000_000  # of one user message; past it no model we know of can read it
 MAX_ID_CHARS = 200  # request and conversation ids; ours have 32
 MAX_QUEUED = 16  # messages that may wait behind a running turn
 HISTORY_PAGE = 50  # turns of one history page, and the most that one may ask for
-
-
-class Resume(msgspec.Struct, frozen=True, tag="resume"):
-    """Replay what came after that position, then go on live; without one: the last page and the running turn."""
-
-    turn: int | None = None
-    seq: int | None = None
-    request_id: str | None = None
-
-
-class Position(msgspec.Struct, frozen=True):
-    """An exact place in a conversation."""
-
-    turn: int
-    seq: int
-
-
-class Hello(msgspec.Struct, frozen=True, tag="hello"):
-    """Optional; answered by another welcome."""
-
-    conversation_id: str | None = None
-    resume: Position | None = None
-    client: Any = None
-    """What the client says of itself; for logs."""
-    token: str | None = None
-    request_id: str | None = None
-
-
-class TextPart(msgspec.Struct, frozen=True, tag="text"):
-    """Text of a message in parts."""
-
-    text: str
-
-
-class ImageUrl(msgspec.Struct, frozen=True):
-    """Where an image is: https, or a data URI."""
-
-    url: str
-    detail: str | None = None
-
-
-class ImagePart(msgspec.Struct, frozen=True, tag="image_url"):
-    """An image of a message in parts."""
-
-    image_url: ImageUrl
-
-
-class UserMessage(msgspec.Struct, frozen=True, tag="user_message"):
-    """Starts a turn, or waits behind the running one."""
-
-    message: str | list[TextPart | ImagePart]
-    streaming: bool | None = None
-    mode: str | None = None
-    request_id: str | None = None
-
-
-class StopTurn(msgspec.Struct, frozen=True, tag="stop"):
-    """Ends the running turn."""
-
-    turn: int | None = None
-    request_id: str | None = None
-
-
-class ClearHistory(msgspec.Struct, frozen=True, tag="clear_history"):
-    """This socket enters a fresh conversation."""
-
-    request_id: str | None = None
-
-
-class GetHistory(msgspec.Struct, frozen=True, tag="history"):
-    """A page of messages."""
-
-    before: int | None = None
-    limit: int | None = None
-    request_id: str | None = None
-
-
-class Ping(msgspec.Struct, frozen=True, tag="ping"):
-    """Answered by pong."""
-
-    request_id: str | None = None
-
-
-ClientFrame = Hello | UserMessage | StopTurn | ClearHistory | GetHistory | Resume | Ping
-CAPABILITIES = ["clear_history", "hello", "history", "ping", "resume", "stop", "user_message"]
-
-
-class Welcome(msgspec.Struct, frozen=True, tag="welcome", omit_defaults=True):
-    """After the handshake, and again per hello."""
-
-    protocol: int
-    conversation_id: str
-    capabilities: list[str]
-    limits: dict[str, int]
-    server: dict[str, str]
-    running_turn: int | None = None
-    request_id: str | None = None
-
-
-class MessageQueued(msgspec.Struct, frozen=True, tag="message_queued", omit_defaults=True):
-    """The message is on disk and waits behind `position` - 1 others and the running turn."""
-
-    turn: int
-    position: int
-    request_id: str | None = None
-
-
-class TurnStarted(msgspec.Struct, frozen=True, tag="turn_started", omit_defaults=True):
-    """The message is on disk and its turn runs."""
-
-    turn: int
-    message: Any
-    model: str
-    provider: str
-    request_id: str | None = None
-
-
-class AssistantDelta(msgspec.Struct, frozen=True, tag="assistant_delta"):
-    """Text of the answer since the last one; `seq` is that of its last piece."""
-
-    turn: int
-    seq: int
-    text: str
-
-
-class ThinkingDelta(msgspec.Struct, frozen=True, tag="thinking_delta"):
-    """Reasoning since the last one."""
-
-    turn: int
-    seq: int
-    text: str
-
-
-class ToolExecution(msgspec.Struct, frozen=True, tag="tool_execution", omit_defaults=True):
-    """A tool call began, moved on, or ended."""
-
-    turn: int
-    seq: int
-    call_id: str
-    tool_name: str
-    server: str
-    status: str
-    """executing, progress, completed, failed, denied, cancelled or unknown."""
-    message: str = ""
-    """The configured notification text."""
-    arguments: Any = None
-    result: str | None = None
-    progress: float | None = None
-    total: float | None = None
-    elapsed_ms: int | None = None
-
-
-class AssistantMessage(msgspec.Struct, frozen=True, tag="assistant_message", omit_defaults=True):
-    """The whole text of the turn, authoritative over the deltas."""
-
-    turn: int
-    seq: int
-    message: str
-    model: str
-    finish_reason: str
-    status: str
-    """complete, stopped, interrupted or failed."""
-    thinking: str | None = None
-    usage: dict[str, Any] | None = None
-
-
-class TurnFinished(msgspec.Struct, frozen=True, tag="turn_finished", omit_defaults=True):
-    """Exactly once per turn, always last."""
-
-    turn: int
-    seq: int
-    outcome: str
-    """completed, stopped, interrupted or failed."""
-    error: FaultBody | None = None
-
-
-class SessionCleared(msgspec.Struct, frozen=True, tag="session_cleared", omit_defaults=True):
-    """This socket is in a fresh conversation now."""
-
-    conversation_id: str
-    previous_conversation_id: str
-    request_id: str | None = None
-
-
-class ToolUse(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A tool call in a history page."""
-
-    call_id: str
-    tool_name: str
-    server: str
-    arguments: str
-    status: str
-    result: str | None = None
-
-
-class HistoryMessage(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One message of a history page."""
-
-    turn: int
-    role: str
-    """user or assistant."""
-    content: Any
-    status: str
-    """complete, stopped, interrupted or failed; for a user message also running or queued."""
-    at: datetime.datetime
-    thinking: str | None = None
-    tools: list[ToolUse] = []
-
-
-class HistoryPage(msgspec.Struct, frozen=True, tag="history", omit_defaults=True):
-    """Messages ordered by turn."""
-
-    conversation_id: str
-    messages: list[HistoryMessage]
-    more: bool
-    """There are earlier ones."""
-    request_id: str | None = None
-
-
-class Degraded(msgspec.Struct, frozen=True, tag="degraded", omit_defaults=True):
-    """A part failed and is being restarted."""
-
-    what: str
-    """Path of the actor."""
-    reason: str
-    retry_in_ms: int | None = None
-
-
-class Recovered(msgspec.Struct, frozen=True, tag="recovered"):
-    """A part that failed came back."""
-
-    what: str
-
-
-class ErrorFrame(msgspec.Struct, frozen=True, tag="error", omit_defaults=True):
-    """Something could not be done."""
-
-    error_code: Code
-    error_message: str
-    retryable: bool
-    hint: str = ""
-    request_id: str | None = None
-    turn: int | None = None
-
-
-class Pong(msgspec.Struct, frozen=True, tag="pong", omit_defaults=True):
-    """Answer to ping."""
-
-    request_id: str | None = None
-
-
-ServerFrame = (
-    Welcome
-    | MessageQueued
-    | TurnStarted
-    | AssistantDelta
-    | ThinkingDelta
-    | ToolExecution
-    | AssistantMessage
-    | TurnFinished
-    | SessionCleared
-    | HistoryPage
-    | Degraded
-    | Recovered
-    | ErrorFrame
-    | Pong
-)
 
 _decoder = msgspec.json.Decoder(ClientFrame)
 _encoder = msgspec.json.Encoder()
@@ -363,3 +137,57 @@ def schema() -> dict[str, Any]:
         "properties": {"client": client, "server": server},
         "$defs": components,
     }
+
+
+__all__ = [
+    "CAPABILITIES",
+    "HISTORY_PAGE",
+    "MAX_ID_CHARS",
+    "MAX_QUEUED",
+    "MAX_TEXT_CHARS",
+    "AssistantDelta",
+    "AssistantMessage",
+    "BadFrame",
+    "ChangeConfig",
+    "ClearHistory",
+    "ClientFrame",
+    "Config",
+    "ConfigChanged",
+    "Degraded",
+    "DeleteSession",
+    "ErrorFrame",
+    "GetHistory",
+    "Hello",
+    "HistoryMessage",
+    "HistoryPage",
+    "ImagePart",
+    "ImageUrl",
+    "ListSessions",
+    "LoadSession",
+    "MessageQueued",
+    "Ping",
+    "Pong",
+    "Position",
+    "ReadConfig",
+    "Recovered",
+    "Resume",
+    "SaveThis",
+    "SavedSession",
+    "ServerFrame",
+    "SessionCleared",
+    "SessionSaved",
+    "Sessions",
+    "StopTurn",
+    "TextPart",
+    "ThinkingDelta",
+    "ToolExecution",
+    "ToolUse",
+    "TurnFinished",
+    "TurnStarted",
+    "UserMessage",
+    "Welcome",
+    "decode",
+    "encode",
+    "error_frame",
+    "schema",
+]
