@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from actors import transcript
+from actors import saves, transcript, verbs
 from actors.front import Conversation, Front, Socket
 from actors.turnlog import TurnLog
 from protocol.client import (
@@ -30,6 +30,7 @@ from protocol.client import (
     Hello,
     HistoryPage,
     ImagePart,
+    LoadSession,
     Ping,
     Pong,
     Resume,
@@ -49,6 +50,7 @@ from protocol.writer import Enter, Entered, History, LoadHistory, StoredEvent
 log = logging.getLogger("actors.gateway")
 
 ANSWER_S = 10.0  # for a query of the store that a client waits for
+LAST_TURN = 2**53  # greater than any; clients may send any number
 LOCAL_OWNER = "local"  # whose conversations they are while authentication is off
 SERVER = {"name": "mcp-actors", "version": version("mcp-actors")}
 
@@ -64,13 +66,7 @@ class Commands:
 
     async def greet(self, wanted: str) -> None:
         """Enter the conversation that the address names, and say welcome. Raises MailError, Fault (storage)."""
-        try:
-            await self._enter(wanted or self.front.snapshot.service.default_session)
-        except Fault as fault:
-            if fault.code is not Code.NOT_FOUND:
-                raise
-            self.socket.tell(error_frame(fault.body))
-            await self._enter(self.front.snapshot.service.default_session)
+        await self._enter_or_default(wanted or self.front.snapshot.service.default_session, None)
         self._welcome(None)
 
     async def handle(self, frame: str) -> None:
@@ -82,6 +78,8 @@ class Commands:
             await self._do(message)
         except BadFrame as bad:
             self.socket.tell(error_frame(bad.fault.body, request_id=bad.request_id))
+        except RecursionError:
+            self.socket.tell(error_frame(Fault(Code.INVALID_MESSAGE, "The frame is nested too deeply.").body))
         except Fault as fault:
             self.socket.tell(error_frame(fault.body, request_id=request_id))
         except MailError as error:
@@ -95,7 +93,7 @@ class Commands:
             case StopTurn():
                 self._stop(message)
             case Resume():
-                position = (message.turn, message.seq or 0) if message.turn is not None else None
+                position = (message.turn, message.seq) if message.turn is not None else None
                 await self._resume(position, message.request_id)
             case Hello():
                 await self._hello(message)
@@ -105,6 +103,19 @@ class Commands:
                 await self._history(message)
             case Ping():
                 self.socket.tell(Pong(request_id=message.request_id))
+            case LoadSession():
+                await self._load_session(message)
+            case _:
+                frame = await verbs.answer(
+                    message,
+                    writer=self.writer,
+                    watcher=self.front.ctx.ref("watcher"),
+                    snapshot=self.front.snapshot,
+                    owner=self.owner,
+                    conversation=self._conversation.id,
+                )
+                self.socket.tell(frame)
+                await self.socket.outbox.wait_room()
 
     # Where the socket is.
 
@@ -114,6 +125,18 @@ class Commands:
         if conversation is None:
             raise Fault(Code.NOT_FOUND, "This socket is in no conversation.")
         return conversation
+
+    async def _enter_or_default(self, wanted: str, request_id: str | None) -> bool:
+        """Enter that conversation; or say that there is none of that id, and enter the default one."""
+        try:
+            await self._enter(wanted)
+        except Fault as fault:
+            if fault.code is not Code.NOT_FOUND:
+                raise
+            self.socket.tell(error_frame(fault.body, request_id=request_id))
+            await self._enter(self.front.snapshot.service.default_session)
+            return False
+        return True
 
     async def _enter(self, wanted: str) -> Entered:
         if len(wanted) > MAX_ID_CHARS:
@@ -144,11 +167,13 @@ class Commands:
         )
 
     async def _hello(self, message: Hello) -> None:
-        if message.conversation_id is not None and message.conversation_id != self._conversation.id:
-            await self._enter(message.conversation_id)
+        resume, wanted = message.resume, message.conversation_id
+        stays = wanted is None or wanted == self._conversation.id
+        if wanted is not None and not stays and not await self._enter_or_default(wanted, message.request_id):
+            resume = None  # it was of another conversation
         self._welcome(message.request_id)
-        if message.resume is not None:
-            await self._resume((message.resume.turn, message.resume.seq), message.request_id)
+        if resume is not None:
+            await self._resume((resume.turn, resume.seq), message.request_id)
 
     async def _clear(self, message: ClearHistory) -> None:
         previous = self._conversation.id
@@ -158,6 +183,12 @@ class Commands:
                 conversation_id=entered.conversation, previous_conversation_id=previous, request_id=message.request_id
             )
         )
+
+    async def _load_session(self, message: LoadSession) -> None:
+        loaded = await saves.load(self.writer, self.front.snapshot, self.owner, message.saved_id)
+        await self._enter(loaded.conversation)
+        self._welcome(message.request_id)
+        await self._resume(None, message.request_id)
 
     # Turns.
 
@@ -202,8 +233,8 @@ class Commands:
         load = LoadHistory(
             owner=self.owner,
             conversation=self._conversation.id,
-            before=before,
-            after=after,
+            before=min(before, LAST_TURN),
+            after=min(after, LAST_TURN),
             limit=limit,
             missing_ok=True,
         )
@@ -221,66 +252,77 @@ class Commands:
         self.socket.tell(HistoryPage(conversation.id, messages, history.more, request_id=message.request_id))
         await self.socket.outbox.wait_room()
 
-    async def _resume(self, position: tuple[int, int] | None, request_id: str | None) -> None:
-        """Replay what came after the position from log or store, then read on from the log.
+    async def _resume(self, position: tuple[int, int | None] | None, request_id: str | None) -> None:
+        """Go on from a position, (turn, seq): from the last turn's log if it is there, else after a replay.
 
-        While the store is asked, the socket's reader stands still at an anchor in the linked logs, so
-        nothing that happens meanwhile is missed; what the logs will give from there is left out of the replay.
+        Without a seq nothing of that turn was seen. While the store is asked, the socket's reader stands still
+        at an anchor in the linked logs, so nothing that happens meanwhile is missed; what the logs will give
+        from there is left out of the replay.
         """
-        socket, conversation = self.socket, self._conversation
-        live = conversation.live
-        anchor = (conversation.tail, 0 if live is not None else len(conversation.tail.entries), live is None)
-        if live is not None and position is not None and position[0] == live.turn:
-            socket.place(live, min(max(position[1], 0), live.seq), headed=True)
+        socket, tail = self.socket, self._conversation.tail
+        live = not tail.finished
+        if position is not None and position[0] == tail.turn and tail.turn:
+            seq = position[1]
+            socket.place(tail, min(max(seq or 0, 0), tail.seq), headed=seq is not None, quiet=not live)
             socket.pump()
             return
-        if live is not None and position is not None and position[0] > live.turn:
-            position = (live.turn, 0)
+        if position is not None and live and position[0] > tail.turn:
+            position = (tail.turn, None)  # it cannot have been there: all that runs is shown
+        anchor = Anchor(tail, live)
         socket.paused = True
         try:
             if position is None:
-                await self._replay_last(anchor[0], request_id)
+                await self._replay_last(anchor, request_id)
             else:
-                await self._replay_after(anchor[0], *position, request_id)
-            socket.place(anchor[0], anchor[1], headed=anchor[2])
+                await self._replay_after(anchor, *position, request_id)
+            socket.place(tail, 0 if live else tail.seq, headed=not live)
         finally:
             socket.paused = False
             socket.pump()
 
-    async def _replay_last(self, anchor: TurnLog, request_id: str | None) -> None:
+    async def _replay_last(self, anchor: Anchor, request_id: str | None) -> None:
         history = await self._load()
-        cutoff = _cutoff(anchor)
-        events = [stored for stored in history.events if cutoff is None or stored.turn < cutoff]
+        first = anchor.first_turn
+        events = [stored for stored in history.events if first is None or stored.turn < first]
         events = [stored for stored in events if stored.turn not in history.running]
         page = transcript.page(events, history.queued)
         self.socket.tell(HistoryPage(self._conversation.id, page, history.more, request_id=request_id))
         await self.socket.outbox.wait_room()
 
-    async def _replay_after(self, anchor: TurnLog, turn: int, seq: int, request_id: str | None) -> None:
+    async def _replay_after(self, anchor: Anchor, turn: int, seq: int | None, request_id: str | None) -> None:
         history = await self._load(after=max(turn - 1, 0))
         if history.more:
             # more than one page behind: a page of the newest says openly what was passed over
             await self._replay_last(anchor, request_id)
             return
-        cutoff = _cutoff(anchor)
+        first = anchor.first_turn
+        notices = self.front.snapshot.service.tool_notifications
         for number, group in groupby(history.events, key=_turn_of):
-            if cutoff is not None and number >= cutoff:
+            if first is not None and number >= first:
                 break
             events = [stored.event for stored in group]
-            for frame in transcript.replay(number, events, seq if number == turn else None):
+            for frame in transcript.replay(number, events, seq if number == turn else None, notices):
                 self.socket.tell(frame)
             await self.socket.outbox.wait_room()
 
 
+class Anchor:
+    """Where a socket's reader stands while the store is asked: before a turn that ran then, or after the last one."""
+
+    def __init__(self, log: TurnLog, live: bool) -> None:
+        self._log = log
+        self._live = live
+
+    @property
+    def first_turn(self) -> int | None:
+        """The first turn that the logs from here on will give; None: there is none yet."""
+        if self._live:
+            return self._log.turn
+        return self._log.next.turn if self._log.next is not None else None
+
+
 def _turn_of(stored: StoredEvent) -> int:
     return stored.turn
-
-
-def _cutoff(anchor: TurnLog) -> int | None:
-    """The first turn that the logs from the anchor on will give; None: there is none yet."""
-    if not anchor.finished:
-        return anchor.turn
-    return anchor.next.turn if anchor.next is not None else None
 
 
 def _chars(part: TextPart | ImagePart) -> int:

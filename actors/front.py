@@ -42,6 +42,8 @@ class Socket:
         self.index = 0
         self.headed = True
         """The `turn_started` of `log` has been written."""
+        self.quiet = False
+        """Of `log` only whole frames are written, no text."""
         self.paused = False
         """A replay is being prepared; live frames wait in their logs."""
         outbox.on_room = self.pump
@@ -55,9 +57,9 @@ class Socket:
         if not self.outbox.full:
             self.outbox.write(data)
 
-    def place(self, log: TurnLog, index: int, *, headed: bool) -> None:
-        """Read on from there."""
-        self.log, self.index, self.headed = log, index, headed
+    def place(self, log: TurnLog, index: int, *, headed: bool, quiet: bool = False) -> None:
+        """Read on from there. `quiet`: of this log without text; its `turn_started` then comes with its next frame."""
+        self.log, self.index, self.headed, self.quiet = log, index, headed, quiet
 
     def pump(self) -> None:
         """Write what the logs have, as long as the peer keeps up."""
@@ -66,11 +68,14 @@ class Socket:
         outbox = self.outbox
         while self.log is not None and not outbox.full:
             current = self.log
-            if not self.headed:
+            if not (self.headed or self.quiet):
                 outbox.write(current.head)
                 self.headed = True
             if self.index < len(current.entries):
-                data, self.index = current.frames(self.index)
+                data, self.index = current.frames(self.index, text=not self.quiet)
+                if data and not self.headed:
+                    outbox.write(current.head)
+                    self.headed = True
                 outbox.write(data)
             elif current.finished and current.next is not None:
                 self.place(current.next, 0, headed=False)
@@ -174,11 +179,16 @@ class Front:
         return found
 
     def enter(self, socket: Socket, conversation: Conversation) -> None:
-        """Move a socket there; it reads on from the conversation's present end."""
+        """Move a socket there; it reads on from the conversation's present end.
+
+        Of a turn that runs it gets whole frames only, until it resumes: text from the middle would come twice
+        to a client that is about to say where it was, and is of no use to one that was nowhere.
+        """
         self.leave(socket)
         socket.conversation = conversation
         conversation.sockets.add(socket)
-        socket.place(conversation.tail, len(conversation.tail.entries), headed=True)
+        tail = conversation.tail
+        socket.place(tail, tail.seq, headed=tail.finished, quiet=not tail.finished)
 
     def leave(self, socket: Socket) -> None:
         """Take a socket out of its conversation; a running turn goes on."""

@@ -36,6 +36,7 @@ class Outbox(trio.abc.Stream):
         self._nursery = nursery
         self._buffer = bytearray()
         self._draining = False
+        self._was_full = False
         self._room = trio.lowlevel.ParkingLot()
         self.broken = False
         """The connection failed or was closed; whatever is written now is dropped."""
@@ -67,14 +68,16 @@ class Outbox(trio.abc.Stream):
     def _push(self, data: bytes | bytearray | memoryview) -> None:
         if self._buffer:
             self._buffer += data
-            return
-        sent = self._try_send(data)
-        if sent < len(data) and not self.broken:
+        else:
+            sent = self._try_send(data)
+            if sent == len(data) or self.broken:
+                return
             self._buffer += memoryview(data)[sent:]
             self.progress_at = trio.current_time()
             if not self._draining:
                 self._draining = True
                 self._nursery.start_soon(self._drain)
+        self._was_full = self._was_full or self.full
 
     def _try_send(self, data: bytes | bytearray | memoryview) -> int:
         try:
@@ -99,15 +102,16 @@ class Outbox(trio.abc.Stream):
                 except (OSError, trio.ClosedResourceError):
                     self._break()  # closed by our own end while it waited
                     return
-                was_full = self.full
                 sent = self._try_send(self._buffer)
                 if sent:
                     del self._buffer[:sent]
                     self.progress_at = trio.current_time()
                 if len(self._buffer) <= LOW:
                     self._room.unpark_all()
-                    if self.on_room is not None and (was_full or not self._buffer):
-                        self.on_room()
+                    if self._was_full and not self.broken:
+                        self._was_full = False
+                        if self.on_room is not None:
+                            self.on_room()
         finally:
             self._draining = False
 

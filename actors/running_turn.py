@@ -6,7 +6,6 @@ A running turn keeps the configuration and the tool catalogue that it began with
 
 from __future__ import annotations
 
-import json
 import secrets
 from typing import Any
 
@@ -17,10 +16,9 @@ from protocol.client import ToolExecution, TurnStarted
 from protocol.errors import FaultBody
 from protocol.session import echo_of
 from protocol.streamer import Finished, ToolCall
-from protocol.watcher import Provider, Snapshot
+from protocol.watcher import Provider, Snapshot, ToolNotifications
 from protocol.writer import Closed, Event, HopEvent, ToolEnded, ToolStarted, UserEvent
 
-SHOWN_RESULT_CHARS = 16_384  # of a tool's result in a client frame; the model gets all of it
 CANCELLED = "Cancelled by the user before it ended."  # a call's outcome, as the model is told
 
 
@@ -46,6 +44,11 @@ class RunningTurn:
         provider = self.provider
         self.model = provider.model if provider is not None else ""
         self.usage: dict[str, Any] = {}
+        """Summed over the hops."""
+        for event in events:
+            if isinstance(event, HopEvent):
+                self._count(event.usage)
+                self.model = event.model or self.model
         self.planned: list[tuple[str, ToolCall]] = []
         """Calls that the last answer asks for, with our ids."""
 
@@ -82,14 +85,17 @@ class RunningTurn:
         """A request ended well; returns our ids of the calls that it asks for."""
         self.last = finished
         self.model = finished.model or self.model
-        for key, value in (finished.usage or {}).items():
+        self._count(finished.usage)
+        self.planned = [(secrets.token_hex(8), call) for call in finished.tool_calls]
+        return [call_id for call_id, _ in self.planned]
+
+    def _count(self, usage: dict[str, Any] | None) -> None:
+        for key, value in (usage or {}).items():
             before = self.usage.get(key)
             if isinstance(value, int | float) and isinstance(before, int | float):
                 self.usage[key] = before + value
             else:
                 self.usage[key] = value
-        self.planned = [(secrets.token_hex(8), call) for call in finished.tool_calls]
-        return [call_id for call_id, _ in self.planned]
 
     def _hop_event(self, calls: list[ToolCall]) -> list[Event]:
         if not self.hop_open:
@@ -121,48 +127,29 @@ class RunningTurn:
             server = target[0] if target is not None else ""
             started = ToolStarted(call_id, call.id, self.log.seq + 1, call.name, server, call.arguments)
             self.log.calls[call_id] = started
-            self._show(started, "executing")
+            self._show(transcript.tool_execution(self.turn, started, started.seq, "executing", self._notices))
             events.append(started)
         self.events.extend(events)
         return events
 
     def end_call(self, started: ToolStarted, status: str, result: str, elapsed_ms: int) -> ToolEnded:
-        """A call has its outcome."""
-        self.log.calls.pop(started.call_id, None)
-        seq = self._show(started, status, result=result, elapsed_ms=elapsed_ms)
-        ended = ToolEnded(started.call_id, started.model_call_id, seq, status, result, elapsed_ms)
+        """A call has its outcome; the first that is told stays."""
+        if self.log.calls.pop(started.call_id, None) is None:
+            earlier = (e for e in self.events if isinstance(e, ToolEnded) and e.call_id == started.call_id)
+            found = next(earlier, None)
+            if found is not None:
+                return found
+        ended = ToolEnded(started.call_id, started.model_call_id, self.log.seq + 1, status, result, elapsed_ms)
+        self._show(transcript.tool_ended(self.turn, started, ended, self._notices))
         self.events.append(ended)
         return ended
 
-    def _show(
-        self, started: ToolStarted, status: str, *, result: str | None = None, elapsed_ms: int | None = None
-    ) -> int:
-        notifications = self.snapshot.service.tool_notifications
-        message = ""
-        if notifications.enabled:
-            message = notifications.format.format(
-                icon=notifications.icon,
-                tool_name=started.tool_name,
-                server=started.server,
-                args=started.arguments,
-            )
-        arguments = None
-        if notifications.show_args and status == "executing":
-            arguments = shown_arguments(started.arguments)
-        return self.log.add_frame(
-            lambda seq: ToolExecution(
-                turn=self.turn,
-                seq=seq,
-                call_id=started.call_id,
-                tool_name=started.tool_name,
-                server=started.server,
-                status=status,
-                message=message,
-                arguments=arguments,
-                result=result if result is None else result[:SHOWN_RESULT_CHARS],
-                elapsed_ms=elapsed_ms,
-            )
-        )
+    def _show(self, frame: ToolExecution) -> None:
+        self.log.add_frame(lambda _: frame)
+
+    @property
+    def _notices(self) -> ToolNotifications:
+        return self.snapshot.service.tool_notifications
 
     def close(self, outcome: str, fault: FaultBody | None) -> tuple[list[Event], Closed]:
         """The turn's last events, to be stored at once, and their last one, which says how it ended."""
@@ -185,11 +172,3 @@ class RunningTurn:
         )
         self.events.append(closed)
         return [*events, closed], closed
-
-
-def shown_arguments(arguments: str) -> Any:
-    """The arguments as a JSON value, or the text where it is none."""
-    try:
-        return json.loads(arguments or "{}")
-    except ValueError:
-        return arguments

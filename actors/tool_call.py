@@ -6,7 +6,7 @@ object, a server that is down, dies, is busy or does not answer in time.
 
 from __future__ import annotations
 
-import json
+import msgspec
 
 from actors.running_turn import RunningTurn
 from protocol.errors import Code, Fault
@@ -31,9 +31,11 @@ async def outcome(ctx: Context, turn: RunningTurn, started: ToolStarted, progres
         return refused(Code.TOOL_NOT_FOUND, f"There is no tool named {started.tool_name!r}.")
     server, tool = target
     try:
-        arguments = json.loads(started.arguments or "{}")
+        arguments = msgspec.json.decode(started.arguments or "{}")
     except ValueError as error:
         return refused(Code.TOOL_FAILED, f"The arguments are not valid JSON: {error}.")
+    except RecursionError:
+        return refused(Code.TOOL_FAILED, "The arguments are nested too deeply.")
     if not isinstance(arguments, dict):
         return refused(Code.TOOL_FAILED, "The arguments are not a JSON object.")
     configured = turn.snapshot.mcp.servers.get(server)

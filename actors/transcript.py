@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
+import msgspec
+
 from protocol.client import (
     AssistantMessage,
     HistoryMessage,
@@ -22,8 +24,11 @@ from protocol.client import (
     TurnStarted,
     error_frame,
 )
+from protocol.session import echo_of
+from protocol.watcher import ToolNotifications
 from protocol.writer import Closed, Event, HopEvent, StoredEvent, ToolEnded, ToolStarted, UserEvent
 
+SHOWN_RESULT_CHARS = 16_384  # of a tool's result in a client frame; the model gets all of it
 UNKNOWN_OUTCOME = "The outcome of this call is not known: the service was interrupted while it ran."
 STATUS_OF = {"completed": "complete"}  # outcome of a turn -> status of its message, where they differ
 
@@ -143,11 +148,14 @@ def _time(at: float) -> datetime.datetime:
     return datetime.datetime.fromtimestamp(at, datetime.UTC)
 
 
-def replay(turn: int, events: Sequence[Event], after: int | None) -> list[ServerFrame]:
-    """What a client gets of a finished turn on resume.
+def replay(
+    turn: int, events: Sequence[Event], after: int | None, notices: ToolNotifications | None = None
+) -> list[ServerFrame]:
+    """What a client gets of a finished turn on resume: the frames that it would have seen, without text and progress.
 
     Args:
         after: the last seq that it saw of this turn; None: it saw nothing, so `turn_started` comes first.
+        notices: how tool calls are told.
     Returns: `tool_execution`s after that position and the closing frames; nothing if the turn is not closed.
     """
     closed = next((e for e in events if isinstance(e, Closed)), None)
@@ -157,7 +165,7 @@ def replay(turn: int, events: Sequence[Event], after: int | None) -> list[Server
     if after is None:
         frames.extend(started(turn, events))
     seen = -1 if after is None else after
-    frames.extend(frame for seq, frame in _tool_frames(turn, events) if seq > seen)
+    frames.extend(frame for frame in _tool_frames(turn, events, notices) if frame.seq > seen)
     if closed.message and closed.seq - 1 > seen:
         frames.append(assistant_message(turn, closed))
     if closed.seq > seen:
@@ -175,28 +183,42 @@ def started(turn: int, events: Sequence[Event]) -> list[ServerFrame]:
         return []
     return [
         TurnStarted(
-            turn=turn, message=user.content, model=hop.model if hop else "", provider=hop.provider if hop else ""
+            turn=turn,
+            message=user.content,
+            model=hop.model if hop else "",
+            provider=hop.provider if hop else "",
+            request_id=echo_of(user.request_id),
         )
     ]
 
 
-def _tool_frames(turn: int, events: Sequence[Event]) -> list[tuple[int, ServerFrame]]:
+def _tool_frames(turn: int, events: Sequence[Event], notices: ToolNotifications | None) -> list[ToolExecution]:
     begun = {e.call_id: e for e in events if isinstance(e, ToolStarted)}
-    frames: list[tuple[int, ServerFrame]] = []
+    frames = [tool_execution(turn, call, call.seq, "executing", notices) for call in begun.values()]
     for event in events:
-        if isinstance(event, ToolStarted):
-            frames.append((event.seq, _tool_frame(turn, event, event.seq, "executing")))
-        elif isinstance(event, ToolEnded) and event.call_id in begun:
-            frame = _tool_frame(
-                turn, begun[event.call_id], event.seq, event.status, result=event.result, elapsed_ms=event.elapsed_ms
-            )
-            frames.append((event.seq, frame))
-    return sorted(frames, key=lambda pair: pair[0])
+        if isinstance(event, ToolEnded) and event.call_id in begun:
+            frames.append(tool_ended(turn, begun[event.call_id], event, notices))
+    return sorted(frames, key=lambda frame: frame.seq)
 
 
-def _tool_frame(
-    turn: int, call: ToolStarted, seq: int, status: str, *, result: str | None = None, elapsed_ms: int | None = None
+def tool_ended(turn: int, call: ToolStarted, ended: ToolEnded, notices: ToolNotifications | None) -> ToolExecution:
+    """The frame that tells of a call's outcome."""
+    result = ended.result[:SHOWN_RESULT_CHARS]
+    frame = tool_execution(turn, call, ended.seq, ended.status, notices)
+    return msgspec.structs.replace(frame, result=result, elapsed_ms=ended.elapsed_ms)
+
+
+def tool_execution(
+    turn: int, call: ToolStarted, seq: int, status: str, notices: ToolNotifications | None
 ) -> ToolExecution:
+    """The frame that tells of a call, in the configured words; live and replayed ones are equal."""
+    message, arguments = "", None
+    if notices is not None and notices.enabled:
+        message = notices.format.format(
+            icon=notices.icon, tool_name=call.tool_name, server=call.server, args=call.arguments
+        )
+    if notices is not None and notices.show_args and status == "executing":
+        arguments = shown_arguments(call.arguments)
     return ToolExecution(
         turn=turn,
         seq=seq,
@@ -204,9 +226,17 @@ def _tool_frame(
         tool_name=call.tool_name,
         server=call.server,
         status=status,
-        result=result,
-        elapsed_ms=elapsed_ms,
+        message=message,
+        arguments=arguments,
     )
+
+
+def shown_arguments(arguments: str) -> Any:
+    """The arguments as a JSON value, or the text where it is none that can be sent (a lone surrogate, too deep)."""
+    try:
+        return msgspec.json.decode(arguments or "{}")
+    except (ValueError, RecursionError):
+        return arguments
 
 
 def assistant_message(turn: int, closed: Closed) -> AssistantMessage:

@@ -57,6 +57,7 @@ class TurnLog:
     __slots__ = (
         "_cache",
         "_prefixes",
+        "asked",
         "attached",
         "calls",
         "conversation",
@@ -93,6 +94,8 @@ class TurnLog:
         """The hop that is being answered, from 1."""
         self.hop_start = 0
         """Index of the first entry of that hop."""
+        self.asked = 0
+        """How often that hop was asked."""
         self.request = 0
         """The streamer's request that fills this log now; 0: none."""
         self.calls: dict[str, ToolStarted] = {}
@@ -136,8 +139,9 @@ class TurnLog:
         """A request starts to fill the log. What earlier hops added is stored with their events, not as deltas."""
         self.request = request
         self.decisions.clear()
+        self.asked += 1
         if hop != self.hop:
-            self.hop = hop
+            self.hop, self.asked = hop, 1
             self.hop_start = len(self.entries)
             self.stored = self.sending = self.hop_start
             self.unstored_chars = 0
@@ -155,20 +159,25 @@ class TurnLog:
         """The reasoning from that index on, joined."""
         return "".join(e[1] for e in self.entries[start:] if type(e) is tuple and e[0])
 
-    def frames(self, start: int) -> tuple[bytes, int]:
+    def frames(self, start: int, *, text: bool = True) -> tuple[bytes, int]:
         """What a reader at index `start` gets next: bytes of whole WebSocket frames, and its new index.
 
         Text is merged per kind up to MERGE_CHARS a frame; call again until the index no longer grows. All
         readers that are equally far share one encoding.
+
+        Args:
+            text: False leaves text and thinking out.
         """
+        if not text:
+            return self._encode(start, text=False)
         cached_start, cached_end, cached = self._cache
         if cached_start == start and cached_end == len(self.entries):
             return cached, cached_end
-        out, end = self._encode(start)
+        out, end = self._encode(start, text=self.streaming)
         self._cache = (start, end, out)
         return out, end
 
-    def _encode(self, start: int) -> tuple[bytes, int]:
+    def _encode(self, start: int, *, text: bool) -> tuple[bytes, int]:
         entries, out, size = self.entries, [], 0
         index, total = start, len(entries)
         while index < total and size < MERGE_CHARS:
@@ -186,9 +195,9 @@ class TurnLog:
                 parts.append(entry[1])
                 chars += len(entry[1])
                 index += 1
-            if not self.streaming:
+            if not text:
                 continue
-            text = _json_text(parts[0] if len(parts) == 1 else "".join(parts))
-            out.append(frame_of(b'%b%d,"text":%b}' % (self._prefixes[kind], index, text)))
+            merged = _json_text(parts[0] if len(parts) == 1 else "".join(parts))
+            out.append(frame_of(b'%b%d,"text":%b}' % (self._prefixes[kind], index, merged)))
             size += chars
         return (out[0] if len(out) == 1 else b"".join(out)), index
