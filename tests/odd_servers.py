@@ -21,7 +21,13 @@ GOOD: dict[str, Any] = {"type": "object", "properties": {"who": {"type": "string
 TOOLS: list[Any] = [
     {"name": name, "description": name, "inputSchema": GOOD} for name in ("hello", "die", "hang", "count")
 ]
+CAPABILITIES: dict[str, Any] = {
+    "bad_resources": {"resources": {}},
+    "resources": {"resources": {"listChanged": True}, "prompts": {}},
+    "logs": {"logging": {}},
+}
 cancelled: list[Any] = []
+readable = {"odd://good": "good", "odd://later": ""}
 
 
 def put(raw: bytes) -> None:
@@ -41,6 +47,12 @@ def complain(text: str) -> None:
 def sleep_for_ever() -> None:
     while True:
         time.sleep(60)
+
+
+def note(line: str) -> None:
+    """Tell the test, in a file."""
+    with open(ARGUMENT, "a") as file:
+        file.write(line + "\n")
 
 
 def forks() -> None:
@@ -85,12 +97,43 @@ def call(number: int, name: str) -> None:
         case "changing", _:
             TOOLS.append({"name": "later", "inputSchema": GOOD})
             say({"method": "notifications/tools/list_changed"})
+        case "resources", "count":
+            readable.clear()
+        case "resources", _:
+            readable["odd://later"] = readable.pop("odd://good")
+            say({"method": "notifications/resources/list_changed"})
+        case "logs", _:
+            for level in ("debug", "info", "warning", "emergency"):
+                say({"method": "notifications/message", "params": {"level": level, "logger": "db", "data": level}})
         case "nonsense", _:
             return say({"id": number, "result": {"content": "not a list"}})
         case "refusing", _:
             return say({"id": number, "error": {"code": -32602, "message": "who is missing"}})
     text = str(len(cancelled)) if name == "count" else "hello"
     say({"id": number, "result": {"content": [{"type": "text", "text": text}]}})
+
+
+def resource(number: int, method: str, uri: str) -> None:
+    if method == "resources/list":
+        listed = [{"uri": f"odd://{name}", "name": name} for name in ("good", "gone", "hangs", "later", "nonsense")]
+        say({"id": number, "result": {"resources": listed}})
+    elif uri == "odd://nonsense":
+        say({"id": number, "result": {"contents": 5}})
+    elif uri in readable:
+        text = readable[uri]
+        say({"id": number, "result": {"contents": [{"uri": uri, "text": text}] if text else []}})
+    elif uri != "odd://hangs":
+        say({"id": number, "error": {"code": -32002, "message": f"no {uri} here"}})
+
+
+def prompt(number: int, method: str, params: dict[str, Any]) -> None:
+    if method == "prompts/list":
+        say({"id": number, "result": {"prompts": [{"name": "greet", "arguments": [{"name": "who"}]}]}})
+    elif params["name"] == "greet":
+        block = {"type": "text", "text": f"Hello {params.get('arguments', {}).get('who')}"}
+        say({"id": number, "result": {"messages": [{"role": "user", "content": block}]}})
+    else:
+        say({"id": number, "error": {"code": -32602, "message": "unknown prompt"}})
 
 
 def answer(message: dict[str, Any]) -> None:
@@ -104,8 +147,7 @@ def answer(message: dict[str, Any]) -> None:
     elif method == "initialize":
         version = "1999-01-01" if MODE == "wrong_version" else params["protocolVersion"]
         capabilities: dict[str, Any] = {"tools": {"listChanged": True}}
-        if MODE == "bad_resources":
-            capabilities["resources"] = {}
+        capabilities.update(CAPABILITIES.get(MODE, {}))
         info = {"name": "odd", "version": "1"}
         say({"id": number, "result": {"protocolVersion": version, "capabilities": capabilities, "serverInfo": info}})
     elif method == "tools/list":
@@ -117,6 +159,12 @@ def answer(message: dict[str, Any]) -> None:
             sleep_for_ever()
     elif method == "tools/call":
         call(number, params["name"])
+    elif method in ("resources/list", "resources/read") and MODE == "resources":
+        resource(number, method, params.get("uri", ""))
+    elif method in ("prompts/list", "prompts/get") and MODE == "resources":
+        prompt(number, method, params)
+    elif method in ("ping", "logging/setLevel"):
+        say({"id": number, "result": {}})
     elif number is not None:
         say({"id": number, "error": {"code": -32601, "message": "Method not found"}})
 
@@ -132,14 +180,18 @@ def main() -> None:
     if MODE == "flood":
         for _ in range(20 * 16):
             sys.stderr.buffer.write(b"e" * 65535 + b"\n")
+    if MODE == "slow_end":
+        note("start")
     if MODE in ("stubborn", "forking"):
         forks()
     for line in sys.stdin.buffer:
         message = json.loads(line)
-        if MODE == "ignores_discover":
-            with open(ARGUMENT, "a") as file:
-                file.write(message["method"] + "\n")
+        if MODE in ("ignores_discover", "recorded", "logs"):
+            note(f"{message['method']} {message.get('params', {}).get('level', '')}".strip())
         answer(message)
+    if MODE == "slow_end":
+        time.sleep(0.3)  # a second one started meanwhile would note its start now
+        note("end")
     if MODE == "stubborn":
         sleep_for_ever()
 

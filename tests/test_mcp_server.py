@@ -5,17 +5,31 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 
-from actors import mcp_server, server_calls
+from actors import mcp_client, mcp_server, server_calls, server_resources
 from protocol.errors import Code, Fault
 from protocol.mail import Gone
-from protocol.mcp_server import CancelCall, Catalogue, ToolOutcome, ToolProgress
+from protocol.mcp_server import (
+    CancelCall,
+    Catalogue,
+    GetPrompt,
+    PromptMessage,
+    ReadResource,
+    ResourceContent,
+    SetServerLog,
+    ToolOutcome,
+    ToolProgress,
+)
 from protocol.spec import Down, Status, Up
 from tests.mcp_house import ODD, ODD_TOOLS, House, connection, demo, house, names, odd
 
@@ -79,6 +93,126 @@ async def test_a_stop_lets_a_running_call_end() -> None:
             await at.next(ToolProgress)
             at.tree.drop_child("mcp/demo")
         assert outcomes[0].ok
+
+
+async def test_a_stopped_server_withdraws_what_it_offered() -> None:
+    async with house(odd("normal")) as at:
+        assert names(await at.next(Catalogue)) == ODD_TOOLS
+        at.tree.drop_child("mcp/odd")
+        assert await at.next(Catalogue) == Catalogue("odd", [], [], [], "")
+
+
+# Resources and prompts.
+
+
+async def test_only_resources_that_can_be_read_are_offered_and_the_tools_do_not_wait_for_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server_resources, "EACH_S", 0.3)
+    monkeypatch.setattr(mcp_server, "CHECK_PAUSE_S", 0.01)
+    async with house(odd("resources")) as at:
+        first = await at.next(Catalogue)
+        assert (names(first), first.resources) == (ODD_TOOLS, [])
+        assert [resource.uri for resource in (await at.next(Catalogue)).resources] == ["odd://good"]
+        assert (at.facts()["resources"], at.facts()["resources_unavailable"]) == (1, 4)
+        await at.call("hello")  # now another one is there
+        while [resource.uri for resource in (await at.next(Catalogue)).resources] != ["odd://later"]:
+            pass
+
+
+async def test_resources_are_looked_at_again_without_a_word_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mcp_server, "CHECK_PAUSE_S", 0.01)
+    monkeypatch.setattr(mcp_server, "CHECK_EVERY_S", 0.01)
+    monkeypatch.setattr(server_resources, "EACH_S", 0.05)
+    async with house(odd("resources")) as at:
+        while (await at.next(Catalogue)).resources == []:
+            pass
+        await at.call("count")  # takes it away
+        assert (await at.next(Catalogue)).resources == []
+
+
+async def test_a_resource_is_read_and_failures_are_typed() -> None:
+    async with house(odd("resources", timeout=0.5)) as at:
+        read = functools.partial(at.ref().ask, within=15)
+        assert await read(ReadResource("odd://good")) == [ResourceContent("odd://good", "", 4, text="good")]
+        for uri, code, says in (
+            ("odd://gone", Code.NOT_FOUND, "MCP server 'odd' says: no odd://gone here"),
+            ("odd://nonsense", Code.TOOL_FAILED, "against the protocol"),
+            ("odd://hangs", Code.TOOL_TIMEOUT, "resource 'odd://hangs' of MCP server 'odd' gave no sign of life"),
+        ):
+            with pytest.raises(Fault, match=says) as caught:
+                await read(ReadResource(uri))
+            assert caught.value.code is code
+
+
+async def test_a_prompt_is_filled_in_and_failures_are_typed() -> None:
+    async with house(odd("resources")) as at:
+        filled = await at.ref().ask(GetPrompt("greet", {"who": "you"}), within=15)
+        assert filled.messages == [PromptMessage("user", {"type": "text", "text": "Hello you"})]
+        with pytest.raises(Fault, match="unknown prompt") as caught:
+            await at.ref().ask(GetPrompt("insult", {}), within=15)
+        assert caught.value.code is Code.NOT_FOUND
+
+
+async def test_reads_and_prompts_of_the_newer_era_too() -> None:
+    async with house(demo()) as at:
+        (content,) = await at.ref("demo").ask(ReadResource("demo://readme"), within=15)
+        assert content.text is not None
+        assert content.text.startswith("A server to try MCP with")
+        filled = await at.ref("demo").ask(GetPrompt("haiku", {"topic": "rivers"}), within=15)
+        assert "rivers" in filled.messages[0].content["text"]
+        with pytest.raises(Fault) as caught:
+            await at.ref("demo").ask(ReadResource("demo://nothing"), within=15)
+        assert caught.value.code is Code.NOT_FOUND
+
+
+# What a server logs.
+
+
+async def test_a_server_logs_at_our_level_and_is_told_when_it_changes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen = tmp_path / "seen"
+    caplog.set_level(logging.DEBUG, "actors.mcp.odd")
+    async with house(odd("logs", str(seen)), log_level="WARNING") as at:
+        await at.call("hello")
+        assert logged(caplog) == ["[db] warning", "[db] emergency"]
+        at.ref().offer(SetServerLog("INFO"))
+        await at.call("hello", call="2")
+        assert logged(caplog)[2:] == ["[db] info", "[db] warning", "[db] emergency"]
+        with pytest.raises(Gone):
+            await at.call("die")
+        await at.next(Down)
+        await at.call("hello", call="3")
+        assert logged(caplog)[5:] == ["[db] info", "[db] warning", "[db] emergency"]
+    told = [line for line in seen.read_text().splitlines() if line.startswith("logging/setLevel")]
+    assert told[:1] + told[-1:] == ["logging/setLevel warning", "logging/setLevel info"]
+
+
+MODERN = """
+from mcp.server.mcpserver import Context, MCPServer
+server = MCPServer("modern")
+@server.tool()
+async def hello(ctx: Context) -> str:
+    for level in ("debug", "info", "error"):
+        await ctx.log(level, level, logger_name="db")
+    return "hello"
+server.run("stdio")
+"""
+
+
+async def test_a_server_of_the_newer_era_logs_what_each_request_asks_for(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "actors.mcp.odd")
+    async with house(odd("", args=["-W", "ignore", "-c", MODERN]), log_level="INFO") as at:
+        await at.next(Catalogue)
+        while logged(caplog) == []:  # until it was asked for, nothing comes
+            await at.call("hello")
+        assert at.facts()["era"] == "modern"
+        assert logged(caplog) == ["[db] info", "[db] error"]
+
+
+def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [text for name, _, text in caplog.record_tuples if name == "actors.mcp.odd" and text.startswith("[db]")]
 
 
 # What a server can do wrong before it is connected.
@@ -170,6 +304,44 @@ async def test_an_idle_death_is_noticed() -> None:
     async with house(odd("dies_idle"), on=connection(attempts=0)) as at:
         down = await at.next(Down)
         assert "ended with exit code 5. Its last words: tired of waiting" in down.reason
+
+
+async def test_an_idle_server_that_answers_no_probe_is_restarted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mcp_server, "PROBE_AFTER_S", 0.05)
+    on = msgspec.structs.replace(connection(attempts=0), ping_timeout=0.2)
+    async with house(odd("stops_reading"), on=on) as at:
+        assert "was idle and gave no sign of life for 0.2 s" in (await at.next(Down)).reason
+
+
+@pytest.mark.parametrize(("protocol", "question"), [("legacy", "ping"), ("auto", "server/discover")])
+async def test_an_idle_server_that_answers_stays(
+    protocol: str, question: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mcp_server, "PROBE_AFTER_S", 0.02)
+    asked = trio.Event()
+    real = mcp_client.Connected.answers
+
+    async def answers(self: mcp_client.Connected, within: float) -> bool:
+        answered = await real(self, within)
+        if answered:
+            asked.set()
+        return answered
+
+    monkeypatch.setattr(mcp_client.Connected, "answers", answers)
+    seen = tmp_path / "seen"
+    server = odd("recorded", str(seen), protocol=protocol) if protocol == "legacy" else demo()
+    async with house(server) as at:
+        await asked.wait()
+        assert at.tree.slots[f"mcp/{server.name}"].incarnation == 1
+    if protocol == "legacy":
+        assert question in seen.read_text().split()
+
+
+async def test_a_server_that_works_on_a_call_is_not_probed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mcp_server, "PROBE_AFTER_S", 0.02)
+    on = msgspec.structs.replace(connection(attempts=0), ping_timeout=0.05)
+    async with house(odd("stops_reading", timeout=0.5), on=on) as at:
+        assert (await at.fault("hello")).code is Code.TOOL_TIMEOUT
 
 
 async def test_half_a_line_and_a_death_is_a_death() -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
+from protocol.mcp_server import CallTool
 from protocol.spec import Status
 from tests.fakes import say
+from tests.mcp_house import ODD
 from tests.service import DEMO, Service, connected, front_of, service
 
 
-def write_servers(s: Service, servers: dict[str, object]) -> None:
-    (s.state / "servers_config.json").write_text(json.dumps({"mcpServers": servers}))
+def write_servers(s: Service, servers: Mapping[str, object], **settings: object) -> None:
+    (s.state / "servers_config.json").write_text(json.dumps({"mcpServers": servers, "settings": settings}))
 
 
 async def test_servers_come_change_and_go_with_the_file(tmp_path: Path) -> None:
@@ -36,6 +39,37 @@ async def test_servers_come_change_and_go_with_the_file(tmp_path: Path) -> None:
             await front.tools_changed.wait()
         await s.tree.until(lambda: "mcp/demo" not in s.tree.slots)
         assert s.tree.state("mcp/other") is Status.RUNNING
+
+
+async def test_a_replaced_server_never_runs_twice(tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    server = {"command": "python", "args": [ODD, "slow_end", str(told)]}
+    async with service(tmp_path, say("x"), servers={"odd": server}) as s:
+        before = s.tree.slots["mcp/odd"]
+        write_servers(s, {"odd": {**server, "env": {"GREETING": "2"}}})
+        await s.tree.until(lambda: s.tree.slots.get("mcp/odd") not in (None, before))
+        await s.tree.reached("mcp/odd", Status.RUNNING)
+        await connected(s, "odd")
+    assert told.read_text().split() == ["start", "end", "start", "end"]
+
+
+async def test_a_changed_logging_level_is_told_and_replaces_nobody(tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    servers: dict[str, object] = {"odd": {"command": "python", "args": [ODD, "logs", str(told)]}}
+    async with service(tmp_path, say("x"), servers=servers) as s:
+        odd = s.tree.slots["mcp/odd"]
+        servers["parked"] = {"command": "surely-not-installed"}
+        write_servers(s, servers)
+        await s.tree.until(lambda: "mcp/parked" in s.tree.slots)
+        await s.tree.reached("mcp/parked", Status.PARKED)
+        parked = s.tree.slots["mcp/parked"]
+        write_servers(s, servers, logLevel="ERROR")
+        await s.tree.until(lambda: s.tree.slots.get("mcp/parked") not in (None, parked))
+        assert s.tree.slots["mcp/odd"] is odd
+        while "logging/setLevel error" not in told.read_text():
+            await s.ref("mcp/odd").ask(CallTool("c", "hello", {}, "front/gateway"), within=15)
+        assert odd.incarnation == 1
+    assert told.read_text().split().count("initialize") == 1
 
 
 async def test_a_crashed_roster_leaves_its_servers_alone(tmp_path: Path) -> None:
