@@ -5,6 +5,8 @@ batch in one durable transaction; the next batch gathers meanwhile. An answer me
 run on a read-only connection beside it, one after the other, and never hold a commit up; those of a batch
 begin after its commit, so that a query sees whatever was sent before it, even by an asker that has died.
 
+Beside them a sweep now and then removes what is over the limits (`actors.sweeper`), as the watcher says them.
+
 Args: `path` (absolute) of the database file; `type`: `memory` for none. It assumes to be the only process on
 that file, and that its slot keeps `keep` across incarnations: with it turns are recovered once per service
 start, not per restart of this actor, and a store in memory outlives a crash.
@@ -23,10 +25,12 @@ from typing import cast, get_args
 import trio
 
 from actors.store import MEMORY, Busy, Fatal, Full, Storage, StoreError
+from actors.sweeper import Known, Sweeper
 from protocol.errors import Code, Fault
 from protocol.mail import Mailbox, Reply
 from protocol.spec import Context, KeepContext, Parked
-from protocol.writer import Operation, Query, WriterMessage
+from protocol.watcher import Configured, Subscribe
+from protocol.writer import Entered, InUse, Loaded, Operation, Query, WriterMessage
 
 BATCH_MAX = 256  # operations of one transaction: more does not make one cheaper, but all wait longer
 QUERIES_MAX = 256  # queries that may wait for the reader; more are refused as OVERLOADED
@@ -49,6 +53,8 @@ class Kept:
         """The turns of the service's last run are closed; those that run now are alive."""
         self.memory: Storage | None = None
         """The store in memory, which would be lost with its connection."""
+        self.known = Known()
+        """Which conversations retention must leave alone, and when it was last at work."""
 
 
 @asynccontextmanager
@@ -107,6 +113,7 @@ class Writer:
         self._ctx = ctx
         self._storage = storage
         self._kept = kept
+        self._sweeper = Sweeper(storage, kept.known, ctx)
         self._commits = 0
         self._done = 0
         self._trouble = ""
@@ -114,16 +121,19 @@ class Writer:
     async def run(self) -> None:
         """Until the mailbox is closed and empty. Raises: Fatal, perhaps in a group."""
         send, receive = trio.open_memory_channel[Waiting](QUERIES_MAX)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._answer_queries, receive)
+        async with trio.open_nursery() as answering, trio.open_nursery() as sweeping:
+            answering.start_soon(self._answer_queries, receive)
             async with send:
                 # Before anything else is written: a turn that begins now must not look like one that was cut off.
                 await self._commit([])
                 self._ctx.report(file=self._storage.store.path)
                 self._ctx.ready()
+                self._ctx.ref("watcher").offer(Subscribe(to=self._ctx.path))
+                sweeping.start_soon(self._sweeper.run)
                 async for first in self._box:
                     batch = [(first, self._box.reply_slot), *self._box.drain(BATCH_MAX - 1)]
                     await self._take(batch, send)
+                sweeping.cancel_scope.cancel()
 
     async def _take(
         self, batch: list[tuple[WriterMessage, Reply | None]], send: trio.MemorySendChannel[Waiting]
@@ -137,6 +147,10 @@ class Writer:
                 slots.append(reply)
             elif isinstance(message, QUERIES) and reply is not None:
                 queries.append((cast(Query, message), reply))
+            elif isinstance(message, InUse):
+                self._kept.known.take(message)
+            elif isinstance(message, Configured):
+                self._sweeper.configure(message.snapshot.storage)
         if operations:
             try:
                 answers = await self._commit(operations)
@@ -146,6 +160,8 @@ class Writer:
                 raise
             for slot, answer in zip(slots, answers, strict=True):
                 self._box.settle(slot, answer)
+                if isinstance(answer, Entered | Loaded):
+                    self._kept.known.use(answer.conversation)
         for query in queries:
             try:
                 send.send_nowait(query)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+import time
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TypeVar, cast
 
+import pytest
+
+from actors.retention import Limits, Removed
 from actors.schema import Database
 from actors.store import Store
 from protocol.errors import Fault
@@ -84,3 +89,25 @@ def history(
 
 def events(of: Store, turn: int = 1) -> list[Event]:
     return [stored.event for stored in history(of).events if stored.turn == turn]
+
+
+def whole(into: Store, turn: int, text: str = "answer", *, conversation: str = "c", owner: str = "ann") -> None:
+    """A turn from its beginning to its end; without text it has no answer."""
+    do(into, begin(turn, conversation=conversation, owner=owner, content=f"question {turn}"))
+    end = Closed("completed" if text else "stopped", 9, text, "", None, "m", "stop", None)
+    hops = [hop(1, text)] if text else []
+    do(into, append(*hops, end, turn=turn, key="end", conversation=conversation))
+
+
+MINUTES = itertools.count(60, 60)
+
+
+def sweep(of: Store, limits: Limits, live: Container[str] = ()) -> Removed:
+    """A whole sweep, at a time when what was entered before is not new any more; what it removed."""
+    removed = Removed()
+    now = time.time() + next(MINUTES)
+    with pytest.MonkeyPatch.context() as clock:
+        clock.setattr("actors.store.time.time", lambda: now)
+        for _ in of.sweep(limits, live, removed):
+            pass
+    return removed

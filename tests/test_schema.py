@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import apsw
@@ -29,6 +30,36 @@ def test_every_older_version_becomes_the_newest(tmp_path: Path, steps: int) -> N
     assert (db.pragma("user_version"), db.pragma("application_id")) == (len(MIGRATIONS), APPLICATION_ID)
     db.close()
     fresh.close()
+
+
+def test_what_was_said_before_there_were_saves_is_counted_and_named(tmp_path: Path) -> None:
+    path = str(tmp_path / "chat.db")
+    with apsw.Connection(path) as old:
+        migrate(old, MIGRATIONS[:3])
+        old.execute("INSERT INTO conversation VALUES (1, 'c', 'ann', 1, 1, 1, 4), (2, 'd', 'ann', 2, 2, 2, 1)")
+        events = [
+            (1, 1, 1, "completed", '{"type":"user","content":"two\\nlines"}'),
+            (1, 1, 2, "completed", '{"type":"hop","content":"an answer"}'),
+            (1, 1, 3, "completed", '{"type":"closed","message":"an answer"}'),
+            (1, 2, 1, "stopped", '{"type":"user","content":"no answer"}'),
+            (1, 2, 2, "stopped", '{"type":"closed","message":""}'),
+            (1, 3, 1, "failed", '{"type":"user","content":"tools only"}'),
+            (1, 3, 2, "failed", '{"type":"tool_started"}'),
+            (1, 3, 3, "failed", '{"type":"closed","message":""}'),
+            (1, 4, 1, "running", '{"type":"user","content":"not yet"}'),
+            (1, 4, 2, "running", '{"type":"tool_started"}'),
+            (2, 1, 1, "running", '{"type":"user","content":[{"type":"text","text":"parts"}]}'),
+        ]
+        for conversation, turn, pos, state, body in events:
+            row = (conversation, turn, f"r{turn}", state)
+            old.execute("INSERT OR IGNORE INTO turn (conversation, turn, request_id, state) VALUES (?, ?, ?, ?)", row)
+            kind = json.loads(body)["type"]
+            old.execute("INSERT INTO event VALUES (?, ?, ?, NULL, ?, 0, ?)", (conversation, turn, pos, kind, body))
+        assert migrate(old) == len(MIGRATIONS) - 3
+        turns = old.execute("SELECT messages FROM turn ORDER BY conversation, turn").fetchall()
+        assert [row[0] for row in turns] == [2, 1, 2, 1, 1]
+        assert old.execute("SELECT title, messages FROM conversation").fetchall() == [("two lines", 6), ("", 1)]
+    old.close()
 
 
 def test_a_failing_step_leaves_the_whole_version_before_it(tmp_path: Path) -> None:
