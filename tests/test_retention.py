@@ -247,7 +247,7 @@ def test_a_sweep_that_was_broken_off_is_finished_by_the_next(monkeypatch: pytest
 def test_what_comes_between_two_slices_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retention, "SLICE", 4)
     live: set[str] = set()
-    with at_a_time() as (s, _, clock):
+    with at_a_time() as (s, db, clock):
         for name in ("a", "b", "c"):
             for turn in range(1, 6):
                 whole(s, turn, conversation=name)
@@ -255,6 +255,8 @@ def test_what_comes_between_two_slices_is_respected(monkeypatch: pytest.MonkeyPa
         started = s.sweep(Limits(max_messages=1), live, Removed())
         while len(turns(s, "a")) == 5:
             next(started)
+            for row in ask(s, ListConversations("ann")).conversations:
+                check(row, next(c for c in held(s, db) if c.name == row.conversation))
         live.add("a")
         do(s, SaveSession("ann", "b", "n", "s"))
         do(s, begin(6, conversation="c"))
@@ -262,6 +264,22 @@ def test_what_comes_between_two_slices_is_respected(monkeypatch: pytest.MonkeyPa
         for _ in started:
             pass
         assert {name: turns(s, name) for name in ("a", "b", "c")} == now
+
+
+def test_a_number_that_was_used_again_is_another_conversation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retention, "SLICE", 1)
+    with at_a_time() as (s, db, clock):
+        for name in ("a", "b"):
+            for turn in range(1, 4):
+                whole(s, turn, conversation=name)
+        clock.now += HOUR_S
+        started = s.sweep(Limits(max_messages=1), (), Removed())
+        while len(turns(s, "a")) == 3:
+            next(started)
+        db.execute("UPDATE conversation SET owner = 'bob' WHERE id = 'b'")
+        for _ in started:
+            pass
+        assert turns(s, "b", "bob") == [1, 2, 3]
 
 
 # Whatever the history was.
