@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from actors import saves, transcript, verbs
+from actors import dialect, saves, transcript, verbs
 from actors.front import Conversation, Front, Socket
 from actors.turnlog import TurnLog
 from protocol.client import (
@@ -62,18 +62,33 @@ class Commands:
         self.front = front
         self.socket = socket
         self.owner = LOCAL_OWNER
+        self._first = True
         self.writer: Ref[Any] = front.ctx.ref("store/writer")
 
-    async def greet(self, wanted: str) -> None:
-        """Enter the conversation that the address names, and say welcome. Raises MailError, Fault (storage)."""
+    async def greet(self, wanted: str, spoken_in: str = "") -> None:
+        """Enter the conversation that the address names, and say welcome. Raises MailError, Fault (storage).
+
+        Args:
+            spoken_in: `action` for the older dialect.
+        """
         await self._enter_or_default(wanted or self.front.snapshot.service.default_session, None)
         self._welcome(None)
+        if spoken_in == "action":
+            await self._speak_old()
+
+    async def _speak_old(self) -> None:
+        """From now on in the older dialect; its clients want the history first."""
+        self.socket.speaker = dialect.Speaker()
+        await self._resume(None, None)
 
     async def handle(self, frame: str) -> None:
         """One text frame; never raises for what a client can send."""
         request_id: str | None = None
+        first, self._first = self._first, False
         try:
-            message = decode(frame)
+            if first and self.socket.speaker is None and dialect.is_spoken_in(frame):
+                await self._speak_old()
+            message = decode(frame) if self.socket.speaker is None else dialect.decode(frame)
             request_id = message.request_id
             await self._do(message)
         except BadFrame as bad:
@@ -261,7 +276,7 @@ class Commands:
         """
         socket, tail = self.socket, self._conversation.tail
         live = not tail.finished
-        if position is not None and position[0] == tail.turn and tail.turn:
+        if position is not None and position[0] == tail.turn and (live or tail.seq):
             seq = position[1]
             socket.place(tail, min(max(seq or 0, 0), tail.seq), headed=seq is not None, quiet=not live)
             socket.pump()

@@ -173,7 +173,7 @@ async def _talk(
             with scope:
                 commands = Commands(front, socket)
                 try:
-                    await commands.greet(head.query.get("conversation", ""))
+                    await commands.greet(head.query.get("conversation", ""), head.query.get("dialect", ""))
                 except (MailError, Fault) as error:
                     log.warning("a client could not be welcomed, the store does not answer: %s", error)
                     fault = error if isinstance(error, Fault) else Fault(Code.STORAGE_UNAVAILABLE)

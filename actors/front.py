@@ -15,8 +15,9 @@ from typing import Any
 import trio
 
 from actors.catalogue import Merged, merge
+from actors.dialect import Speaker
 from actors.outbox import Outbox
-from actors.turnlog import TurnLog, frame_of
+from actors.turnlog import TurnLog, frame_of, spoken
 from protocol.client import ServerFrame, encode
 from protocol.mail import Ref
 from protocol.mcp_server import Catalogue
@@ -37,6 +38,8 @@ class Socket:
         self.outbox = outbox
         self.close = close
         """Ask the connection to end with that close code and reason."""
+        self.speaker: Speaker | None = None
+        """Of the older dialect, once the client has used it."""
         self.conversation: Conversation | None = None
         self.log: TurnLog | None = None
         self.index = 0
@@ -50,16 +53,28 @@ class Socket:
 
     def tell(self, frame: ServerFrame) -> None:
         """Write a frame that concerns this socket only."""
-        self.outbox.write(frame_of(encode(frame)))
+        self.outbox.write(frame_of(encode(frame)) if self.speaker is None else spoken(self.speaker, frame))
 
     def notice(self, data: bytes) -> None:
         """Write a notice, unless the socket is behind: notices are not worth memory."""
-        if not self.outbox.full:
+        if not self.outbox.full and self.speaker is None:
             self.outbox.write(data)
+
+    def _begin(self, log: TurnLog) -> None:
+        self.headed = True
+        if self.speaker is None:
+            self.outbox.write(log.head)
+        elif log.started is not None:
+            self.outbox.write(spoken(self.speaker, log.started))
 
     def place(self, log: TurnLog, index: int, *, headed: bool, quiet: bool = False) -> None:
         """Read on from there. `quiet`: of this log without text; its `turn_started` then comes with its next frame."""
         self.log, self.index, self.headed, self.quiet = log, index, headed, quiet
+
+    @property
+    def behind(self) -> bool:
+        """Its log has more than it has read."""
+        return self.log is not None and self.index < self.log.seq
 
     def pump(self) -> None:
         """Write what the logs have, as long as the peer keeps up."""
@@ -69,13 +84,13 @@ class Socket:
         while self.log is not None and not outbox.full:
             current = self.log
             if not (self.headed or self.quiet):
-                outbox.write(current.head)
-                self.headed = True
+                self._begin(current)
             if self.index < len(current.entries):
-                data, self.index = current.frames(self.index, text=not self.quiet)
+                if self.speaker is not None and not self.headed:
+                    self._begin(current)
+                data, self.index = current.frames(self.index, text=not self.quiet, speaker=self.speaker)
                 if data and not self.headed:
-                    outbox.write(current.head)
-                    self.headed = True
+                    self._begin(current)
                 outbox.write(data)
             elif current.finished and current.next is not None:
                 self.place(current.next, 0, headed=False)
@@ -114,6 +129,16 @@ class Conversation:
         self.tail.finished = True
         self.idle_since = trio.current_time()
         self.pump()
+
+    def let_go(self) -> None:
+        """Free the last turn's log once every socket has read it; who resumes in it is answered by the store."""
+        read, readers = self.tail, self.sockets
+        if not (read.finished and read.seq) or any(s.paused or s.log is not read or s.behind for s in readers):
+            return
+        self.tail = TurnLog(self.id, read.turn)
+        self.tail.finished = True
+        for socket in readers:
+            socket.place(self.tail, 0, headed=True)
 
     def pump(self) -> None:
         """Let every socket read on; one that fails is ended, the others are not touched."""
@@ -217,13 +242,15 @@ class Front:
         return self.ctx.ref(path)
 
     def retire(self, idle_s: float) -> None:
-        """Let go of conversations without sockets, turns or waiting messages for that long."""
+        """Let go of conversations without sockets, turns or waiting messages for that long, and of logs all have read."""
         limit = trio.current_time() - idle_s
         for conversation in tuple(self.conversations.values()):
             busy = conversation.sockets or conversation.live or conversation.unanswered
             if not busy and conversation.idle_since < limit:
                 del self.conversations[conversation.id]
                 self.ctx.stop_child(f"{SESSIONS}/{conversation.id}")
+            else:
+                conversation.let_go()
 
     def tell(self, number: int, frame: ServerFrame) -> None:
         """Write to one socket, if it is still there."""

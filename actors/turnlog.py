@@ -19,6 +19,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from actors.dialect import Speaker
 from protocol.client import ServerFrame, encode
 from protocol.streamer import Failed, Finished
 from protocol.writer import ToolStarted
@@ -36,6 +37,11 @@ def frame_of(payload: bytes) -> bytes:
     if size < 65536:
         return b"\x81\x7e" + size.to_bytes(2, "big") + payload
     return b"\x81\x7f" + size.to_bytes(8, "big") + payload
+
+
+def spoken(speaker: Speaker, *frames: ServerFrame) -> bytes:
+    """Frames as they go to a socket that is spoken to in the older dialect."""
+    return b"".join(frame_of(payload) for frame in frames for payload in speaker.frame(frame))
 
 
 class Lost(msgspec.Struct, frozen=True):
@@ -70,11 +76,13 @@ class TurnLog:
         "next",
         "request",
         "sending",
+        "started",
         "stored",
         "streaming",
         "tools_ran",
         "turn",
         "unstored_chars",
+        "whole",
     )
 
     def __init__(self, conversation: str, turn: int, *, streaming: bool = True) -> None:
@@ -83,8 +91,12 @@ class TurnLog:
         self.streaming = streaming
         self.entries: list[tuple[bool, str] | bytes] = []
         """(is_thinking, text), or whole frames as they go to sockets."""
+        self.whole: dict[int, tuple[ServerFrame, ...]] = {}
+        """What the whole frames say, by index, for readers of another dialect."""
+        self.started: ServerFrame | None = None
+        """The frame that begins the turn (turn_started) ..."""
         self.head: bytes = b""
-        """The frame that begins the turn (turn_started)."""
+        """... and its bytes."""
         self.attached = False
         """Readers can see it: the user's message is on disk."""
         self.finished = False
@@ -131,9 +143,14 @@ class TurnLog:
     def add_frame(self, make: Callable[[int], ServerFrame], *before: ServerFrame) -> int:
         """Append a whole frame that is made knowing its seq; `before` go out with it, without a seq of their own."""
         seq = len(self.entries) + 1
-        frames = [frame_of(encode(frame)) for frame in (*before, make(seq))]
-        self.entries.append(b"".join(frames))
+        frames = (*before, make(seq))
+        self.whole[seq - 1] = frames
+        self.entries.append(b"".join(frame_of(encode(frame)) for frame in frames))
         return seq
+
+    def begin(self, started: ServerFrame) -> None:
+        """The turn is on disk: what begins it, for every reader."""
+        self.started, self.head = started, frame_of(encode(started))
 
     def begin_hop(self, hop: int, request: int) -> None:
         """A request starts to fill the log. What earlier hops added is stored with their events, not as deltas."""
@@ -159,7 +176,7 @@ class TurnLog:
         """The reasoning from that index on, joined."""
         return "".join(e[1] for e in self.entries[start:] if type(e) is tuple and e[0])
 
-    def frames(self, start: int, *, text: bool = True) -> tuple[bytes, int]:
+    def frames(self, start: int, *, text: bool = True, speaker: Speaker | None = None) -> tuple[bytes, int]:
         """What a reader at index `start` gets next: bytes of whole WebSocket frames, and its new index.
 
         Text is merged per kind up to MERGE_CHARS a frame; call again until the index no longer grows. All
@@ -167,23 +184,24 @@ class TurnLog:
 
         Args:
             text: False leaves text and thinking out.
+            speaker: of the older dialect, for a reader that is spoken to in it.
         """
-        if not text:
-            return self._encode(start, text=False)
+        if not text or speaker is not None:
+            return self._encode(start, text=text and self.streaming, speaker=speaker)
         cached_start, cached_end, cached = self._cache
         if cached_start == start and cached_end == len(self.entries):
             return cached, cached_end
-        out, end = self._encode(start, text=self.streaming)
+        out, end = self._encode(start, text=self.streaming, speaker=None)
         self._cache = (start, end, out)
         return out, end
 
-    def _encode(self, start: int, *, text: bool) -> tuple[bytes, int]:
+    def _encode(self, start: int, *, text: bool, speaker: Speaker | None) -> tuple[bytes, int]:
         entries, out, size = self.entries, [], 0
         index, total = start, len(entries)
         while index < total and size < MERGE_CHARS:
             entry = entries[index]
             if type(entry) is bytes:
-                out.append(entry)
+                out.append(entry if speaker is None else spoken(speaker, *self.whole[index]))
                 size += len(entry)
                 index += 1
                 continue
@@ -197,7 +215,10 @@ class TurnLog:
                 index += 1
             if not text:
                 continue
-            merged = _json_text(parts[0] if len(parts) == 1 else "".join(parts))
-            out.append(frame_of(b'%b%d,"text":%b}' % (self._prefixes[kind], index, merged)))
+            merged = parts[0] if len(parts) == 1 else "".join(parts)
+            if speaker is None:
+                out.append(frame_of(b'%b%d,"text":%b}' % (self._prefixes[kind], index, _json_text(merged))))
+            else:
+                out += map(frame_of, speaker.text(self.turn, merged, thinking=bool(kind)))
             size += chars
         return (out[0] if len(out) == 1 else b"".join(out)), index
