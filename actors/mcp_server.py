@@ -199,7 +199,7 @@ class _Desk:
 
 
 async def run(box: Mailbox[McpServerMessage], ctx: Context) -> None:
-    """The actor. Args: `server` (McpServer), `connection` (Connection), `gateway` (address), `state_dir`, `log_level`.
+    """The actor. Args: those of `actors.server_child.child`, by name.
 
     Raises: Parked, ServerEnded, Refused, or ConnectTimeout.
     """
@@ -208,7 +208,7 @@ async def run(box: Mailbox[McpServerMessage], ctx: Context) -> None:
     kept = ctx.kept if isinstance(ctx.kept, Memory) else Memory()
     ctx.watch(ctx.args["gateway"])
     try:
-        command = command_of(server, ctx.args["state_dir"], os.environ)
+        command = command_of(server, ctx.args["state_dir"], os.environ, ctx.args["config_access"])
         log = ServerLog(server.name, kept.log_level or ctx.args["log_level"], command.clean)
         desk = _Desk(box, ctx, kept, ctx.args["gateway"], Calls(server, box, ctx), log)
         async with trio.open_nursery() as nursery:

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from actors.server_child import child
+from actors.server_command import access_of
 from protocol.mail import Mailbox
 from protocol.mcp_server import SetServerLog
 from protocol.roster import RosterMessage
@@ -22,7 +23,7 @@ GROUP = "mcp"
 GATEWAY = "front/gateway"  # who hears of tools and progress
 START_S = 30.0  # for the watcher's first snapshot
 
-Known = dict[str, tuple[McpServer, Connection, str]]
+Known = dict[str, tuple[tuple[McpServer, Connection, str], str]]
 """By name: what a server was started with, and the logging level that it was told."""
 
 
@@ -48,20 +49,31 @@ async def run(box: Mailbox[RosterMessage], ctx: Context) -> None:
 def apply(snapshot: Snapshot, ctx: Context) -> None:
     """Make the group what the configuration says."""
     known: Known = ctx.kept
-    connection, level = snapshot.mcp.connection, snapshot.mcp.log_level
-    wanted = {server.name: server for server in snapshot.mcp.servers.values() if server.enabled}
-    for name, (server, its_connection, its_level) in tuple(known.items()):
+    connection, level, access = snapshot.mcp.connection, snapshot.mcp.log_level, snapshot.config_access
+    wanted = {
+        server.name: (server, connection, access_of(server, access))
+        for server in snapshot.mcp.servers.values()
+        if server.enabled
+    }
+    for name, (started, told) in tuple(known.items()):
         path = f"{GROUP}/{name}"
-        stays = wanted.get(name) == server and its_connection == connection
         # One that is parked takes no message; it gets a new try as everyone does whose settings changed.
-        if stays and (its_level == level or ctx.ref(path).offer(SetServerLog(level))):
-            known[name] = (server, connection, level)
+        if wanted.get(name) == started and (told == level or ctx.ref(path).offer(SetServerLog(level))):
+            known[name] = (started, level)
         else:
             del known[name]
             ctx.stop_child(path)
-    for name, server in wanted.items():
+    for name, start in wanted.items():
         if name not in known:
-            known[name] = (server, connection, level)
-            place = child(server, connection, gateway=GATEWAY, state_dir=snapshot.state_dir, log_level=level)
+            known[name] = (start, level)
+            server, connection, its_access = start
+            place = child(
+                server,
+                connection,
+                gateway=GATEWAY,
+                state_dir=snapshot.state_dir,
+                log_level=level,
+                config_access=its_access,
+            )
             ctx.start_child(GROUP, place)
     ctx.report(servers=len(known))

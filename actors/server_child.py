@@ -15,8 +15,16 @@ DRAIN_S = 5.0  # of a stop: for calls that are running
 PARK_S = 300.0  # between two tries of a parked server
 
 
-def child(server: McpServer, connection: Connection, *, gateway: str, state_dir: str, log_level: str) -> Child:
-    """The place of a server in the tree, from its configuration."""
+def child(
+    server: McpServer,
+    connection: Connection,
+    *,
+    gateway: str,
+    state_dir: str,
+    log_level: str,
+    config_access: str = "",
+) -> Child:
+    """The place of a server in the tree, from its configuration; the rest are fields of the snapshot."""
     tries = connection.max_reconnect_attempts if server.auto_reconnect else 0
     return Child(
         name=server.name,
@@ -42,5 +50,6 @@ def child(server: McpServer, connection: Connection, *, gateway: str, state_dir:
             "gateway": gateway,
             "state_dir": state_dir,
             "log_level": log_level,
+            "config_access": config_access,
         },
     )

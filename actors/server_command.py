@@ -23,18 +23,28 @@ INHERITED = (
     *("SSL_CERT_FILE", "SSL_CERT_DIR"),
 )
 CONFIG_SERVER = "Servers.config_server"  # the module of ours that changes the configuration
-CONFIG_ACCESS = "config_access.json"  # in the state directory: where it finds the service, and its token
 SECRET_MIN = 6  # characters; blacking out shorter values would only make texts unreadable
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
 
-def command_of(server: McpServer, state_dir: str, environ: Mapping[str, str]) -> Command:
-    """The command, with `python` as our interpreter, and `cwd` within the state directory unless absolute."""
+def access_of(server: McpServer, config_access: str) -> str:
+    """The file that lets a server change the configuration: empty for every server but the one made for it."""
+    return config_access if CONFIG_SERVER in server.args else ""
+
+
+def command_of(server: McpServer, state_dir: str, environ: Mapping[str, str], config_access: str = "") -> Command:
+    """The command, with `python` as our interpreter, and `cwd` within the state directory unless absolute.
+
+    Args:
+        config_access: `Snapshot.config_access`.
+    Raises: Unusable.
+    """
     if not server.command.strip():
         raise Unusable(f"MCP server {server.name!r} has no command; set `command` in the servers file.")
     configured = {key: _filled(server.name, key, value, environ) for key, value in server.env.items()}
-    ours = {"MCP_ACTORS_CONFIG_ACCESS": os.path.join(state_dir, CONFIG_ACCESS)} if CONFIG_SERVER in server.args else {}
+    access = access_of(server, config_access)
+    ours = {"MCP_ACTORS_CONFIG_ACCESS": access} if access else {}
     return Command(
         name=server.name,
         argv=(sys.executable if server.command == "python" else server.command, *server.args),

@@ -95,11 +95,22 @@ class House:
 
 @asynccontextmanager
 async def house(
-    *servers: McpServer, on: Connection | None = None, state: Path | str = "/", log_level: str = "INFO"
+    *servers: McpServer,
+    on: Connection | None = None,
+    state: Path | str = "/",
+    log_level: str = "INFO",
+    config_access: str = "",
 ) -> AsyncIterator[House]:
     made = House()
     children = tuple(
-        child(server, on or connection(), gateway="front/gateway", state_dir=str(state), log_level=log_level)
+        child(
+            server,
+            on or connection(),
+            gateway="front/gateway",
+            state_dir=str(state),
+            log_level=log_level,
+            config_access=config_access,
+        )
         for server in servers
     )
     root = Group(

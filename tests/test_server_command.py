@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sys
 
+import msgspec
 import pytest
 
 from actors.server_command import command_of
@@ -32,6 +33,14 @@ def test_a_server_gets_little_of_our_environment() -> None:
     assert command.env == {"PATH": "/bin", "TOKEN": "ghp_planted", "LEVEL": "info"}
     assert "ghp_planted" in command.secrets
     assert "planted" not in repr(command)
+
+
+def test_only_the_server_that_changes_the_configuration_is_told_how() -> None:
+    ours = msgspec.structs.replace(server(), args=["-m", "Servers.config_server"])
+    access = "/state/config_access.json"
+    assert command_of(ours, "/state", {}, access).env == {"MCP_ACTORS_CONFIG_ACCESS": access}
+    assert command_of(ours, "/state", {}).env == {}
+    assert command_of(server(), "/state", {}, access).env == {}
 
 
 def test_a_variable_that_is_not_set_is_named() -> None:

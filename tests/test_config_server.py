@@ -1,0 +1,238 @@
+"""The server with which a model changes its own configuration: a real child process, and a small fake of the
+service's configuration API on a Unix socket.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+import trio
+from mcp import Client
+
+import Servers
+from protocol.mcp_server import Catalogue, ToolOutcome
+from Servers.config_server import server
+from tests.mcp_house import House, house, odd
+from tests.service import merge_into
+
+TOKEN = "planted-token-of-this-run"
+CONFIG: dict[str, Any] = {
+    "llm": {
+        "active": "one",
+        "providers": {
+            "one": {"base_url": "https://one.example/v1", "model": "m-1", "temperature": 0.7, "top_k": 3},
+            "two": {"base_url": "https://two.example/v1", "model": "m-2", "client": {"retries": 0}},
+        },
+    },
+    "chat": {"service": {"system_prompt": "Be kind."}},
+}
+
+
+class FakeApi:
+    """What the service answers, one request per connection."""
+
+    def __init__(self, folder: Path) -> None:
+        self.socket = folder / "config.sock"
+        self.access = folder / "config_access.json"
+        self.config = copy.deepcopy(CONFIG)
+        self.version = 7
+        self.seen: list[tuple[str, str, Any]] = []
+        """Method, target and body of each request."""
+        self.conflicts = 0
+        """So many changes meet one of somebody else."""
+
+    def answer(self, method: str, target: str, headers: dict[str, str], body: Any) -> tuple[int, Any]:
+        self.seen.append((method, target, body))
+        if headers.get("authorization") != f"Bearer {TOKEN}":
+            return 401, {"error_code": "UNAUTHORIZED", "error_message": "no such token", "hint": ""}
+        url = urlsplit(target)
+        match method, url.path:
+            case "GET", "/config":
+                part = self.config
+                for key in filter(None, parse_qs(url.query).get("path", [""])[0].split(".")):
+                    if key not in part:
+                        return 404, {"error_code": "NOT_FOUND", "error_message": f"no {key}", "hint": "Look again."}
+                    part = part[key]
+                top = url.query.removeprefix("path=").partition(".")[0]
+                return 200, {"version": self.version, "config": {top: self.config[top]} if top else self.config}
+            case "POST", "/config":
+                if self.conflicts:
+                    self.conflicts -= 1
+                    self.version += 1
+                if body.get("base_version", self.version) != self.version:
+                    return 409, {"error_code": "CONFIG_CONFLICT", "error_message": "changed meanwhile", "hint": ""}
+                if "base_url" in json.dumps(body):
+                    return 403, {"error_code": "FORBIDDEN", "error_message": "not that", "hint": "Ask."}
+                merge_into(self.config, body["changes"])
+                self.version += 1
+                return 200, {"version": self.version, "config": self.config}
+            case "GET", "/versions":
+                return 200, {"versions": [{"version": 7, "author": "file"}, {"version": 6, "author": "tool"}]}
+        return 404, {"error_code": "NOT_FOUND", "error_message": target, "hint": ""}
+
+    async def serve(self, stream: trio.SocketStream) -> None:
+        async with stream:
+            raw = b""
+            while b"\r\n\r\n" not in raw:
+                raw += await stream.receive_some()
+            head, _, body = raw.partition(b"\r\n\r\n")
+            first, *lines = head.decode().split("\r\n")
+            headers = {key.lower(): value for key, value in (line.split(": ", 1) for line in lines)}
+            while len(body) < int(headers.get("content-length", "0")):
+                body += await stream.receive_some()
+            method, target, _ = first.split()
+            status, said = self.answer(method, target, headers, json.loads(body) if body else None)
+            data = json.dumps(said).encode()
+            await stream.send_all(b"HTTP/1.1 %d x\r\nContent-Length: %d\r\n\r\n" % (status, len(data)) + data)
+
+
+class Room:
+    """A model's view of the tools."""
+
+    def __init__(self, at: House, api: FakeApi) -> None:
+        self.at = at
+        self.api = api
+        self._calls = 0
+
+    async def call(self, tool: str, **arguments: Any) -> ToolOutcome:
+        self._calls += 1
+        return await self.at.call(tool, "config", f"c{self._calls}", **arguments)
+
+    async def ok(self, tool: str, **arguments: Any) -> Any:
+        outcome = await self.call(tool, **arguments)
+        assert outcome.ok, outcome.text
+        return outcome.structured
+
+    async def refused(self, tool: str, **arguments: Any) -> str:
+        outcome = await self.call(tool, **arguments)
+        assert not outcome.ok
+        return outcome.text
+
+
+@asynccontextmanager
+async def room() -> AsyncIterator[Room]:
+    # Not pytest's folder: the path of a Unix socket may have 107 bytes only.
+    with tempfile.TemporaryDirectory(prefix="cfg") as folder:
+        api = FakeApi(Path(folder))
+        api.access.write_text(json.dumps({"socket": str(api.socket), "token": TOKEN}))
+        sock = trio.socket.socket(trio.socket.AF_UNIX)
+        await sock.bind(str(api.socket))
+        sock.listen()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.serve_listeners, api.serve, [trio.SocketListener(sock)])
+            ours = odd("", name="config", args=["-m", "Servers.config_server"])
+            async with house(ours, config_access=str(api.access)) as at:
+                await at.next(Catalogue)
+                yield Room(at, api)
+            nursery.cancel_scope.cancel()
+
+
+async def test_it_reads_the_configuration_its_providers_and_its_history() -> None:
+    async with room() as at:
+        assert await at.ok("get_configuration") == {"version": 7, "config": CONFIG}
+        assert (await at.ok("get_configuration", path="llm.active"))["config"] == {"llm": CONFIG["llm"]}
+        assert await at.refused("get_configuration", path="llm.nothing") == (
+            "Error executing tool get_configuration: NOT_FOUND: no nothing Look again."
+        )
+        assert await at.ok("list_providers") == {
+            "active": "one",
+            "providers": [
+                {"name": "one", "active": True, "model": "m-1", "parameters": {"temperature": 0.7, "top_k": 3}},
+                {"name": "two", "active": False, "model": "m-2", "parameters": {}},
+            ],
+        }
+        assert [row["version"] for row in (await at.ok("configuration_history"))["versions"]] == [7, 6]
+        assert at.api.seen[-1][1] == "/versions?limit=20"
+
+
+async def test_each_change_goes_to_the_service_with_the_author_tool() -> None:
+    async with room() as at:
+        assert await at.ok("set_provider", name="two") == {"version": 8, "changed": {"llm": {"active": "two"}}}
+        await at.ok("set_model", model="m-3")
+        assert at.api.config["llm"]["providers"]["two"]["model"] == "m-3"
+        await at.ok("set_model", model="m-4", provider="one")
+        await at.ok("set_system_prompt", prompt="Be brief.")
+        await at.ok("set_sampling", temperature=0.1, max_tokens=50, remove=["top_k"], provider="one")
+        one = at.api.config["llm"]["providers"]["one"]
+        assert (one["model"], one["temperature"], one["max_tokens"], one["top_k"]) == ("m-4", 0.1, 50, None)
+        await at.ok("set_logging", level="DEBUG", modules={"actors.streamer": "INFO"}, llm_replies=True)
+        posted = [body for method, _, body in at.api.seen if method == "POST"]
+        assert {body["author"] for body in posted} == {"tool"}
+        assert posted[-1]["changes"] == {
+            "logging": {"level": "DEBUG", "modules": {"actors.streamer": "INFO"}},
+            "chat": {"service": {"logging": {"llm_replies": True}}},
+        }
+        assert at.api.config["chat"]["service"]["system_prompt"] == "Be brief."
+
+
+async def test_what_is_wrong_is_told_and_changes_nothing() -> None:
+    async with room() as at:
+        assert "There is no provider 'three'; there are: one, two." in await at.refused("set_provider", name="three")
+        assert "There is no provider 'x'" in await at.refused("set_model", model="m", provider="x")
+        for arguments in ({}, {"remove": ["seed"]}):
+            assert "Nothing to change" in await at.refused("set_sampling", **arguments)
+        assert "Cannot remove base_url" in await at.refused("set_sampling", remove=["base_url"])
+        assert "Nothing to change" in await at.refused("set_logging")
+        for outside in ({"temperature": 3}, {"top_p": 0}, {"max_tokens": 0}):
+            await at.refused("set_sampling", **outside)
+        assert (at.api.config, at.api.version) == (CONFIG, 7)
+
+
+async def test_a_change_for_a_replaced_version_is_made_anew_for_the_new_one() -> None:
+    async with room() as at:
+        at.api.conflicts = 2
+        await at.ok("set_model", model="m-9")
+        assert at.api.config["llm"]["providers"]["one"]["model"] == "m-9"
+        at.api.conflicts = 3
+        assert "CONFIG_CONFLICT: changed meanwhile" in await at.refused("set_model", model="m-10")
+
+
+async def test_the_token_is_read_anew_for_every_call_and_never_told() -> None:
+    async with room() as at:
+        right = at.api.access.read_text()
+        at.api.access.write_text(right.replace(TOKEN, "planted-token-of-another-run"))
+        text = await at.refused("get_configuration")
+        assert "UNAUTHORIZED: no such token" in text
+        at.api.access.write_text('{"token": "planted-token')
+        text += await at.refused("get_configuration")
+        assert "cannot be read (JSONDecodeError)" in text
+        at.api.access.write_text(json.dumps({"socket": str(at.api.access), "token": TOKEN}))
+        text += await at.refused("get_configuration")
+        assert "does not answer on its configuration socket" in text
+        at.api.access.write_text(right)
+        await at.ok("get_configuration")
+        assert "planted" not in text
+
+
+async def test_without_access_it_says_so() -> None:
+    async with house(odd("", name="config", args=["-m", "Servers.config_server"])) as at:
+        assert "gives no access to its configuration" in (await at.call("list_providers", "config")).text
+
+
+async def test_every_tool_is_annotated() -> None:
+    async with Client(server) as client:
+        tools = (await client.list_tools()).tools
+    hints = {tool.name: tool.annotations for tool in tools}
+    assert set(hints) == {
+        *("get_configuration", "list_providers", "configuration_history"),
+        *("set_provider", "set_model", "set_system_prompt", "set_sampling", "set_logging"),
+    }
+    for name, hint in hints.items():
+        assert hint is not None
+        assert hint.read_only_hint is not name.startswith("set_")
+        assert (hint.idempotent_hint, hint.open_world_hint) == (True, False)
+
+
+@pytest.mark.parametrize("name", ["demo", "config"])
+def test_the_shipped_configuration_has_it_switched_on(name: str) -> None:
+    shipped = json.loads(Path(Servers.__file__).with_name("servers_config.json").read_text())["mcpServers"]
+    assert shipped[name]["enabled"] is True
+    assert shipped[name]["args"] == ["-m", f"Servers.{name}_server"]
