@@ -18,10 +18,12 @@ import trio
 from mcp import Client
 
 import Servers
-from protocol.mcp_server import Catalogue, ToolOutcome
+from protocol.mcp_server import CallTool, Catalogue, ToolOutcome
+from protocol.watcher import GetSnapshot
 from Servers.config_server import server
+from tests.fakes import say
 from tests.mcp_house import House, house, odd
-from tests.service import merge_into
+from tests.service import merge_into, service
 
 TOKEN = "planted-token-of-this-run"
 CONFIG: dict[str, Any] = {
@@ -75,7 +77,7 @@ class FakeApi:
                 self.version += 1
                 return 200, {"version": self.version, "config": self.config}
             case "GET", "/versions":
-                return 200, {"versions": [{"version": 7, "author": "file"}, {"version": 6, "author": "tool"}]}
+                return 200, [{"version": 7, "author": "file"}, {"version": 6, "author": "tool"}]
         return 404, {"error_code": "NOT_FOUND", "error_message": target, "hint": ""}
 
     async def serve(self, stream: trio.SocketStream) -> None:
@@ -210,6 +212,33 @@ async def test_the_token_is_read_anew_for_every_call_and_never_told() -> None:
         at.api.access.write_text(right)
         await at.ok("get_configuration")
         assert "planted" not in text
+
+
+async def test_with_the_real_service_a_change_is_in_force_and_a_version_of_the_tool(tmp_path: Path) -> None:
+    settings = {"llm": {"providers": {"other": {"base_url": "http://127.0.0.1:9/v1", "model": "o-1"}}}}
+    servers = {"config": {"command": "python", "args": ["-m", "Servers.config_server"]}}
+    async with service(tmp_path, say("x"), settings=settings, servers=servers) as s:
+
+        async def call(tool: str, **arguments: Any) -> ToolOutcome:
+            return await s.ref("mcp/config").ask(CallTool(tool, tool, arguments, "front/gateway"), within=15)
+
+        listed = await call("list_providers")
+        assert listed.structured["active"] == "fake"
+        changed = await call("set_model", model="fake-2")
+        assert changed.ok, changed.text
+        assert (await call("set_system_prompt", prompt="Be brief.")).ok
+        assert (await call("set_sampling", temperature=0.25)).ok
+        snapshot = await s.ref("watcher").ask(GetSnapshot(), within=5)
+        assert (snapshot.llm.providers["fake"].model, snapshot.service.system_prompt) == ("fake-2", "Be brief.")
+        assert snapshot.llm.providers["fake"].parameters["temperature"] == 0.25
+        assert (await call("set_sampling", remove=["temperature"])).ok
+        snapshot = await s.ref("watcher").ask(GetSnapshot(), within=5)
+        assert "temperature" not in snapshot.llm.providers["fake"].parameters
+        assert (await call("set_logging", tool_results=True, modules={"streamer": "DEBUG"})).ok
+        assert (await call("set_provider", name="other")).ok
+        history = await call("configuration_history", limit=3)
+        assert [row["author"] for row in history.structured["versions"]] == ["tool"] * 3
+        assert history.structured["versions"][0]["changed"] == ["llm.active"]
 
 
 async def test_without_access_it_says_so() -> None:
