@@ -5,92 +5,48 @@ servers file that it names, and `runtime_config.last_good.yaml`, kept by us for 
 broken. Reading never fails the service: what cannot be used is said in `Snapshot.problems`, and the last
 good version, in the end the defaults, is in force. Only wrong command-line overrides raise.
 
-Not for several threads at a time. The only importer of dotenv.
+Scripts use the same class, beside a running service or without one: then what they save goes through the
+service, or straight into the file under a lock. Not for several threads at a time.
 """
 
 from __future__ import annotations
 
 import copy
-import fcntl
 import importlib.resources
-import logging
 import os
-import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from datetime import UTC, datetime
-from functools import cache
+import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import dotenv
+import msgspec
 
-from actors import files
-from actors.checks import METADATA, Checked, Row, check
-from actors.checks import settings_table as table
-from actors.files import Mark, Unreadable
-from actors.layers import ConfigurationError, Layer, Tree, deep_merge, difference, dump, parse
+from actors import config_client, files
+from actors.checks import Checked, check
+from actors.environment import load_environment
+from actors.files import Changed, Mark, Unreadable
+from actors.layers import ConfigurationError, Layer, parse
+from actors.reference import Row, defaults, markdown, settings_table
+from actors.runtime_file import EMPTY, RUNTIME, RuntimeFile, content, metadata, reason
 from actors.servers_file import NO_SERVERS, Servers, parse_servers
 from actors.snapshot import make_snapshot
-from protocol.watcher import Snapshot
+from actors.trees import Tree, changes, deep_merge, difference, find, only
+from actors.versions import FOLDER
+from protocol.errors import Code, Fault
+from protocol.watcher import ConfigView, GetConfig, ListVersions, Rollback, SetConfig, Snapshot, VersionRow
 
-RUNTIME = "runtime_config.yaml"
 LAST_GOOD = "runtime_config.last_good.yaml"
-LOCK = ".runtime_config.lock"
-LOCK_S = 10.0  # another process saves in milliseconds
-
-HEADER = f"""\
-# Runtime configuration: only what you want different from the defaults, merged over them key by key.
-# Saved edits come into force while the service runs; a mistake changes nothing and is shown by
-# `actors-main status`. For example:
-#
-#   chat:
-#     websocket:
-#       port: 8080
-#   llm:
-#     providers:
-#       openrouter:
-#         model: "openai/gpt-4o"
-#         top_p: null          # below llm.providers, null takes a default away
-#
-# Keys of providers belong into the environment or .env (OPENROUTER_API_KEY=...), not in here.
-# What saving changes is {METADATA}, and comments other than these are lost.
-"""
-
-log = logging.getLogger(__name__)
+TRIES = 20  # of a script to save between the edits of somebody else
 
 
-def load_environment(cwd: str | Path, state_dir: str | Path) -> list[str]:
-    """Take `.env` of the working directory, then of the state directory, into the environment.
+class Report(NamedTuple):
+    """What `check` found."""
 
-    What is in the environment already wins, then the working directory's. Returns the names that were set,
-    never a value. A file that cannot be read is logged and left out.
-    """
-    names: list[str] = []
-    for path in (Path(cwd) / ".env", Path(state_dir) / ".env"):
-        if not path.is_file():
-            continue
-        try:
-            found = dotenv.dotenv_values(path)
-        except (OSError, UnicodeDecodeError) as error:
-            log.warning("%s was not read: %s", path, type(error).__name__)
-            continue
-        for name, value in found.items():
-            if value is not None and name not in os.environ:
-                os.environ[name] = value
-                names.append(name)
-    return names
-
-
-def settings_table() -> list[Row]:
-    """Every setting: key, default, meaning, what it expects; in the order of the schema."""
-    return table(_defaults().data)
-
-
-@cache
-def _defaults() -> Layer:
-    text = (importlib.resources.files("actors") / "defaults.yaml").read_text("utf-8")
-    return parse(text, "defaults.yaml")
+    errors: list[str]
+    """A line with file, line and key for each thing that keeps something from coming into force."""
+    warnings: list[str]
+    snapshot: Snapshot | None
+    """What would be in force; None where the runtime file is not valid."""
 
 
 class Configuration:
@@ -103,14 +59,15 @@ class Configuration:
 
     def __init__(self, state_dir: str | Path = "state", said: Iterable[str] = ()) -> None:
         self.state_dir = Path(state_dir).resolve()
-        self._runtime: Layer | None = None
-        """The runtime file in force; None: not read yet."""
-        self._servers: Servers | None = None
+        self.runtime = RuntimeFile(self.state_dir)
         self.said = list(said)
         """What happened to the files at the start, for as long as the runtime file stays as it was then."""
+        self._servers: Servers | None = None
         self._unwritable = ""
         """Why nothing can be written into the state directory; empty: it can."""
         self._servers_path = self.state_dir / "servers_config.json"
+        self._seen: Tree | None = None
+        """What a script was last given, or has saved."""
 
     @property
     def watched(self) -> tuple[Path, Path]:
@@ -121,8 +78,10 @@ class Configuration:
         """Marks of the watched files: equal as long as nothing changed."""
         return tuple(map(files.mark, self.watched))
 
+    # For the service.
+
     def snapshot(self, overrides: Mapping[str, Any] | None = None) -> Snapshot:
-        """Read the files and say what is in force, as version 1.
+        """Read the files and say what is in force.
 
         The first call is the service's start: missing files are made, and a runtime file that cannot be
         parsed is set aside. Later calls leave every file alone: what is wrong then changes nothing.
@@ -130,125 +89,195 @@ class Configuration:
             overrides: what the command line says, merged over everything and never saved.
         Raises: ConfigurationError when the overrides are wrong.
         """
-        above = Layer("command line", dict(overrides or {}))
-        before = self._runtime
+        above = _above(overrides)
+        before = self.runtime.in_force
         if before is None:
             self.said += self._start()
-        runtime, checked, wrong = self._read_runtime(above)
-        if before is not None and before.text != runtime.text:
+        layer, checked, wrong = self._read_runtime(before)
+        merged = check([defaults(), layer, above]) if above.data else checked
+        self.runtime.take(layer, checked)
+        if before is not None and before.text != layer.text:
             self.said = []
-        problems = [*self.said, *wrong, *checked.warnings]
-        servers = self._read_servers(checked, problems, make=before is None)
-        if self._unwritable:
-            problems.append(self._unwritable)
-        self._runtime, self._servers = runtime, servers
-        return make_snapshot(checked, runtime.data, servers, problems, str(self.state_dir))
+        return self._compose(merged, wrong, make=before is None)
+
+    def change(self, asked: SetConfig | Rollback, overrides: Mapping[str, Any] | None = None) -> Snapshot:
+        """Save a change that somebody asked the service for, and say what is in force then.
+
+        Raises: as `RuntimeFile.change`; Changed: read the files first, once they have settled.
+        """
+        above = _above(overrides)
+        self._write(asked, above, settled=True)
+        layer = self.runtime.in_force or EMPTY
+        self._keep_good(layer)
+        self.said = []
+        return self._compose(check([defaults(), layer, above]), [], make=False)
+
+    def view(self) -> ConfigView:
+        """What is in force, without what the command line says."""
+        return ConfigView(self.runtime.version, copy.deepcopy(self.runtime.tree))
+
+    def _write(self, asked: SetConfig | Rollback, above: Layer, *, settled: bool) -> None:
+        match asked:
+            case SetConfig(changes=changes, base_version=base, author=author):
+                self.runtime.change(changes, base_version=base, author=author, above=above, settled=settled)
+            case Rollback(version=version, author=author):
+                self.runtime.rollback(version, author=author, above=above, settled=settled)
+
+    # For scripts.
 
     def get_config_dict(self) -> dict[str, Any]:
         """The configuration as the files say now: defaults and runtime file merged; a copy, without secrets.
 
         Raises: ConfigurationError when the runtime file is not valid.
         """
-        return copy.deepcopy(self._check_file().tree)
+        self._take_file()
+        self._seen = self.runtime.tree
+        return copy.deepcopy(self.runtime.tree)
 
     def get_llm_config(self) -> dict[str, Any]:
         """The mapping of the active provider, as written. Raises ConfigurationError."""
-        tree = self.get_config_dict()
-        return dict(tree["llm"]["providers"][tree["llm"]["active"]])
+        self._take_file()
+        llm = self.runtime.tree["llm"]
+        return dict(copy.deepcopy(llm["providers"][llm["active"]]))
 
     def reload_runtime_config(self) -> bool:
         """Read the runtime file again; True: it differs from what this object last had.
 
         Raises: ConfigurationError when it is not valid; what was in force stays.
         """
-        before = self._runtime
-        self._check_file()
-        self._runtime = self._file() or Layer(RUNTIME, {})
-        return before is None or before.data != self._runtime.data
+        before = self.runtime.in_force
+        self._take_file()
+        self._seen = self.runtime.tree
+        return before is None or self.runtime.in_force is None or before.data != self.runtime.in_force.data
 
-    def save_runtime_config(self, config: Mapping[str, Any]) -> int:
+    def save_runtime_config(self, config: Mapping[str, Any], *, author: str = "api") -> int:
         """Make `config` the configuration, saved atomically as what differs from the defaults.
 
-        Keys that it lacks stay as they are; null below `llm.providers` removes a key. The file is read again
-        first, under a lock, so that an edit made meanwhile is kept where `config` says nothing.
-        Returns: the version of the saved file, one more than before.
-        Raises: ConfigurationError when the outcome would not be valid (nothing is written), TimeoutError when
-            another process holds the lock, OSError when the directory cannot be written.
+        Keys that it lacks stay as they are, and so do those in which it equals what this object last gave or
+        saved: what somebody else changed meanwhile is not undone by that. Null below `llm.providers` removes a key.
+        Goes through the running service, where there is one.
+        Returns: the version that is in force then; it is one more than before, unless nothing is changed.
+        Raises: ConfigurationError when the outcome would not be valid (nothing is written), Fault when somebody
+            edits the file all the time, TimeoutError when another process holds the lock, OSError when the
+            directory cannot be written.
         """
-        self.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with self._locked():
-            said = copy.deepcopy({key: value for key, value in config.items() if key != METADATA})
-            now = self._file() or Layer(RUNTIME, {})
-            written = {key: value for key, value in now.data.items() if key != METADATA}
-            check([_defaults(), Layer(RUNTIME, written), Layer("given configuration", said)])
-            wanted = deep_merge(deep_merge(_defaults().data, written), said)
-            meta = _metadata(now.data.get(METADATA))
-            text = _text(difference(_defaults().data, wanted), meta)
-            parse(text, RUNTIME)
-            files.replace(self.state_dir / RUNTIME, text)
-        return int(meta["version"])
+        view = self.ask(SetConfig(_said(config, self._seen), author=author))
+        self._seen = view.config
+        return view.version
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        fd = os.open(self.state_dir / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    def ask(self, asked: SetConfig | Rollback) -> ConfigView:
+        """Do that: by the running service, or here. Raises: as `save_runtime_config`, and the service's faults."""
         try:
-            until = time.monotonic() + LOCK_S
-            while True:
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > until:
-                        raise TimeoutError(f"another process holds {self.state_dir / LOCK}") from None
-                    time.sleep(0.01)  # flock with a bound exists only as asking again
-            yield
-        finally:
-            os.close(fd)
+            service = config_client.find(self.state_dir)
+            if service is not None:
+                return service.ask(asked)
+        except Fault as fault:
+            if fault.code == Code.CONFIG_INVALID:
+                raise ConfigurationError(fault.body.text.split("\n")) from None
+            raise
+        for _ in range(TRIES):
+            try:
+                self._write(asked, _above(None), settled=False)
+            except Changed:
+                continue
+            return self.view()
+        raise Fault(Code.CONFIG_CONFLICT, f"{RUNTIME} is being edited all the time")
+
+    def versions(self, limit: int = 20) -> list[VersionRow]:
+        """The latest versions, newest first."""
+        service = config_client.find(self.state_dir)
+        if service is not None:
+            return service.ask(ListVersions(limit))
+        return self.runtime.history.rows(limit)
+
+    def look(self, path: str | None = None) -> ConfigView:
+        """What is in force in the running service, else what the files say; see `GetConfig`.
+
+        Raises: ConfigurationError, Fault (NOT_FOUND), OSError.
+        """
+        service = config_client.find(self.state_dir)
+        if service is not None:
+            return service.ask(GetConfig(path))
+        self._take_file()
+        return part(ConfigView(self.runtime.number(), self.runtime.tree), path)
+
+    def differences(self) -> list[tuple[str, object, object]]:
+        """Keys that differ from the defaults: key, default, value. Raises: as `look`."""
+        return changes(defaults().data, self.look().config)
+
+    def check(self) -> Report:
+        """Read both files as a start would, and change nothing."""
+        try:
+            layer = self.runtime.read() or EMPTY
+            checked = check([defaults(), layer])
+        except ConfigurationError as error:
+            return Report([*error.problems], [], None)
+        errors: list[str] = []
+        servers = NO_SERVERS
+        path = self.state_dir / checked.settings.mcp.config_file
+        try:
+            text = files.read(path)
+        except FileNotFoundError:  # it is made from the packaged one at the first start
+            text = _packaged_servers()
+        except (OSError, Unreadable) as error:
+            errors.append(f"{path.name}: {reason(error)}")
+            text = '{"mcpServers": {}}'
+        try:
+            servers = parse_servers(text, path.name, {})
+        except ConfigurationError as error:
+            errors += error.problems
+        errors += servers.errors
+        warnings = [*checked.warnings, *(line for line in servers.problems if line not in servers.errors)]
+        self.runtime.see(layer, checked)
+        snapshot = make_snapshot(checked, layer.data, servers, warnings, str(self.state_dir), self.runtime.number())
+        return Report(errors, warnings, snapshot)
+
+    def _take_file(self) -> None:
+        """What the file says is in force for a script. Raises ConfigurationError."""
+        layer = self.runtime.read() or EMPTY
+        self.runtime.see(layer, check([defaults(), layer]))
 
     # Reading.
 
-    def _file(self, name: str = RUNTIME) -> Layer | None:
-        """The runtime file now; None when there is none. Raises ConfigurationError."""
-        try:
-            return parse(files.read(self.state_dir / name), name)
-        except FileNotFoundError:
-            return None
-        except (OSError, Unreadable) as error:
-            raise ConfigurationError([f"{name}: {_reason(error)}"]) from None
+    def _compose(self, merged: Checked, wrong: list[str], *, make: bool) -> Snapshot:
+        runtime = self.runtime
+        problems = [*self.said, *wrong, *merged.warnings]
+        servers = self._read_servers(merged, problems, make=make)
+        if self._unwritable:
+            problems.append(self._unwritable)
+        elif runtime.unkept:
+            problems.append(f"{FOLDER}: cannot be written ({runtime.unkept}); this version cannot be rolled back to")
+        self._servers = servers
+        data = runtime.in_force.data if runtime.in_force else {}
+        return make_snapshot(merged, data, servers, problems, str(self.state_dir), runtime.version)
 
-    def _check_file(self) -> Checked:
-        return check([_defaults(), self._file() or Layer(RUNTIME, {})])
-
-    def _read_runtime(self, above: Layer) -> tuple[Layer, Checked, list[str]]:
-        """The runtime layer that is in force from now on, and what is wrong with the file if it is not that.
-
-        Raises: ConfigurationError when what is wrong is not the file.
-        """
+    def _read_runtime(self, before: Layer | None) -> tuple[Layer, Checked, list[str]]:
+        """The runtime layer that may come into force, and what is wrong with the file if it is not that."""
         wrong: list[str] = []
-        layer, what = self._runtime, "what was in force before stays"
+        layer, what = before, "what was in force before stays"
         try:
-            file = self._file()
+            file = self.runtime.read()
             if file is None:
                 raise ConfigurationError([f"{RUNTIME}: is missing"])
-            check([_defaults(), file])
-            layer = file
+            checked = check([defaults(), file])
             self._keep_good(file)
+            return file, checked, []
         except ConfigurationError as error:
             wrong += error.problems
-            if layer is None:
-                layer, what = self._last_good(wrong)
-            wrong.append(f"{RUNTIME}: is not in force; {what}")
-        return layer, check([_defaults(), layer, above]), wrong
+        if layer is None:
+            layer, what = self._last_good(wrong)
+        wrong.append(f"{RUNTIME}: is not in force; {what}")
+        return layer, check([defaults(), layer]), wrong
 
     def _last_good(self, wrong: list[str]) -> tuple[Layer, str]:
         try:
-            good = self._file(LAST_GOOD)
+            good = self.runtime.read(LAST_GOOD)
             if good is not None:
-                check([_defaults(), good])
+                check([defaults(), good])
                 return good, f"its last good version is ({LAST_GOOD})"
         except ConfigurationError as error:
             wrong += error.problems
-        return Layer(RUNTIME, {}), "the defaults are"
+        return EMPTY, "the defaults are"
 
     def _keep_good(self, file: Layer) -> None:
         """Keep the text of what came into force, for a start that finds the file broken."""
@@ -267,20 +296,19 @@ class Configuration:
         before = self._servers or NO_SERVERS
         if make and files.mark(self._servers_path) is None:
             try:
-                packaged = importlib.resources.files("Servers") / "servers_config.json"
-                files.replace(self._servers_path, packaged.read_text("utf-8"))
+                files.replace(self._servers_path, _packaged_servers())
             except OSError as error:
                 self._cannot_write(error)
         try:
             servers = parse_servers(files.read(self._servers_path), name, before.servers)
         except (OSError, Unreadable) as error:
-            problems += [f"{name}: {_reason(error)}", _not_in_force(name, before)]
+            problems += [f"{name}: {reason(error)}", _not_in_force(name, before)]
         except ConfigurationError as error:
             problems += [*error.problems, _not_in_force(name, before)]
         else:
             problems += servers.problems
             return servers
-        return before._replace(problems=[])
+        return before._replace(problems=[], errors=[])
 
     # The start.
 
@@ -290,8 +318,8 @@ class Configuration:
         try:
             self.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
             try:
-                if self._file() is None:
-                    files.replace(path, _text({}, _metadata(None)))
+                if self.runtime.read() is None:
+                    files.replace(path, self._anew())
             except ConfigurationError as error:
                 if path.is_file() and os.access(path, os.R_OK):
                     return [*error.problems, self._set_aside(path)]
@@ -299,13 +327,18 @@ class Configuration:
             self._cannot_write(error)
         return []
 
+    def _anew(self) -> str:
+        """A file that overrides nothing."""
+        newest = self.runtime.history.newest()
+        return content({}, metadata(None, newest.version + bool(newest.over) if newest else 1))
+
     def _set_aside(self, path: Path) -> str:
         """Keep an unparsable runtime file under another name and make it anew. Raises OSError."""
         try:
             good, source = parse(files.read(self.state_dir / LAST_GOOD), LAST_GOOD).text, "its last good version"
         except (OSError, Unreadable, ConfigurationError):
-            good, source = _text({}, _metadata(None)), "the defaults"
-        kept = path.with_name(f"{RUNTIME}.broken-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
+            good, source = self._anew(), "the defaults"
+        kept = self.runtime.aside_name("broken")
         # A second name first: at every moment there is a file of the right name, after a crash too.
         os.link(os.path.realpath(path), kept)
         files.replace(path, good)
@@ -313,7 +346,7 @@ class Configuration:
 
     def _cannot_write(self, error: Exception) -> None:
         self._unwritable = (
-            f"state directory {self.state_dir}: cannot be written ({_reason(error)}); changes are not kept"
+            f"state directory {self.state_dir}: cannot be written ({reason(error)}); changes are not kept"
         )
 
 
@@ -322,35 +355,46 @@ def _not_in_force(name: str, before: Servers) -> str:
     return f"{name}: is not in force; {stays}"
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "is missing"
-    return error.strerror or type(error).__name__ if isinstance(error, OSError) else str(error)
+def part(view: ConfigView, path: str | None) -> ConfigView:
+    """The view with only what is at `path`. Raises Fault (NOT_FOUND)."""
+    if not path:
+        return view
+    tree = only(view.config, find(view.config, path))
+    if tree is None:
+        raise Fault(Code.NOT_FOUND, f"there is no {path} in the configuration")
+    return ConfigView(view.version, tree)
 
 
-def _metadata(before: object) -> dict[str, Any]:
-    """The metadata of a save that follows one with `before`."""
-    known = before if isinstance(before, dict) else {}
-    version = known.get("version")
-    counted = version if isinstance(version, int) and not isinstance(version, bool) and version >= 0 else 0
-    return {
-        **known,
-        "last_modified": time.time(),
-        "version": counted + 1,
-        "is_runtime_config": True,
-        "default_config_path": "defaults.yaml",
-        "created_from_defaults": known.get("created_from_defaults", True),
-    }
+def _above(overrides: Mapping[str, Any] | None) -> Layer:
+    return Layer("command line", dict(overrides or {}))
 
 
-def _text(over: Tree, meta: Tree) -> str:
-    return f"{HEADER}\n{dump({**over, METADATA: meta})}"
+def _packaged_servers() -> str:
+    return (importlib.resources.files("Servers") / "servers_config.json").read_text("utf-8")
+
+
+def _said(config: Mapping[str, Any], seen: Tree | None) -> Tree:
+    """What `config` says differently from what was seen, as plain values. Raises ConfigurationError."""
+    try:
+        plain: Tree = msgspec.to_builtins(dict(config), str_keys=True)
+    except (TypeError, ValueError, RecursionError):
+        raise ConfigurationError(["given configuration: holds a value that no file can hold"]) from None
+    if seen is None:
+        return plain
+    # Nothing is taken away here: keys that are not in `config` stay.
+    return difference(seen, deep_merge(seen, plain))
 
 
 __all__ = [
+    "RUNTIME",
     "Configuration",
     "ConfigurationError",
+    "Report",
     "Row",
     "load_environment",
+    "markdown",
     "settings_table",
 ]
+
+if __name__ == "__main__":  # python -m actors.configuration: the README's table
+    sys.stdout.write(markdown())

@@ -1,15 +1,20 @@
 """Files of the configuration: read whole and bounded, replaced atomically, watched by their marks.
 
 Knows nothing of what is in them. Follows symlinks: a link stays a link, its target is read and replaced.
-Only regular files are read (a FIFO would wait for ever). Fails with OSError, or with `Unreadable` for what
-is there and cannot be a text of ours.
+Only regular files are read (a FIFO would wait for ever). Fails with OSError, with `Unreadable` for what
+is there and cannot be a text of ours, or with `Changed` where somebody else was faster.
 """
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import stat
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 MOST_BYTES = 256 * 1024  # a large configuration has 20 KiB; reading a text of this size takes a second or two
@@ -20,6 +25,10 @@ Mark = tuple[int, ...]
 
 class Unreadable(Exception):
     """The file is there and is not a text that can be read; says why, without its name."""
+
+
+class Changed(Exception):
+    """The file is not what it was when it was read; nothing was done to it."""
 
 
 def mark(path: Path) -> Mark | None:
@@ -54,6 +63,53 @@ def replace(path: Path, text: str) -> None:
     The permissions of a file that is there are kept; a new one is readable by its owner only. Raises OSError.
     """
     target = Path(os.path.realpath(path))
+    with _made(target, text) as name:
+        os.replace(name, target)
+
+
+def exchange(path: Path, text: str, expected: str | None, *, aside: Path | None = None) -> None:
+    """As `replace`, but the edit that somebody makes at the same time is never lost.
+
+    The new file and the old one change places in one step; then the old one is looked at, and put back if it
+    is not the expected one. Where the file system cannot do that, it is looked at just before.
+    Args:
+        expected: the text that was read; None: there was no file.
+        aside: keep the old file under this name (in the same directory), whatever it holds; then nothing
+            is expected of it.
+    Raises: Changed, OSError.
+    """
+    target = Path(os.path.realpath(path))
+    with _made(target, text) as name:
+        new = Path(name)
+        if expected is None and aside is None:
+            try:
+                os.link(new, target)
+            except FileExistsError:
+                raise Changed from None
+        elif _swap(new, target):
+            if aside is not None:
+                os.rename(new, aside)
+            elif not _is(new, expected) or Path(os.path.realpath(path)) != target:
+                _swap(new, target)
+                raise Changed
+        else:
+            if aside is not None:
+                os.link(target, aside)
+            elif not _is(target, expected):
+                raise Changed
+            os.replace(new, target)
+
+
+def _is(path: Path, expected: str | None) -> bool:
+    try:
+        return read(path) == expected
+    except (OSError, Unreadable):
+        return False
+
+
+@contextmanager
+def _made(target: Path, text: str) -> Iterator[str]:
+    """A file with that text beside `target`, safe on disk; what is left of it at the end is removed."""
     try:
         mode = stat.S_IMODE(target.stat().st_mode)
     except FileNotFoundError:
@@ -65,12 +121,40 @@ def replace(path: Path, text: str) -> None:
             file.flush()
             os.fchmod(fd, mode)
             os.fsync(fd)
-        os.replace(name, target)
-    except BaseException:
-        # Whatever ended this (a full disk, Ctrl-C): the half-made file goes, the old one stands.
-        os.unlink(name)
-        raise
+        yield name
+    finally:
+        # Whatever ended this (a full disk, Ctrl-C): the half-made file goes; after a swap it is the old one.
+        Path(name).unlink(missing_ok=True)
     sync_folder(target.parent)
+
+
+AT_FDCWD = -100  # linux/fcntl.h
+RENAME_EXCHANGE = 2  # linux/fs.h
+
+
+@cache
+def _renameat2() -> Callable[..., int] | None:
+    try:
+        function = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:  # a C library without it
+        return None
+    function.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
+    return function
+
+
+def _swap(one: Path, other: Path) -> bool:
+    """Let two files change places in one step; False: it cannot be done here. Raises OSError."""
+    function = _renameat2()
+    if function is None:
+        return False
+    if function(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EINVAL, errno.ENOSYS):  # this file system, or this kernel, knows no exchange
+        return False
+    if code == errno.ENOENT:
+        raise Changed
+    raise OSError(code, os.strerror(code), str(other))
 
 
 def sync_folder(folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 A connection's head is read here first; then the connection is either answered with one response and
 closed, or handed to the WebSocket code with the bytes replayed (`Replay`), which parses them again with
-the same parser. Bodies of requests are not read: nothing here takes one.
+the same parser. Bodies are read by who expects one.
 
 May assume: a trio stream that somebody else closes. What strangers send may be anything, slow, endless or
 cut: that ends in `BadRequest` with the status to answer, or in None where nobody is there to be answered.
@@ -131,6 +131,44 @@ async def _read(stream: trio.abc.ReceiveStream, raw: bytearray, max_bytes: int, 
             raise BadRequest(400, f"this is not an HTTP/1.1 request: {error}") from None
         if isinstance(event, h11.Request):
             return _head(event, bytes(raw), max_headers)
+
+
+async def read_body(stream: trio.abc.ReceiveStream, head: Head, *, within: float, limit: int) -> bytes:
+    """Read the body of the request whose head was read, by length or in chunks; empty where there is none.
+
+    Args:
+        within: seconds for what has not come with the head.
+        limit: bytes of the body.
+    Raises:
+        BadRequest: 400 (not a body, or cut), 408 (too slow), 413 (too long).
+        trio.BrokenResourceError: the peer reset the connection.
+    """
+    with trio.move_on_after(within):
+        return await _read_body(stream, head, limit)
+    raise BadRequest(408, f"the request's body did not arrive within {within:g} s")
+
+
+async def _read_body(stream: trio.abc.ReceiveStream, head: Head, limit: int) -> bytes:
+    # The head is parsed again by the same parser: it knows where it ends and how the body is framed.
+    parser = h11.Connection(h11.SERVER, max_incomplete_event_size=max(len(head.raw), MAX_HEAD_BYTES))
+    parser.receive_data(head.raw)
+    body = bytearray()
+    try:
+        while True:
+            event = parser.next_event()
+            if isinstance(event, h11.Data):
+                body += event.data
+                if len(body) > limit:
+                    raise BadRequest(413, f"the request's body is longer than {limit} bytes")
+            elif isinstance(event, h11.EndOfMessage):
+                return bytes(body)
+            elif event is h11.NEED_DATA:
+                data = await stream.receive_some(limit + 1)
+                parser.receive_data(bytes(data))
+            elif isinstance(event, h11.ConnectionClosed):
+                raise BadRequest(400, "the connection ended within the request's body")
+    except h11.RemoteProtocolError as error:
+        raise BadRequest(400, f"the request's body cannot be read: {error}") from None
 
 
 def _too_long(raw: bytearray, max_bytes: int) -> BadRequest:

@@ -1,4 +1,4 @@
-"""The layers of the configuration: YAML texts with the line of every key, and how they are merged.
+"""The layers of the configuration: YAML texts with the line of every key.
 
 The only importer of yaml, and only of its safe parser: nodes are built into plain values here, so that every
 key keeps its line, a key that is there twice is noticed, and what could not travel on (numbers past 64 bits,
@@ -18,16 +18,10 @@ from typing import Any
 
 import yaml
 
-Path = tuple[str | int, ...]
-"""Where a value is: keys, and positions in lists."""
-
-Tree = dict[str, Any]
-"""Nested plain values as YAML has them: dict, list, str, int, float, bool, None."""
+from actors.trees import Path, Tree, deep_merge, written
 
 MOST_NODES = 20_000  # a configuration has hundreds; aliases can multiply a small file past any memory
 DEEPEST = 64  # levels of nesting, well inside Python's recursion limit
-
-_PROVIDERS = ("llm", "providers")
 
 
 class ConfigurationError(Exception):
@@ -51,14 +45,6 @@ class Layer:
     """What was strange in the text and yet has a meaning."""
     text: str = ""
     """The text that this was read from."""
-
-
-def written(path: Path) -> str:
-    """A path as people write it: `chat.websocket.allow_origins[1]`."""
-    text = ""
-    for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
-    return text
 
 
 def place(layers: Sequence[Layer], path: Path) -> str:
@@ -120,65 +106,25 @@ def json_lines(text: str) -> dict[Path, int]:
     return builder.lines
 
 
-def dump(tree: Tree) -> str:
-    """YAML text that `parse` reads back as the same values; keys stay in order."""
-    return yaml.dump(tree, Dumper=_Dumper, allow_unicode=True, sort_keys=False, width=100)
+def parse_value(text: str) -> Any:
+    """One YAML value, as it would be read behind a key. Raises ConfigurationError."""
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        if isinstance(error, yaml.MarkedYAMLError):
+            raise ConfigurationError([_syntax("value", text, error)]) from None
+        raise ConfigurationError(["value: holds a character that is not allowed in YAML"]) from None
+    except RecursionError:
+        raise ConfigurationError(["value: is nested too deeply"]) from None
+    return None if node is None else _Builder("value").value(node, (), ())
 
 
-def removes(path: Path) -> bool:
-    """Whether null at that path takes an inherited key away instead of being a value.
-
-    That is so everywhere below `llm.providers`: what is sent to a model has no other way to say "do not
-    send this". Only `api_key_env: null` is a value there: no key is needed.
-    """
-    return len(path) > len(_PROVIDERS) and path[:2] == _PROVIDERS and not (len(path) == 4 and path[3] == "api_key_env")
-
-
-def deep_merge(base: Tree, over: Tree, path: Path = ()) -> Tree:
-    """`base` with what `over` says; neither is changed.
-
-    Mappings are merged key by key; anything else, lists too, is replaced whole. Null below `llm.providers`
-    removes the key (see `removes`). A section left empty (`chat:` with all its keys commented out) says nothing.
-    """
-    merged = dict(base)
-    for key, value in over.items():
-        here = (*path, key)
-        below = merged.get(key)
-        if value is None and removes(here):
-            merged.pop(key, None)
-        elif isinstance(value, dict):
-            merged[key] = deep_merge(below if isinstance(below, dict) else {}, value, here)
-        elif not (value is None and isinstance(below, dict)):
-            merged[key] = value
-    return merged
-
-
-def difference(base: Tree, wanted: Tree, path: Path = ()) -> Tree:
-    """The smallest layer that makes `wanted` out of `base`: `deep_merge(base, difference(base, wanted)) == wanted`.
-
-    Keys that `wanted` lacks are removed where a layer can say so, and stay as they are elsewhere.
-    """
-    over: Tree = {}
-    for key, value in wanted.items():
-        if key in base and same(base[key], value):
-            continue
-        below = base.get(key)
-        if isinstance(value, dict) and isinstance(below, dict):
-            if changed := difference(below, value, (*path, key)):
-                over[key] = changed
-        else:
-            over[key] = value
-    over.update({key: None for key in base if key not in wanted and removes((*path, key))})
-    return over
-
-
-def same(one: object, other: object) -> bool:
-    """Equal in type too: 1, 1.0 and true are three things to a model's parameters."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(same, one, other))
-    return type(one) is type(other) and one == other
+def dump(tree: Any) -> str:
+    """YAML text that `parse` reads back as the same values; keys stay in order. Raises ConfigurationError."""
+    try:
+        return str(yaml.dump(tree, Dumper=_Dumper, allow_unicode=True, sort_keys=False, width=100))
+    except yaml.representer.RepresenterError:
+        raise ConfigurationError(["given configuration: holds a value that no file can hold"]) from None
 
 
 class _Builder:
@@ -212,7 +158,7 @@ class _Builder:
             here = (*path, name)
             known = seen.get(name)
             self.lines[here] = seen[name] = _line(key)
-            built = self._value(value, here, above)
+            built = self.value(value, here, above)
             if known is not None:
                 both = isinstance(built, dict) and isinstance(tree[name], dict)
                 how = "both were joined" if both else "the later one counts"
@@ -223,7 +169,8 @@ class _Builder:
             tree[name] = built
         return tree
 
-    def _value(self, node: yaml.Node, path: Path, above: tuple[yaml.Node, ...]) -> Any:
+    def value(self, node: yaml.Node, path: Path, above: tuple[yaml.Node, ...]) -> Any:
+        """Any node as a plain value."""
         if isinstance(node, yaml.MappingNode):
             return self.mapping(node, path, above)
         if isinstance(node, yaml.SequenceNode):
@@ -231,7 +178,7 @@ class _Builder:
             values = []
             for position, item in enumerate(node.value):
                 self.lines[(*path, position)] = _line(item)
-                values.append(self._value(item, (*path, position), (*above, node)))
+                values.append(self.value(item, (*path, position), (*above, node)))
             return values
         self._enter(node, above)
         return self._scalar(node)

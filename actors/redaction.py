@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from typing import Any
 
-from actors.layers import Path, Tree
+from actors.trees import Path, Tree, without
 
 LONGEST_SHOWN = 40  # characters of a wrong value; longer ones are described
 
@@ -21,6 +20,7 @@ _SECRET = re.compile(
     r"|(?:access|auth|api|bearer|refresh|session|secret)_token|token|bearer|credentials?|cookie|set_cookie",
     re.IGNORECASE,
 )
+_SECRET_HEADER = re.compile(r"(?:.*[-_])?(?:key|token|secret|signature)", re.IGNORECASE)
 
 
 def secret_key(name: str) -> bool:
@@ -33,6 +33,7 @@ def secrets(tree: Tree, path: Path = ()) -> Iterator[Path]:
 
     A mapping or list of such a name is looked into: in a JSON Schema `password` is a property.
     """
+    headers = bool(path) and path[-1] == "headers"
     for key, value in tree.items():
         here = (*path, key)
         if isinstance(value, dict):
@@ -41,18 +42,17 @@ def secrets(tree: Tree, path: Path = ()) -> Iterator[Path]:
             for position, item in enumerate(value):
                 if isinstance(item, dict):
                     yield from secrets(item, (*here, position))
-        elif value is not None and secret_key(key) and not (isinstance(value, str) and "${" in value):
+        elif value is None or (isinstance(value, str) and "${" in value):
+            continue
+        elif secret_key(key) or (headers and _SECRET_HEADER.fullmatch(key)):
             yield here
 
 
-def without(tree: Any, path: Path) -> Any:
-    """`tree` without the value at `path`; the original is not changed."""
-    head, rest = path[0], path[1:]
-    if isinstance(tree, list):
-        return [without(item, rest) if position == head else item for position, item in enumerate(tree)]
-    if rest:
-        return {key: without(value, rest) if key == head else value for key, value in tree.items()}
-    return {key: value for key, value in tree.items() if key != head}
+def redacted(tree: Tree) -> Tree:
+    """`tree` without what looks like a secret, wherever it stands."""
+    for path in list(secrets(tree)):
+        tree = without(tree, path)
+    return tree
 
 
 def shown(path: Path, value: object) -> str:

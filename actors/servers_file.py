@@ -15,8 +15,9 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple, NoReturn
 
-from actors.layers import ConfigurationError, Path, Tree, json_lines, written
+from actors.layers import ConfigurationError, json_lines
 from actors.redaction import shown
+from actors.trees import Path, Tree, written
 from protocol.watcher import McpServer
 
 DEFAULT_TIMEOUT_S = 30.0  # `settings.defaultTimeout` of the reference file
@@ -34,9 +35,12 @@ class Servers(NamedTuple):
     log_level: str
     """`settings.logLevel`"""
     problems: list[str]
+    """What the operator should know, a line each."""
+    errors: list[str]
+    """Those of them that say what is not used because it is wrong."""
 
 
-NO_SERVERS = Servers({}, None, None, "INFO", [])
+NO_SERVERS = Servers({}, None, None, "INFO", [], [])
 
 
 def parse_servers(text: str, name: str, before: Mapping[str, McpServer]) -> Servers:
@@ -85,13 +89,16 @@ class _Reader:
         self._name = name
         self._lines = lines
         self._problems: list[str] = []
+        self._errors: list[str] = []
 
     def read(self, tree: Tree, before: Mapping[str, McpServer]) -> Servers:
         self._unknown(tree, (), ("mcpServers", "settings"))
         settings = tree.get("settings", {})
         path: Path = ("settings",)
         if not isinstance(settings, dict):
-            self._say(path, f"must be an object ({shown(path, settings)}); it is ignored")
+            self._say_at(
+                f"{self._place(path)}: settings: must be an object ({shown(path, settings)})", "; it is ignored"
+            )
             settings = {}
         self._unknown(settings, path, ("defaultTimeout", "maxRetries", "retryDelay", "logLevel", "autoReconnect"))
         timeout = self._lenient(settings, path, "defaultTimeout", _seconds, DEFAULT_TIMEOUT_S)
@@ -115,6 +122,7 @@ class _Reader:
             self._lenient(settings, path, "retryDelay", _delay, None),
             self._lenient(settings, path, "logLevel", _level, "INFO"),
             self._problems,
+            self._errors,
         )
 
     def _server(self, name: str, entry: Any, at: Path, timeout: float, reconnect: bool) -> McpServer:
@@ -176,6 +184,7 @@ class _Reader:
 
     def _say_at(self, line: str, consequence: str) -> None:
         self._problems.append(line + consequence)
+        self._errors.append(line + consequence)
 
     def _place(self, path: Path) -> str:
         for depth in range(len(path), 0, -1):

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from actors.layers import Path, Tree
+from actors.trees import Path, Tree
 from protocol.watcher import ClientOptions
 
 MOST_SECONDS = 1_000_000  # eleven days; more is a mistake in the unit
@@ -86,9 +86,17 @@ def _headers(headers: dict[str, str]) -> dict[str, str]:
     return headers
 
 
+def _modules(levels: dict[str, str]) -> dict[str, str]:
+    for name in levels:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*", name):
+            raise ValueError("must map names of modules such as actors.streamer to levels")
+    return levels
+
+
 Format = Annotated[str, AfterValidator(_placeholders)]
 Address = Annotated[str, AfterValidator(_base_url)]
 Variable = Annotated[str, AfterValidator(_variable)]
+Level = Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(_upper)]
 _CLIENT = ClientOptions()
 
 
@@ -183,6 +191,12 @@ class FeatureSettings(_Section):
     tool_execution: bool = Field(description="tool calls are logged")
     system_prompt: bool = Field(description="the system prompt is logged")
     tool_results: bool = Field(description="results of tools are logged")
+    llm_reply_truncate_length: int = Field(
+        ge=0, le=2**30, description="characters of an answer that are logged; 0: all"
+    )
+    result_truncate_length: int = Field(
+        ge=0, le=2**30, description="characters of a tool's result that are logged; 0: all"
+    )
 
 
 class ServiceSettings(_Section):
@@ -220,9 +234,15 @@ class ClientSettings(_Section):
     idle_timeout: float = Field(
         _CLIENT.idle_timeout, gt=0, le=MOST_SECONDS, description="seconds of silence inside an answer"
     )
+    total_timeout: float | None = Field(
+        _CLIENT.total_timeout, gt=0, le=MOST_SECONDS, description="seconds for a whole answer"
+    )
     max_connections: int = Field(_CLIENT.max_connections, ge=1, le=100_000, description="connections at a time")
     max_keepalive_connections: int = Field(
         _CLIENT.max_keepalive_connections, ge=0, le=100_000, description="idle connections that are kept"
+    )
+    keepalive_expiry: float = Field(
+        _CLIENT.keepalive_expiry, ge=0, le=MOST_SECONDS, description="seconds that an idle connection is kept"
     )
     retries: int = Field(_CLIENT.retries, ge=0, le=100, description="further tries before the first piece")
     stream: bool = Field(_CLIENT.stream, description="false: the provider is asked for whole answers")
@@ -268,10 +288,12 @@ class McpSettings(_Section):
 class LoggingSettings(_Section):
     """`logging`."""
 
-    level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(_upper)] = Field(
-        description="least level that is logged"
-    )
+    level: Level = Field(description="least level that is logged")
     format: Annotated[str, AfterValidator(_log_format)] = Field(description="form of a log line")
+    json_lines: bool = Field(alias="json", description="one JSON object per line instead of that form")
+    modules: Annotated[dict[str, Level], AfterValidator(_modules)] = Field(
+        description="other levels by name: actors.streamer, streamer; chat, mcp, connection_pool"
+    )
 
 
 class PoolSettings(_Section):
@@ -281,8 +303,14 @@ class PoolSettings(_Section):
     max_keepalive_connections: int | None = Field(
         None, ge=0, le=100_000, description="idle connections that are kept, per provider"
     )
+    keepalive_expiry_seconds: float | None = Field(
+        None, ge=0, le=MOST_SECONDS, description="seconds that an idle connection is kept"
+    )
     request_timeout_seconds: float | None = Field(
         None, gt=0, le=MOST_SECONDS, description="seconds until an answer begins"
+    )
+    total_timeout_seconds: float | None = Field(
+        None, gt=0, le=MOST_SECONDS, description="seconds for a whole answer"
     )
 
 

@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 import msgspec
 
 from actors.checks import Checked
-from actors.layers import Tree
 from actors.servers_file import Servers
 from actors.settings import PoolSettings, ProviderSettings, Settings
+from actors.trees import Tree
 from protocol.watcher import (
     ClientOptions,
     Connection,
@@ -40,8 +40,10 @@ LOCAL_MAX_TOKENS = 512  # a small model that lost its way repeats itself; this e
 LOCAL_FIRST_TOKEN_S = 600.0  # a long conversation is read at tens of tokens a second on a busy machine
 
 
-def make_snapshot(checked: Checked, runtime: Tree, servers: Servers, problems: list[str], state_dir: str) -> Snapshot:
-    """The snapshot, as version 1.
+def make_snapshot(
+    checked: Checked, runtime: Tree, servers: Servers, problems: list[str], state_dir: str, version: int
+) -> Snapshot:
+    """The snapshot.
 
     Args:
         runtime: the runtime file's layer; what it says of `mcp.connection` wins over the servers file.
@@ -49,7 +51,7 @@ def make_snapshot(checked: Checked, runtime: Tree, servers: Servers, problems: l
     settings = checked.settings
     chat = settings.chat
     return Snapshot(
-        version=1,
+        version=version,
         websocket=WebSocket(**chat.websocket.model_dump()),
         storage=Storage(
             type=chat.storage.type,
@@ -63,7 +65,7 @@ def make_snapshot(checked: Checked, runtime: Tree, servers: Servers, problems: l
             deltas=Deltas(**chat.service.streaming.persistence.model_dump()),
             max_tool_hops=chat.service.max_tool_hops,
             tool_notifications=ToolNotifications(**chat.service.tool_notifications.model_dump()),
-            logging=chat.service.logging.model_dump(),
+            logging=_features(settings),
             default_session=chat.sessions.default,
         ),
         llm=Llm(
@@ -79,11 +81,26 @@ def make_snapshot(checked: Checked, runtime: Tree, servers: Servers, problems: l
             servers=servers.servers,
             log_level=servers.log_level,
         ),
-        logging=Logging(**settings.logging.model_dump()),
+        logging=Logging(
+            level=settings.logging.level,
+            format=settings.logging.format,
+            json=settings.logging.json_lines,
+            modules=dict(settings.logging.modules),
+            features=_features(settings),
+            truncate={
+                "llm_replies": chat.service.logging.llm_reply_truncate_length,
+                "tool_results": chat.service.logging.result_truncate_length,
+            },
+        ),
         problems=problems,
         state_dir=state_dir,
         drain_s=chat.service.drain_s,
     )
+
+
+def _features(settings: Settings) -> dict[str, bool]:
+    """The switches of `chat.service.logging`; its lengths are no switches."""
+    return {name: value for name, value in settings.chat.service.logging if isinstance(value, bool)}
 
 
 def key_variable(provider: str) -> str:
@@ -133,7 +150,9 @@ def _provider(name: str, written: ProviderSettings, pool: PoolSettings) -> Provi
     from_pool: dict[str, Any] = {
         "max_connections": pool.max_connections,
         "max_keepalive_connections": pool.max_keepalive_connections,
+        "keepalive_expiry": pool.keepalive_expiry_seconds,
         "first_token_timeout": pool.request_timeout_seconds,
+        "total_timeout": pool.total_timeout_seconds,
     }
     client = written.client.model_dump()
     said = written.client.model_fields_set

@@ -1,8 +1,9 @@
-"""The watcher: reads the configuration files, notices their edits, tells everyone what is in force.
+"""The watcher: reads the configuration files, notices their edits, writes them, tells everyone what is in force.
 
 A fragile leaf: while it is down everybody runs on with the last snapshot. What a restart of it must not lose
-(subscribers, the snapshot, its version, which state of the files was read) is kept by its slot. The first
-reading is made before it is ready; later ones in a thread, so that a large file delays no stream.
+(subscribers, the snapshot, which state of the files was read, the socket for other processes) is kept by its slot.
+The first reading is made before it is ready; later readings and all saves in a thread, one at a time, so that a
+large file delays no stream. It is the only writer of the runtime file while the service runs.
 
 A mistake in a file never fails it; wrong command-line overrides park it, since no restart can help there.
 """
@@ -12,22 +13,40 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import trio
 
-from actors.configuration import Configuration, ConfigurationError
-from actors.files import Mark
+from actors import config_http
+from actors.config_access import Access, opened
+from actors.configuration import Configuration, ConfigurationError, part
+from actors.files import Changed, Mark
+from actors.runtime_file import reason
 from actors.snapshot import with_local_model
-from protocol.mail import Mailbox, Nudge
+from protocol.errors import Code, Fault
+from protocol.mail import Mailbox, Nudge, Reply
 from protocol.spec import Context, KeepContext, Parked
-from protocol.watcher import Configured, GetSnapshot, SetLocalModel, Snapshot, Subscribe, WatcherMessage
+from protocol.watcher import (
+    Configured,
+    ConfigView,
+    GetConfig,
+    GetSnapshot,
+    ListVersions,
+    Rollback,
+    SetConfig,
+    SetLocalModel,
+    Snapshot,
+    Subscribe,
+    WatcherMessage,
+)
 
 POLL_S = 0.25  # with SETTLED_S well inside the second that an edit may take to count
 SETTLED_S = 0.1  # a file that an editor still writes changes within that
 LONGEST_PAUSE_S = 30.0  # between offers to a subscriber that takes none
+WRITE_S = 15.0  # for the file to settle before a save; who asks waits longer
 
 log = logging.getLogger(__name__)
 
@@ -39,14 +58,29 @@ class Kept:
         state_dir: the state directory.
         overrides: what the command line says; in memory only.
         said: what was said of the files before there was a watcher.
+        access: the door for other processes; None: it could not be opened.
     """
 
-    def __init__(self, state_dir: str, overrides: Mapping[str, Any], said: Iterable[str], ctx: KeepContext) -> None:
+    def __init__(
+        self,
+        state_dir: str,
+        overrides: Mapping[str, Any],
+        said: Iterable[str],
+        access: Access | None,
+        ctx: KeepContext,
+    ) -> None:
         self.configuration = Configuration(state_dir, said)
+        self.access = access
         self.seen: tuple[Mark | None, ...] = ()
         """Marks of the files when they were last read."""
+        self.ours: tuple[Mark | None, ...] = ()
+        """Marks of the files after the last save; an edit within the same tick of the clock has the same ones."""
+        self.writing = trio.Lock()
+        """Held by whoever reads or writes the files in a thread."""
         self.snapshot: Snapshot | None = None
         """What is in force; None before the first reading."""
+        self.view = ConfigView(0, {})
+        """What is in force, as the files say it."""
         self._overrides = overrides
         self._ctx = ctx
         self._files: Snapshot | None = None
@@ -62,8 +96,54 @@ class Kept:
 
     def say(self, files: Snapshot) -> None:
         """The files say this now: it comes into force, and all are told if anything changed."""
-        self._files = files
+        door = str(self.access.tool_file) if self.access else ""
+        self._files = msgspec.structs.replace(files, config_access=door)
+        self.view = self.configuration.view()
         self._refresh()
+
+    async def look(self) -> None:
+        """Read the files if they changed, once they stay as they are; `writing` is held."""
+        marks = self.configuration.marks()
+        if marks == self.seen:
+            return
+        settled = None
+        while marks != settled:
+            settled = marks
+            await trio.sleep(SETTLED_S)
+            marks = self.configuration.marks()
+        # Noted before the reading: what is edited during it is one more change.
+        self.seen = marks
+        try:
+            self.say(await trio.to_thread.run_sync(self.read))
+        except ConfigurationError as error:
+            self.complain(error.problems)
+
+    async def write(self, asked: SetConfig | Rollback) -> ConfigView:
+        """Save what somebody asked for; an edit that comes in between is read first. Raises Fault."""
+        async with self.writing:
+            with trio.move_on_after(WRITE_S):
+                while True:
+                    if self.configuration.marks() != self.ours:
+                        await self.look()
+                    try:
+                        self.say(await trio.to_thread.run_sync(self._save, asked))
+                    except Changed:
+                        if self.ours == () and self.configuration.marks() == self.seen:
+                            break  # nobody edits it: it cannot come into force as it is
+                        self.ours = ()
+                        continue
+                    self.ours = self.configuration.marks()
+                    return self.view
+        raise Fault(Code.CONFIG_CONFLICT, "the runtime file is being edited, or not in force; see `actors-main status`")
+
+    def _save(self, asked: SetConfig | Rollback) -> Snapshot:
+        try:
+            return self.configuration.change(asked, self._overrides)
+        except ConfigurationError as error:
+            raise Fault(Code.CONFIG_INVALID, "\n".join(error.problems)) from None
+        except OSError as error:
+            hint = "Nothing was changed; make the state directory writable."
+            raise Fault(Code.INTERNAL, f"the runtime file cannot be written ({reason(error)})", hint=hint) from error
 
     def complain(self, problems: tuple[str, ...]) -> None:
         """The files fit no more to the overrides: nothing changes but the problems."""
@@ -94,16 +174,15 @@ class Kept:
         if self._local is not None and self._local.base_url:
             new = with_local_model(new, self._local.base_url, self._local.model, os.environ)
         old = self.snapshot
-        if old is not None:
-            changed = _content(new) != _content(old)
-            new = msgspec.structs.replace(new, version=old.version + changed)
-            if not changed and new.problems == old.problems:
-                return
+        if old is not None and _content(new) == _content(old):
+            return
         for line in new.problems:
             if old is None or line not in old.problems:
                 log.warning("%s", line)
         if old is not None and new.version > old.version:
-            log.info("configuration version %d is in force", new.version)
+            last = self.configuration.runtime.newest
+            by, changed = (last.author, ", ".join(last.changed)) if last else ("", "")
+            log.info("configuration version %d is in force (%s: %s)", new.version, by, changed)
         self.snapshot = new
         self._report(new)
         for path in sorted(self._subscribers):
@@ -129,7 +208,7 @@ class Kept:
 
 def _content(snapshot: Snapshot) -> bytes:
     # As bytes: 1, 1.0 and true are equal as values, and not to a model.
-    return msgspec.msgpack.encode(msgspec.structs.replace(snapshot, version=0, problems=[]))
+    return msgspec.msgpack.encode(snapshot)
 
 
 @asynccontextmanager
@@ -139,7 +218,19 @@ async def keep(ctx: KeepContext) -> AsyncIterator[Kept]:
     Args (of the child): `state_dir`: str; `overrides`: nested dict merged over the files, in memory only;
     `said`: `Configuration.said` of whoever read the files before the tree was started, so that status shows it.
     """
-    yield Kept(str(ctx.args["state_dir"]), ctx.args.get("overrides", {}), ctx.args.get("said", ()), ctx)
+    state_dir = str(ctx.args["state_dir"])
+    async with AsyncExitStack() as stack:
+        access, said = None, list(ctx.args.get("said", ()))
+        try:
+            access = await stack.enter_async_context(opened(_made(state_dir)))
+        except OSError as error:
+            log.warning("other processes cannot change the configuration: no socket (%s)", reason(error))
+        yield Kept(state_dir, ctx.args.get("overrides", {}), said, access, ctx)
+
+
+def _made(state_dir: str) -> Path:
+    Path(state_dir).mkdir(parents=True, exist_ok=True, mode=0o700)
+    return Path(state_dir).resolve()
 
 
 async def run(box: Mailbox[WatcherMessage], ctx: Context) -> None:
@@ -153,6 +244,8 @@ async def run(box: Mailbox[WatcherMessage], ctx: Context) -> None:
             raise Parked("; ".join(error.problems)) from None
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_follow, kept)
+        if kept.access is not None:
+            nursery.start_soon(config_http.serve, kept.access, ctx.ref(ctx.path))
         async for message in box:
             match message:
                 case GetSnapshot():
@@ -161,27 +254,41 @@ async def run(box: Mailbox[WatcherMessage], ctx: Context) -> None:
                     kept.subscribe(to)
                 case SetLocalModel():
                     kept.set_local(message)
+                case GetConfig(path=path):
+                    try:
+                        box.reply(part(kept.view, path))
+                    except Fault as fault:  # no such path
+                        box.fault(fault)
+                case SetConfig() | Rollback():
+                    nursery.start_soon(_write, kept, message, box.reply_slot)
+                case ListVersions(limit=limit):
+                    nursery.start_soon(_rows, kept, limit, box.reply_slot)
                 case Nudge():
                     pass  # nobody has a reason to; the files are looked at anyway
         nursery.cancel_scope.cancel()
 
 
+async def _write(kept: Kept, asked: SetConfig | Rollback, reply: Reply | None) -> None:
+    try:
+        view = await kept.write(asked)
+    except Fault as fault:
+        if reply is not None:
+            reply.fault(fault)
+    else:
+        if reply is not None:
+            reply.answer(view)
+
+
+async def _rows(kept: Kept, limit: int, reply: Reply | None) -> None:
+    rows = await trio.to_thread.run_sync(kept.configuration.runtime.history.rows, limit)
+    if reply is not None:
+        reply.answer(rows)
+
+
 async def _follow(kept: Kept) -> None:
-    """Look at the files for ever, and read them when they changed and then stayed as they are."""
+    """Look at the files for ever."""
     while True:
         await trio.sleep(POLL_S)
         kept.offer_owed()
-        marks = kept.configuration.marks()
-        if marks == kept.seen:
-            continue
-        settled = None
-        while marks != settled:
-            settled = marks
-            await trio.sleep(SETTLED_S)
-            marks = kept.configuration.marks()
-        # Noted before the reading: what is edited during it is one more change.
-        kept.seen = marks
-        try:
-            kept.say(await trio.to_thread.run_sync(kept.read))
-        except ConfigurationError as error:
-            kept.complain(error.problems)
+        async with kept.writing:
+            await kept.look()

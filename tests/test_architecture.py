@@ -26,7 +26,7 @@ IMPORTERS = {
     "httpx": {"actors/provider.py"},
     "h11": {"actors/http.py"},
     "yaml": {"actors/layers.py"},
-    "dotenv": {"actors/configuration.py"},
+    "dotenv": {"actors/environment.py"},
     "pydantic": {"actors/settings.py", "actors/mcp_client.py", "actors/mcp_wire.py", "Servers/demo_server.py"},
     "anyio": {"actors/mcp_wire.py", "Servers/demo_server.py"},
     "mcp": {"actors/mcp_client.py", "actors/mcp_wire.py", "Servers/demo_server.py"},

@@ -8,7 +8,8 @@ import pytest
 
 import actors
 from actors.checks import check
-from actors.layers import Layer, Tree, deep_merge, parse
+from actors.layers import Layer, parse
+from actors.trees import Tree, deep_merge
 
 DEFAULTS = parse((Path(actors.__file__).parent / "defaults.yaml").read_text("utf-8"), "defaults.yaml")
 
@@ -100,11 +101,6 @@ def test_keys_of_the_original_backend_are_read_or_warned_of() -> None:
     told = {line.split(": ")[1]: line.split(": ")[0] for line in checked.warnings}
     assert told == {
         "chat.storage.persistence.retention.clear_triggers_before_full_wipe": "runtime_config.yaml:5",
-        "chat.service.logging.llm_reply_truncate_length": "runtime_config.yaml:11",
-        "chat.service.logging.result_truncate_length": "runtime_config.yaml:12",
-        "connection_pool.keepalive_expiry_seconds": "runtime_config.yaml:16",
-        "connection_pool.total_timeout_seconds": "runtime_config.yaml:18",
-        "logging.modules": "runtime_config.yaml:21",
         "logging.advanced": "runtime_config.yaml:27",
     }
     assert all(": has no effect: " in line for line in checked.warnings)

@@ -1,9 +1,8 @@
-"""YAML texts with lines, their mistakes in words, and how layers are merged."""
+"""YAML texts with lines, and their mistakes in words."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 from typing import Any
 
 import pytest
@@ -13,17 +12,13 @@ from hypothesis import strategies as st
 from actors.layers import (
     ConfigurationError,
     Layer,
-    Tree,
-    deep_merge,
-    difference,
     dump,
     json_lines,
     parse,
+    parse_value,
     place,
-    removes,
-    same,
-    written,
 )
+from actors.trees import same, written
 
 MISTAKES = [
     ("a:\n\tb: 1\n", "f:2:1: a tab, where YAML allows only spaces; replace it by spaces"),
@@ -134,61 +129,6 @@ def test_json_has_lines_too() -> None:
     assert json_lines('{"' + "k" * 2000 + '": 1}') == {}
 
 
-def test_null_takes_away_below_providers_only() -> None:
-    base: Tree = {
-        "chat": {"port": 1, "limit": 2},
-        "llm": {"providers": {"one": {"top_p": 1, "nested": {"x": 1, "y": 2}, "api_key_env": "K"}, "two": {"m": 1}}},
-    }
-    over: Tree = {
-        "chat": {"limit": None},
-        "llm": {"providers": {"one": {"top_p": None, "nested": {"x": None}, "api_key_env": None}, "two": None}},
-    }
-    assert deep_merge(base, over) == {
-        "chat": {"port": 1, "limit": None},
-        "llm": {"providers": {"one": {"nested": {"y": 2}, "api_key_env": None}}},
-    }
-    assert deep_merge(base, {"chat": None, "llm": {"providers": None}}) == base
-    assert not removes(("llm", "providers"))
-
-
-names = st.sampled_from(["llm", "providers", "a", "b", "api_key_env", "client"])
-scalars = st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from([0.0, 1.0, "x", "1e-3", "yes", "~", ""])
-values = st.recursive(
-    scalars, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(names, inner, max_size=3), max_leaves=12
-)
-trees = st.dictionaries(names, values, max_size=4)
-
-
-def plain(tree: Tree) -> Tree:
-    """Without nulls that remove: as a merged configuration is."""
-    return deep_merge({}, tree)
-
-
-@given(trees, trees)
-def test_merging_twice_is_merging_once_and_changes_no_input(base: Tree, over: Tree) -> None:
-    before = json.dumps([base, over])
-    once = deep_merge(base, over)
-    assert same(deep_merge(once, over), once)
-    assert json.dumps([base, over]) == before
-    assert same(deep_merge(once, {}), once)
-
-
-@given(trees, trees)
-def test_what_is_not_said_stays(base: Tree, over: Tree) -> None:
-    base = plain(base)
-    merged = deep_merge(base, over)
-    assert all(same(merged[key], base[key]) for key in base if key not in over)
-    assert set(merged) <= set(base) | set(over)
-
-
-@given(trees, trees)
-def test_the_difference_makes_the_wanted_out_of_the_base(base: Tree, over: Tree) -> None:
-    base = plain(base)
-    wanted = deep_merge(base, over)
-    assert same(deep_merge(base, difference(base, wanted)), wanted)
-    assert difference(base, base) == {}
-
-
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 anything = st.recursive(
     st.none()
@@ -211,3 +151,30 @@ def test_no_text_fails_otherwise_than_by_its_own_error(text: str) -> None:
     # Anything but ConfigurationError comes out and fails the test.
     with contextlib.suppress(ConfigurationError):
         assert isinstance(parse(text, "f").data, dict)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("8080", 8080),
+        ("", None),
+        ("[a, 1]", ["a", 1]),
+        ("{a: {b: null}}", {"a": {"b": None}}),
+        ('"8080"', "8080"),
+        ("a word: no", {"a word": False}),
+        ("openai/gpt-4o", "openai/gpt-4o"),
+    ],
+)
+def test_one_value_is_read_as_behind_a_key(text: str, value: object) -> None:
+    assert same(parse_value(text), value)
+
+
+@pytest.mark.parametrize("text", ["[a", "!!python/object x", "\x00", "*x", ".inf", "[" * 5000])
+def test_what_is_no_value_is_said(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="value"):
+        parse_value(text)
+
+
+def test_what_no_file_can_hold_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="no file can hold"):
+        dump({"a": object()})

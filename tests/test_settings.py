@@ -6,7 +6,8 @@ import pytest
 
 from actors.checks import check
 from actors.configuration import settings_table
-from actors.layers import ConfigurationError, Tree, parse
+from actors.layers import ConfigurationError, parse
+from actors.trees import Tree
 from tests.test_checks import DEFAULTS
 
 WRONG = [

@@ -220,7 +220,7 @@ async def test_the_local_model_comes_and_goes(state: Path, monkeypatch: pytest.M
         watcher = watched.tree.ref("watcher")
         watcher.offer(SetLocalModel("http://127.0.0.1:1/v1", "tiny"))
         told = await watched.until(lambda snapshot: snapshot.llm.active == "local")
-        assert told.version == 2
+        assert told.version == 1  # no version: nobody changed the file
         assert told.llm.providers["local"].model == "tiny"
         # An edit keeps it; a provider that needs no key takes its place; neither is in the file.
         watched.write(port(8001))
