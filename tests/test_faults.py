@@ -16,9 +16,10 @@ import trio
 import yaml
 
 from protocol.gateway import StopTaking
+from protocol.mail import Request
 from protocol.mcp_server import Catalogue
 from protocol.spec import Child, Down, Group, Status, Up
-from protocol.watcher import GetSnapshot, SetLocalModel, Subscribe
+from protocol.watcher import GetConfig, GetSnapshot, ListVersions, Rollback, SetConfig, SetLocalModel, Subscribe
 from supervisors.tree import product
 from tests.fakes import Script, Stall, ask_tool, say
 from tests.faults import ROWS, VOCABULARY, Row, words
@@ -211,6 +212,24 @@ async def snapshot(x: Scene) -> None:
         assert (await x.s.ref("watcher").ask(GetSnapshot(), within=10, again=True)).version >= 1
 
     await in_mid_turn(x, act)
+
+
+def asking(message: Request[object]) -> Play:
+    """The watcher is asked, and asked again when it died of it."""
+
+    async def play(x: Scene) -> None:
+        async def act() -> None:
+            assert await x.s.ref("watcher").ask(message, within=10, again=True)
+
+        await in_mid_turn(x, act)
+
+    return play
+
+
+SCENES["read the configuration"] = asking(GetConfig())
+SCENES["change the configuration"] = asking(SetConfig({"chat": {"service": {"max_tool_hops": 5}}}))
+SCENES["list versions"] = asking(ListVersions())
+SCENES["roll back"] = asking(Rollback(1))
 
 
 @scene("connect")
