@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from protocol.spec import Child, Down, Group, Restart, Status
-from supervisors.member import Member, consequence, describe, outcome_of
+from supervisors.member import Member, consequence, describe, explained, outcome_of
 from supervisors.restart import Outcome, Verdict, decide, together
 from supervisors.slot import Slot
 
@@ -280,7 +280,8 @@ class Branch(Member):
         if error is None:
             member.log.log(logging.DEBUG if done else logging.WARNING, "%s returned: %s", what, next_step)
         else:
-            member.log.error("%s failed: %s; %s", what, describe(error), next_step, exc_info=error)
+            trace = error if member.log.isEnabledFor(logging.DEBUG) or not explained(error) else None
+            member.log.error("%s failed: %s; %s", what, describe(error), next_step, exc_info=trace)
 
     # Children that come and go.
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from supervisors.branch import Branch
     from supervisors.supervisor import Tree
 
-TEXT_LIMIT = 500  # characters of an error kept for status; the log has all of it
+OURS = ("actors", "protocol", "supervisors")
+TEXT_LIMIT = 500  # characters of an error in status and in a line of the log; a traceback has all of it
 
 
 class Member(ABC):
@@ -102,6 +103,17 @@ def describe(error: BaseException) -> str:
         named = [] if isinstance(error, Parked) and lines else [type(error).__name__]  # Parked's is a sentence already
         text = ": ".join(named + lines)
     return text if len(text) <= TEXT_LIMIT else text[: TEXT_LIMIT - 1] + "…"
+
+
+def explained(error: BaseException) -> bool:
+    """Whether its text tells all that there is to know: it is of a type of ours, made for those who read the log.
+
+    Anything else may be a mistake in the code, and needs its traceback.
+    """
+    error = leaf(error)
+    if isinstance(error, BaseExceptionGroup):
+        return all(explained(inner) for inner in error.exceptions)
+    return type(error).__module__.partition(".")[0] in OURS
 
 
 def outcome_of(error: Exception | None) -> Outcome:

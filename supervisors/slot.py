@@ -18,7 +18,7 @@ import trio
 
 from protocol.mail import Mailbox, Ref
 from protocol.spec import Actor, Child, Down, Keep, Parked, Status, Up
-from supervisors.member import Member, describe
+from supervisors.member import Member, describe, explained
 
 if TYPE_CHECKING:
     from supervisors.branch import Branch
@@ -96,7 +96,8 @@ class Slot(Member):
         if self._asked or self.tree.fatal is not None:
             if error is not None:
                 self.remember(error)
-                self.log.error("%s failed while it was stopped: %s", self.path, describe(error), exc_info=error)
+                trace = None if explained(error) else error
+                self.log.error("%s failed while it was stopped: %s", self.path, describe(error), exc_info=trace)
         else:
             self.parent.ended_by_itself(self, error)
         self.ended.set()
