@@ -22,6 +22,7 @@ from protocol.watcher import Snapshot
 from protocol.writer import ListUnfinished
 
 READY_S = 2.0  # for the store to answer a readiness probe
+DOWN = ("restarting", "parked")  # states of the tree's actors
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
 
@@ -71,11 +72,35 @@ async def _ready(front: Front) -> Page:
 
 def notes(front: Front) -> list[str]:
     """What an operator should know although turns are taken."""
-    lines = [f"{path} is down: {reason}" for path, reason in sorted(front.down.items())]
+    lines = [f"{part.path} is down: {part.last_error or part.state}" for part in down(front)]
     missing = missing_key(front.snapshot)
     if missing:
         lines.append(missing)
     return [*lines, *front.snapshot.problems]
+
+
+class Part(msgspec.Struct, frozen=True):
+    """What is read here of the supervisor tree's record; the root's path is empty."""
+
+    path: str = ""
+    kind: str = ""
+    state: str = ""
+    last_error: str = ""
+    children: list[Part] = []
+
+
+_parts = msgspec.json.Decoder(Part)
+
+
+def down(front: Front) -> list[Part]:
+    """The actors that are not there, by path. The tree knows of those too that fell before the front was there."""
+    found, waiting = [], [_parts.decode(front.status())]
+    while waiting:
+        part = waiting.pop()
+        waiting.extend(part.children)
+        if part.kind == "actor" and part.state in DOWN:
+            found.append(part)
+    return sorted(found, key=lambda part: part.path)
 
 
 def missing_key(snapshot: Snapshot) -> str:
