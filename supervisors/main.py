@@ -16,9 +16,10 @@ import importlib
 import json
 import logging
 import os
+import resource
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ import trio
 
 from protocol.gateway import StopTaking
 from protocol.mail import MailError
+from protocol.spec import Group, Status
 from protocol.watcher import Snapshot
 from supervisors.status import Node, render
 from supervisors.supervisor import Escalated, Tree, running
@@ -39,6 +41,8 @@ EXIT_SOFTWARE = 70  # EX_SOFTWARE of sysexits.h
 INSTANCE = "service.json"  # in the state directory while the service runs: pid and address
 LOCK = "service.lock"
 STATUS_S = 5.0  # for a running service to answer `status`
+MOST_BYTES = 64 * 2**20  # of such an answer; what answers may be something else
+OK, UNAVAILABLE = 200, 503
 FORCE_S = 15.0  # over the grace: for cut-off turns to be stored and shown
 
 
@@ -54,6 +58,10 @@ def main() -> None:
     except CannotStart as error:
         print(f"actors-main: {error}", file=sys.stderr)  # noqa: T201 - this is the command line
         sys.exit(EXIT_CANNOT_START)
+    except KeyboardInterrupt:  # before there was a service that could stop in order
+        sys.exit(128 + signal.SIGINT)
+    except BrokenPipeError:  # `actors-main status | head`; at exit Python would try to write the rest
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -108,15 +116,17 @@ def run(arguments: argparse.Namespace) -> int:
         raise CannotStart(f"the state directory cannot be made: {error}; choose another with --state DIR") from error
     websocket = {key: getattr(arguments, key) for key in ("host", "port") if hasattr(arguments, key)}
     overrides: dict[str, Any] = {"chat": {"websocket": websocket}} if websocket else {}
-    configuration = importlib.import_module("actors.configuration")
-    configuration.load_environment(Path.cwd(), state)
-    files = configuration.Configuration(state)
-    try:
-        snapshot: Snapshot = files.snapshot(overrides)
-    except importlib.import_module("actors.layers").ConfigurationError as error:
-        raise CannotStart("; ".join(error.problems)) from error
-    start_logging(snapshot)
+    # held before anything is read: the first reading may set a broken file aside, which is for one service to do
     with only_one(state):
+        configuration = importlib.import_module("actors.configuration")
+        configuration.load_environment(Path.cwd(), state)
+        files = configuration.Configuration(state)
+        try:
+            snapshot: Snapshot = files.snapshot(overrides)
+        except importlib.import_module("actors.layers").ConfigurationError as error:
+            raise CannotStart("; ".join(error.problems)) from error
+        start_logging(snapshot)
+        allow_descriptors()
         return trio.run(serve, state, overrides, snapshot, files.said)
 
 
@@ -126,6 +136,15 @@ def start_logging(snapshot: Snapshot) -> None:
     for library in ("httpx", "httpx2", "httpcore", "trio-websocket", "mcp"):
         # theirs say what ours say already, and may quote what they send
         logging.getLogger(library).setLevel(logging.WARNING)
+
+
+def allow_descriptors() -> None:
+    """Take what the system allows: a socket is a descriptor, and 1,024, the usual default, are few."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    except (OSError, ValueError) as error:  # unlimited is refused by some systems
+        log.debug("the number of descriptors stays as it was: %s", error)
 
 
 @contextlib.contextmanager
@@ -149,11 +168,12 @@ def only_one(state: Path) -> Iterator[None]:
 
 
 async def serve(state: Path, overrides: dict[str, Any], snapshot: Snapshot, said: object) -> int:
-    """Run the tree until a signal comes or it gives up."""
+    """Run the service until a signal comes or it gives up. Returns the exit code."""
     listeners = await listen(snapshot)
     host, port = listeners[0].socket.getsockname()[:2]
+    host = shown(host)
     trees: list[Tree] = []
-    tree_spec = product(
+    spec = product(
         # what the first reading did to the files is told by the watcher, which reports all problems
         watcher={"state_dir": str(state), "overrides": overrides, "said": said},
         writer={"path": database(state, snapshot), "type": snapshot.storage.type},
@@ -164,61 +184,98 @@ async def serve(state: Path, overrides: dict[str, Any], snapshot: Snapshot, said
             "status": lambda: msgspec.json.encode(trees[0].status()) if trees else b"{}",
         },
     )
+    stop = Stop(snapshot.drain_s)
     try:
         # the handlers come first: a signal during the start must not cut it off half-way
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            async with running(tree_spec) as tree:
-                trees.append(tree)
-                with published(state, shown(host), port):
-                    if await stores(tree):
-                        print(  # noqa: T201 - the one line of standard output
-                            f"listening on ws://{shown(host)}:{port}{snapshot.websocket.endpoint}", flush=True
-                        )
-                    return await until_told(tree, signals, snapshot.drain_s)
-    except Escalated as error:
-        log.critical("the service could not start: %s", error)
-        return EXIT_SOFTWARE
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(stop.obey, signals)
+                with published(state, host, port):
+                    code = await live(spec, trees, stop, f"ws://{host}:{port}{snapshot.websocket.endpoint}")
+                nursery.cancel_scope.cancel()
     finally:
         for listener in listeners:
             await listener.aclose()
+    return code
 
 
-async def stores(tree: Tree) -> bool:
-    """Whether the store is open, so that turns can be taken; says so if not."""
-    state = tree.slots["store/writer"]
-    if state.status.name == "PARKED":
-        log.error("no turns can be taken: the store does not open; see `actors-main status`")
-        return False
-    return True
+class Stop:
+    """What signals ask for: the first the end, in order; the second the end at once.
 
+    Args:
+        grace_s: for running turns.
+    """
 
-async def until_told(tree: Tree, signals: Any, grace_s: float) -> int:
-    """Wait for a signal or the tree's failure, then drain. Returns the exit code."""
-    forced: list[int] = []
-    async with trio.open_nursery() as nursery:
+    def __init__(self, grace_s: float) -> None:
+        self.grace_s = grace_s
+        self.asked = trio.Event()
+        self.started = False
+        """The tree runs: it can be drained."""
+        self.starting = trio.CancelScope()
+        """Ended by a signal that comes before."""
 
-        async def watch_failure() -> None:
-            await tree.failed.wait()
-            nursery.cancel_scope.cancel()
-
-        nursery.start_soon(watch_failure)
+    async def obey(self, signals: AsyncIterator[int]) -> None:
+        """Follow the signals, for ever."""
         async for number in signals:
-            if forced:
-                log.warning("forced to end at once by a second %s", signal.Signals(number).name)
-                os._exit(128 + number)  # children end with their leash; the store is crash-safe
-            forced.append(number)
-            log.info("%s: stopping; running turns get %g s", signal.Signals(number).name, grace_s)
-            nursery.start_soon(drain, tree, grace_s, nursery.cancel_scope)
-    if tree.failed.is_set():
-        log.critical("a core part kept failing, the service ends: %s", tree.error)
-        return EXIT_SOFTWARE
-    return 0
+            name = signal.Signals(number).name
+            if self.asked.is_set():
+                log.warning("forced to end at once by a second %s", name)
+                kill_children()
+                os._exit(128 + number)  # the store is crash-safe
+            log.info("%s: stopping; running turns get %g s", name, self.grace_s)
+            self.asked.set()
+            if not self.started:
+                self.starting.cancel()
 
 
-async def drain(tree: Tree, grace_s: float, done: trio.CancelScope) -> None:
-    """Let running turns end, then let the tree stop."""
+def kill_children() -> None:
+    """Kill the processes that we started, with their groups; where /proc is missing they end by their leash."""
+    for task in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # ended meanwhile
+            for pid in map(int, task.read_text().split()):
+                if os.getpgid(pid) == pid:
+                    os.killpg(pid, signal.SIGKILL)
+                else:
+                    os.kill(pid, signal.SIGKILL)
+
+
+async def live(spec: Group, trees: list[Tree], stop: Stop, address: str) -> int:
+    """Run the tree, which `trees` gets, until `stop` or its failure. Returns the exit code."""
     try:
-        cut = await tree.ref("front/gateway").ask(StopTaking(grace_s=grace_s), within=grace_s + FORCE_S, again=True)
+        with stop.starting:
+            async with running(spec) as tree:
+                trees.append(tree)
+                stop.started = True
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(announce, tree, address)
+                    nursery.start_soon(drain, tree, stop, nursery.cancel_scope)
+                    await tree.failed.wait()
+                    log.critical("a core part kept failing, the service ends: %s", tree.error)
+                    nursery.cancel_scope.cancel()
+                return EXIT_SOFTWARE if tree.failed.is_set() else 0
+    except Escalated as error:
+        log.critical("the service could not start: %s", error)
+        return EXIT_SOFTWARE
+    return 0  # it was told to stop before it had started
+
+
+async def announce(tree: Tree, address: str) -> None:
+    """Say on standard output, once, that turns can be taken; that may be long after the start."""
+    if tree.state("store/writer") is Status.PARKED:
+        log.error("no turns can be taken: the store does not open; see `actors-main status`")
+    await tree.reached("store/writer", Status.RUNNING)
+    try:
+        print(f"listening on {address}", flush=True)  # noqa: T201 - the one line of standard output
+    except OSError as error:  # nobody reads it, or its disk is full
+        log.warning("listening on %s, which could not be written to standard output: %s", address, error)
+
+
+async def drain(tree: Tree, stop: Stop, done: trio.CancelScope) -> None:
+    """When the end is asked for, let running turns end, then let the tree stop."""
+    await stop.asked.wait()
+    ask = StopTaking(grace_s=stop.grace_s)
+    try:
+        cut = await tree.ref("front/gateway").ask(ask, within=stop.grace_s + FORCE_S, again=True)
         if cut:
             log.warning("%d turns did not end in time and are kept as interrupted", cut)
     except MailError as error:
@@ -236,9 +293,9 @@ async def listen(snapshot: Snapshot) -> list[trio.SocketListener]:
         )
     try:
         return await trio.open_tcp_listeners(websocket.port, host=websocket.host, backlog=4096)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a name that cannot be one
         raise CannotStart(
-            f"cannot listen on {websocket.host}:{websocket.port}: {error.strerror or error}; "
+            f"cannot listen on {websocket.host}:{websocket.port}: {getattr(error, 'strerror', None) or error}; "
             "choose another port with --port (0: any free one)"
         ) from error
 
@@ -278,31 +335,71 @@ def published(state: Path, host: str, port: int) -> Iterator[None]:
 
 
 def status(arguments: argparse.Namespace) -> int:
-    """Print the tree of the running service."""
-    state = state_dir(arguments)
+    """Print the tree of the running service, and what an operator should know."""
+    host, port = running_service(state_dir(arguments))
     try:
-        instance = json.loads((state / INSTANCE).read_text())
-        body = fetch(instance["host"].strip("[]"), instance["port"])
-    except (OSError, ValueError, KeyError, http.client.HTTPException) as error:
-        raise CannotStart(f"no service runs with the state directory {state} ({error})") from error
+        body = fetch(host, port, "/status", OK)
+        node = msgspec.json.decode(body, type=Node)
+        ready = msgspec.json.decode(fetch(host, port, "/readyz", OK, UNAVAILABLE), type=Ready)
+    except (OSError, http.client.HTTPException, msgspec.MsgspecError) as error:
+        raise CannotStart(f"the service at {shown(host)}:{port} does not say how it is: {error}") from error
     if arguments.json:
-        print(body.decode())  # noqa: T201 - this is the command line
+        sys.stdout.write(body.decode() + "\n")
     else:
-        print(render(msgspec.json.decode(body, type=Node)))  # noqa: T201
+        lines = [f"! not ready: {reason}" for reason in ready.reasons] + [f"! {note}" for note in ready.notes]
+        sys.stdout.write("\n".join([render(node), *lines, ""] if lines else [render(node)]))
+    sys.stdout.flush()
     return 0
 
 
-def fetch(host: str, port: int) -> bytes:
-    """GET /status. Raises OSError, HTTPException."""
+class Ready(msgspec.Struct, frozen=True):
+    """What `/readyz` answers."""
+
+    ready: bool
+    """Turns are taken."""
+    reasons: list[str]
+    """Why not."""
+    notes: list[str]
+    """What is wrong although turns may be taken: parts that are down, configuration that is not in force."""
+
+
+class Instance(msgspec.Struct, frozen=True):
+    """The file by which a running service is found."""
+
+    pid: int
+    host: str
+    port: int
+
+
+def running_service(state: Path) -> tuple[str, int]:
+    """Host and port of the service with that state directory. Raises CannotStart when there is none."""
+    try:
+        found = msgspec.json.decode((state / INSTANCE).read_bytes(), type=Instance)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise CannotStart(f"no service runs with the state directory {state} ({error})") from error
+    try:
+        os.kill(found.pid, 0)
+    except PermissionError:
+        pass  # it runs, and is another user's
+    except (ProcessLookupError, OverflowError) as error:
+        raise CannotStart(
+            f"no service runs with the state directory {state}: the last one (pid {found.pid}) was ended by force"
+        ) from error
+    return found.host.strip("[]"), found.port
+
+
+def fetch(host: str, port: int, path: str, *accepted: int) -> bytes:
+    """GET a page. Raises OSError, HTTPException."""
     connection = http.client.HTTPConnection(host, port, timeout=STATUS_S)
     try:
-        connection.request("GET", "/status")
+        connection.request("GET", path)
         answer = connection.getresponse()
-        body = answer.read()
+        body = answer.read(MOST_BYTES)
     finally:
         connection.close()
-    if answer.status != http.HTTPStatus.OK:
-        raise http.client.HTTPException(f"it answered {answer.status}")
+    if answer.status not in accepted:
+        said = body[:200].decode("utf-8", "replace").strip()
+        raise http.client.HTTPException(f"{path} answered {answer.status}: {said}")
     return body
 
 
