@@ -19,31 +19,27 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import trio
 
-from protocol.gateway import StopTaking
-from protocol.mail import MailError
-from protocol.spec import Group, Status
 from protocol.watcher import Snapshot
+from supervisors.service import Stop, live
 from supervisors.status import Node, render
-from supervisors.supervisor import Escalated, Tree, running
+from supervisors.supervisor import Tree
 from supervisors.tree import product
 
 log = logging.getLogger("supervisors.main")
 
 EXIT_CANNOT_START = 1
-EXIT_SOFTWARE = 70  # EX_SOFTWARE of sysexits.h
 INSTANCE = "service.json"  # in the state directory while the service runs: pid and address
 LOCK = "service.lock"
 STATUS_S = 5.0  # for a running service to answer `status`
 MOST_BYTES = 64 * 2**20  # of such an answer; what answers may be something else
 OK, UNAVAILABLE = 200, 503
-FORCE_S = 15.0  # over the grace: for cut-off turns to be stored and shown
 
 
 class CannotStart(Exception):
@@ -197,90 +193,6 @@ async def serve(state: Path, overrides: dict[str, Any], snapshot: Snapshot, said
         for listener in listeners:
             await listener.aclose()
     return code
-
-
-class Stop:
-    """What signals ask for: the first the end, in order; the second the end at once.
-
-    Args:
-        grace_s: for running turns.
-    """
-
-    def __init__(self, grace_s: float) -> None:
-        self.grace_s = grace_s
-        self.asked = trio.Event()
-        self.started = False
-        """The tree runs: it can be drained."""
-        self.starting = trio.CancelScope()
-        """Ended by a signal that comes before."""
-
-    async def obey(self, signals: AsyncIterator[int]) -> None:
-        """Follow the signals, for ever."""
-        async for number in signals:
-            name = signal.Signals(number).name
-            if self.asked.is_set():
-                log.warning("forced to end at once by a second %s", name)
-                kill_children()
-                os._exit(128 + number)  # the store is crash-safe
-            log.info("%s: stopping; running turns get %g s", name, self.grace_s)
-            self.asked.set()
-            if not self.started:
-                self.starting.cancel()
-
-
-def kill_children() -> None:
-    """Kill the processes that we started, with their groups; where /proc is missing they end by their leash."""
-    for task in Path("/proc/self/task").glob("*/children"):
-        with contextlib.suppress(OSError):  # ended meanwhile
-            for pid in map(int, task.read_text().split()):
-                if os.getpgid(pid) == pid:
-                    os.killpg(pid, signal.SIGKILL)
-                else:
-                    os.kill(pid, signal.SIGKILL)
-
-
-async def live(spec: Group, trees: list[Tree], stop: Stop, address: str) -> int:
-    """Run the tree, which `trees` gets, until `stop` or its failure. Returns the exit code."""
-    try:
-        with stop.starting:
-            async with running(spec) as tree:
-                trees.append(tree)
-                stop.started = True
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(announce, tree, address)
-                    nursery.start_soon(drain, tree, stop, nursery.cancel_scope)
-                    await tree.failed.wait()
-                    log.critical("a core part kept failing, the service ends: %s", tree.error)
-                    nursery.cancel_scope.cancel()
-                return EXIT_SOFTWARE if tree.failed.is_set() else 0
-    except Escalated as error:
-        log.critical("the service could not start: %s", error)
-        return EXIT_SOFTWARE
-    return 0  # it was told to stop before it had started
-
-
-async def announce(tree: Tree, address: str) -> None:
-    """Say on standard output, once, that turns can be taken; that may be long after the start."""
-    if tree.state("store/writer") is Status.PARKED:
-        log.error("no turns can be taken: the store does not open; see `actors-main status`")
-    await tree.reached("store/writer", Status.RUNNING)
-    try:
-        print(f"listening on {address}", flush=True)  # noqa: T201 - the one line of standard output
-    except OSError as error:  # nobody reads it, or its disk is full
-        log.warning("listening on %s, which could not be written to standard output: %s", address, error)
-
-
-async def drain(tree: Tree, stop: Stop, done: trio.CancelScope) -> None:
-    """When the end is asked for, let running turns end, then let the tree stop."""
-    await stop.asked.wait()
-    ask = StopTaking(grace_s=stop.grace_s)
-    try:
-        cut = await tree.ref("front/gateway").ask(ask, within=stop.grace_s + FORCE_S, again=True)
-        if cut:
-            log.warning("%d turns did not end in time and are kept as interrupted", cut)
-    except MailError as error:
-        log.warning("the gateway did not answer while stopping: %s", error)
-    done.cancel()
 
 
 async def listen(snapshot: Snapshot) -> list[trio.SocketListener]:

@@ -23,7 +23,7 @@ from websockets.exceptions import ConnectionClosed
 
 from protocol.mail import Mailbox
 from protocol.spec import Child, Context, Group
-from supervisors.main import Stop, live
+from supervisors.service import Stop, live
 from tests.fakes import FakeProvider, Script, Stall, fail, say
 from tests.mcp_house import ODD
 from tests.program import Program, outcome, program
