@@ -49,6 +49,7 @@ class Stop:
             if self.asked.is_set():
                 log.warning("forced to end at once by a second %s", name)
                 kill_children()
+                logging.shutdown()  # what waits to be written, for a moment
                 os._exit(128 + number)  # the store is crash-safe
             log.info("%s: stopping; running turns get %g s", name, self.grace_s)
             self.asked.set()
