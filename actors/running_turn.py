@@ -7,6 +7,7 @@ A running turn keeps the configuration and the tool catalogue that it began with
 from __future__ import annotations
 
 import secrets
+import time
 from typing import Any
 
 from actors import transcript
@@ -39,6 +40,8 @@ class RunningTurn:
         hops = {event.hop for event in events if isinstance(event, HopEvent)}
         self.hop_open = log.hop not in hops and log.hop > 0
         """The running hop has no HopEvent yet."""
+        self.began = self.asked = time.monotonic()
+        """When it began here, and when the model was last asked; for the log."""
         self.last: Finished | None = None
         """How the last request ended."""
         provider = self.provider
@@ -80,6 +83,7 @@ class RunningTurn:
     def asking(self) -> None:
         """A request goes out; its hop is open until `hop_event`."""
         self.hop_open, self.last = True, None
+        self.asked = time.monotonic()
 
     def answered(self, finished: Finished) -> list[str]:
         """A request ended well; returns our ids of the calls that it asks for."""

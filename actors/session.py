@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import trio
 
-from actors import takeover, tool_call, transcript
+from actors import takeover, tool_call, transcript, turn_lines
 from actors.durable import COMMIT_S, PAUSE_S, ended_turn, insist, storage_fault
 from actors.front import Conversation, Front
 from actors.running_turn import RunningTurn
@@ -201,6 +201,7 @@ class Session:
             decision = running.log.decisions.popleft()
             if decision.request != running.log.request:
                 continue
+            turn_lines.answered(running, self.front.snapshot, decision)
             match decision:
                 case Finished():
                     self.perform(self.turns.finished(running.turn, running.answered(decision)))
@@ -317,6 +318,7 @@ class Session:
             tools=running.merged.tools_for_model,
             conversation=self.conversation.id,
         )
+        turn_lines.asked(running, self.front.snapshot, complete)
         if not self.streamer.offer(complete):
             del self.front.requests[request]
             fault = Fault(Code.OVERLOADED, "Too many answers are running.").body
@@ -327,6 +329,7 @@ class Session:
         user = self.users[turn]
         turn_log = TurnLog(self.conversation.id, turn, streaming=user.streaming)
         self.running = RunningTurn(turn_log, user, [user], self.front.snapshot, self.front.merged)
+        turn_lines.taken_up(self.running)
         return self.running
 
     def _drop(self, turn: int) -> None:
@@ -355,6 +358,7 @@ class Session:
         frame = running.started()
         running.log.head = frame_of(encode(frame))
         self.conversation.attach(running.log)
+        turn_lines.shown(running.log, len(self.conversation.sockets))
         if waiting is not None:
             asking = self.front.sockets.get(waiting[0].client)
             if asking is not None and asking.conversation is not self.conversation:
@@ -401,7 +405,7 @@ class Session:
         began = trio.current_time()
         with trio.CancelScope() as scope:
             self.scopes[started.call_id] = scope
-            outcome = await tool_call.outcome(self.ctx, running, started, self.front.ctx.path)
+            outcome = await tool_call.outcome(self.ctx, running, started, self.front)
         self.scopes.pop(started.call_id, None)
         if scope.cancelled_caught:
             return  # the turn is being closed, which writes the outcome
@@ -447,6 +451,7 @@ class Session:
             )
         before = [error_frame(error, turn=turn_log.turn)] if error is not None and outcome == "failed" else []
         turn_log.add_frame(lambda seq: TurnFinished(turn_log.turn, seq, outcome, error=error), *before)
+        turn_lines.ended(turn_log, outcome, error, self.running)
         self.users.pop(turn_log.turn, None)
         self.running = None
         self.conversation.finish()

@@ -6,8 +6,12 @@ object, a server that is down, dies, is busy or does not answer in time.
 
 from __future__ import annotations
 
+import time
+
 import msgspec
 
+from actors import turn_lines
+from actors.front import Front
 from actors.running_turn import RunningTurn
 from protocol.errors import Code, Fault
 from protocol.mail import Gone, Overloaded, TooSlow
@@ -20,12 +24,19 @@ TIMEOUT_S = 30.0  # of a server that the running turn's configuration does not h
 SLACK_S = 10.0  # over the server actor's own deadline, which is the one that should end the call
 
 
-async def outcome(ctx: Context, turn: RunningTurn, started: ToolStarted, progress_to: str) -> ToolOutcome:
-    """Make the call.
+async def outcome(ctx: Context, turn: RunningTurn, started: ToolStarted, front: Front) -> ToolOutcome:
+    """Make the call; its progress goes to the front's gateway, and both its ends into the log."""
+    found: ToolOutcome | None = None
+    began = time.monotonic()
+    turn_lines.calling(turn, front.snapshot, started)
+    try:
+        found = await _made(ctx, turn, started, front.ctx.path)
+        return found
+    finally:
+        turn_lines.called(turn, front.snapshot, started, found, began)  # none: it was cancelled
 
-    Args:
-        progress_to: address that gets `ToolProgress`.
-    """
+
+async def _made(ctx: Context, turn: RunningTurn, started: ToolStarted, progress_to: str) -> ToolOutcome:
     target = turn.merged.find(started.tool_name)
     if target is None:
         return refused(Code.TOOL_NOT_FOUND, f"There is no tool named {started.tool_name!r}.")

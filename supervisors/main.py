@@ -27,7 +27,7 @@ import msgspec
 import trio
 
 from protocol.watcher import Snapshot
-from supervisors.service import Stop, live
+from supervisors.service import EXIT_SOFTWARE, Stop, live
 from supervisors.status import Node, render
 from supervisors.supervisor import Tree
 from supervisors.tree import product
@@ -121,17 +121,29 @@ def run(arguments: argparse.Namespace) -> int:
             snapshot: Snapshot = files.snapshot(overrides)
         except importlib.import_module("actors.layers").ConfigurationError as error:
             raise CannotStart("; ".join(error.problems)) from error
-        start_logging(snapshot)
-        allow_descriptors()
-        return trio.run(serve, state, overrides, snapshot, files.said)
+        with start_logging(snapshot):
+            allow_descriptors()
+            return trio.run(serve, state, overrides, snapshot, files.said)
 
 
-def start_logging(snapshot: Snapshot) -> None:
-    """Logs go to standard error, in the configured form."""
-    logging.basicConfig(level=snapshot.logging.level, format=snapshot.logging.format, stream=sys.stderr, force=True)
-    for library in ("httpx", "httpx2", "httpcore", "trio-websocket", "mcp"):
-        # theirs say what ours say already, and may quote what they send
-        logging.getLogger(library).setLevel(logging.WARNING)
+@contextlib.contextmanager
+def start_logging(snapshot: Snapshot) -> Iterator[None]:
+    """While it runs, logs go to standard error in the configured form; at the end all is written, whatever ends it.
+
+    Raises SystemExit after an unexpected error, which is told in the log.
+    """
+    if sys.stderr is None:
+        yield  # closed by whoever started us: its number may be anybody's file now
+        return
+    output = importlib.import_module("actors.log_output")
+    with output.started(snapshot, sys.stderr.fileno(), os.environ):
+        try:
+            yield
+        except CannotStart:
+            raise
+        except Exception:  # boundary: the last one, and its words belong into the log like all others
+            log.critical("the service failed", exc_info=True)
+            sys.exit(EXIT_SOFTWARE)
 
 
 def allow_descriptors() -> None:

@@ -28,6 +28,7 @@ def product(
                 park_s=60.0,
                 args=watcher,
             ),
+            Child("logs", "actors.logs:run", redeliver=True, on_limit=OnLimit.PARK, park_s=60.0),
             Group(
                 "store",
                 (

@@ -11,10 +11,11 @@ import typing
 from dataclasses import dataclass
 from typing import Any
 
-from protocol import gateway, local_model, mcp_server, roster, session, streamer, watcher, writer
+from protocol import gateway, local_model, logs, mcp_server, roster, session, streamer, watcher, writer
 
 VOCABULARY: dict[str, Any] = {
     "watcher": watcher.WatcherMessage,
+    "logs": logs.LogsMessage,
     "store/writer": writer.WriterMessage,
     "llm/local": local_model.LocalModelMessage,
     "llm/streamer": streamer.StreamerMessage,
@@ -95,6 +96,8 @@ ROWS = [
     Row("watcher", "ListVersions", "list versions"),
     Row("watcher", "Rollback", "roll back"),
     Row("watcher", "Nudge", "nudge"),
+    Row("logs", "Configured", "configure"),
+    Row("logs", "Nudge", "nudge"),
     Row("roster", "Configured", "configure"),
     Row("roster", "Nudge", "nudge"),
     Row("llm/local", "Configured", "configure"),
