@@ -20,6 +20,7 @@ from actors.settings import Invalid, ProviderSettings, Settings, validate
 from actors.trees import Path, Tree, deep_merge, value_at, without, written
 
 METADATA = "_runtime_config"  # written by our own saves, read by nobody but them
+IGNORED = " and is ignored"
 GIVEN = "given configuration"  # how messages call what a program wants to save
 
 
@@ -80,7 +81,7 @@ def refusals(changes: Layer, tree: Tree) -> list[str]:
         changes: with everything in its place here.
     """
     lines = [line for line in changes.warnings if not _known(tree, MODULES)]
-    found = [*_unknown(Settings, changes.data)]
+    found = [(path, why.replace(IGNORED, "")) for path, why in _unknown(Settings, changes.data)]
     found += [(path, "looks like a secret; put it into the environment or .env") for path in secrets(changes.data)]
     return lines + [f"{changes.name}: {written(path)}: {why}" for path, why in found if not _known(tree, path)]
 
@@ -98,7 +99,7 @@ def _unknown(model: Any, data: Tree, path: Path = ()) -> Iterator[tuple[Path, st
         elif info is None:
             if here != (METADATA,) and model is not ProviderSettings:
                 close = difflib.get_close_matches(key, fields(model), 1)
-                yield here, f"is not known here and is ignored{f'; is {close[0]} meant?' if close else ''}"
+                yield here, f"is not known here{IGNORED}{f'; is {close[0]} meant?' if close else ''}"
         elif here == ("llm", "providers") and isinstance(value, dict):
             for name, provider in value.items():
                 if isinstance(provider, dict):

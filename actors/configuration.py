@@ -361,7 +361,7 @@ def part(view: ConfigView, path: str | None) -> ConfigView:
         return view
     tree = only(view.config, find(view.config, path))
     if tree is None:
-        raise Fault(Code.NOT_FOUND, f"there is no {path} in the configuration")
+        raise Fault(Code.NOT_FOUND, f"there is no {path} in the configuration", hint="See the whole configuration.")
     return ConfigView(view.version, tree)
 
 

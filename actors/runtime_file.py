@@ -32,7 +32,7 @@ from actors.redaction import redacted
 from actors.reference import defaults
 from actors.trees import Tree, deep_merge, difference, same
 from actors.trees import changes as differences
-from actors.versions import History, Version, made
+from actors.versions import KEPT, History, Version, made
 from protocol.errors import Code, Fault
 
 RUNTIME = "runtime_config.yaml"
@@ -159,7 +159,11 @@ class RuntimeFile:
                 text, broken = None, True
             old = self.history.get(version) if version else None
             if version and old is None:
-                raise Fault(Code.NOT_FOUND, f"version {version} of the configuration is not kept")
+                raise Fault(
+                    Code.NOT_FOUND,
+                    f"version {version} of the configuration is not kept",
+                    hint=f"The last {KEPT} are; see the history.",
+                )
             over = old.over if old else {}
             check([defaults(), Layer(f"version {version}", over), above])
             why = "broken" if broken else "" if version else "before-reset"

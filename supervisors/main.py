@@ -27,6 +27,7 @@ import msgspec
 import trio
 
 from protocol.watcher import Snapshot
+from supervisors import config_commands
 from supervisors.service import EXIT_SOFTWARE, Stop, live
 from supervisors.status import Node, render
 from supervisors.supervisor import Tree
@@ -75,6 +76,7 @@ def parser() -> argparse.ArgumentParser:
     state_option(status_parser)
     status_parser.add_argument("--json", action="store_true", help="as JSON, for programs")
     status_parser.set_defaults(command=status)
+    config_commands.add_to(commands, state_option)
     return top
 
 
