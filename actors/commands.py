@@ -72,6 +72,7 @@ class Commands:
             spoken_in: `action` for the older dialect.
         """
         await self._enter_or_default(wanted or self.front.snapshot.service.default_session, None)
+        self.socket.hold()
         self._welcome(None)
         if spoken_in == "action":
             await self._speak_old()
@@ -104,8 +105,10 @@ class Commands:
     async def _do(self, message: ClientFrame) -> None:
         match message:
             case UserMessage():
+                self.socket.release()
                 self._user_message(message)
             case StopTurn():
+                self.socket.release()
                 self._stop(message)
             case Resume():
                 position = (message.turn, message.seq) if message.turn is not None else None
@@ -184,8 +187,10 @@ class Commands:
     async def _hello(self, message: Hello) -> None:
         resume, wanted = message.resume, message.conversation_id
         stays = wanted is None or wanted == self._conversation.id
-        if wanted is not None and not stays and not await self._enter_or_default(wanted, message.request_id):
-            resume = None  # it was of another conversation
+        if wanted is not None and not stays:
+            if not await self._enter_or_default(wanted, message.request_id):
+                resume = None  # it was of another conversation
+            self.socket.hold()
         self._welcome(message.request_id)
         if resume is not None:
             await self._resume((resume.turn, resume.seq), message.request_id)
@@ -276,6 +281,7 @@ class Commands:
         """
         socket, tail = self.socket, self._conversation.tail
         live = not tail.finished
+        socket.held = None
         if position is not None and position[0] == tail.turn and (live or tail.seq):
             seq = position[1]
             socket.place(tail, min(max(seq or 0, 0), tail.seq), headed=seq is not None, quiet=not live)

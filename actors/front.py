@@ -28,6 +28,7 @@ from protocol.watcher import Snapshot
 log = logging.getLogger("actors.front")
 
 SESSIONS = "front/sessions"
+HOLD_S = 1.0  # for a client that comes to say where it was: a round trip on a slow network
 
 
 class Socket:
@@ -49,6 +50,8 @@ class Socket:
         """Of `log` only whole frames are written, no text."""
         self.paused = False
         """A replay is being prepared; live frames wait in their logs."""
+        self.held: object = None
+        """While it is set: the client has just come and may say where it was; live frames wait in their logs."""
         outbox.on_room = self.pump
 
     def tell(self, frame: ServerFrame) -> None:
@@ -68,8 +71,21 @@ class Socket:
             self.outbox.write(spoken(self.speaker, log.started))
 
     def place(self, log: TurnLog, index: int, *, headed: bool, quiet: bool = False) -> None:
-        """Read on from there. `quiet`: of this log without text; its `turn_started` then comes with its next frame."""
+        """Read on from there. `quiet`: of this log without text."""
         self.log, self.index, self.headed, self.quiet = log, index, headed, quiet
+
+    def hold(self) -> None:
+        """Write nothing of the logs for HOLD_S, or until `release`.
+
+        What was written before a client can say where it was would come twice.
+        """
+        mine = self.held = object()
+        self.outbox.after(HOLD_S, lambda: self.release() if self.held is mine else None)
+
+    def release(self) -> None:
+        """The client has said where it was, or that it was nowhere."""
+        self.held = None
+        self.pump()
 
     @property
     def behind(self) -> bool:
@@ -78,19 +94,15 @@ class Socket:
 
     def pump(self) -> None:
         """Write what the logs have, as long as the peer keeps up."""
-        if self.paused:
+        if self.paused or self.held is not None:
             return
         outbox = self.outbox
         while self.log is not None and not outbox.full:
             current = self.log
-            if not (self.headed or self.quiet):
+            if not self.headed:
                 self._begin(current)
-            if self.index < len(current.entries):
-                if self.speaker is not None and not self.headed:
-                    self._begin(current)
+            if self.behind:
                 data, self.index = current.frames(self.index, text=not self.quiet, speaker=self.speaker)
-                if data and not self.headed:
-                    self._begin(current)
                 outbox.write(data)
             elif current.finished and current.next is not None:
                 self.place(current.next, 0, headed=False)
@@ -204,16 +216,12 @@ class Front:
         return found
 
     def enter(self, socket: Socket, conversation: Conversation) -> None:
-        """Move a socket there; it reads on from the conversation's present end.
-
-        Of a turn that runs it gets whole frames only, until it resumes: text from the middle would come twice
-        to a client that is about to say where it was, and is of no use to one that was nowhere.
-        """
+        """Move a socket there; it reads a turn that runs from its start, else from the conversation's present end."""
         self.leave(socket)
         socket.conversation = conversation
         conversation.sockets.add(socket)
         tail = conversation.tail
-        socket.place(tail, tail.seq, headed=tail.finished, quiet=not tail.finished)
+        socket.place(tail, tail.seq if tail.finished else 0, headed=tail.finished)
 
     def leave(self, socket: Socket) -> None:
         """Take a socket out of its conversation; a running turn goes on."""
@@ -242,7 +250,10 @@ class Front:
         return self.ctx.ref(path)
 
     def retire(self, idle_s: float) -> None:
-        """Let go of conversations without sockets, turns or waiting messages for that long, and of logs all have read."""
+        """Let go of conversations without sockets, turns or waiting messages for that long.
+
+        Of the others, whatever the time, only the log of a turn that all sockets have read.
+        """
         limit = trio.current_time() - idle_s
         for conversation in tuple(self.conversations.values()):
             busy = conversation.sockets or conversation.live or conversation.unanswered

@@ -115,6 +115,10 @@ class Outbox(trio.abc.Stream):
         finally:
             self._draining = False
 
+    def after(self, seconds: float, call: Callable[[], None]) -> None:
+        """Call it after that time, unless the connection ends before."""
+        self._nursery.start_soon(_later, seconds, call)
+
     async def wait_room(self) -> None:
         """Wait until little is left to send; for answers that only this peer asked for."""
         while self.full and not self.broken:
@@ -150,3 +154,8 @@ class Outbox(trio.abc.Stream):
         """Close the connection; what waits is dropped."""
         self._break()
         await self._stream.aclose()
+
+
+async def _later(seconds: float, call: Callable[[], None]) -> None:
+    await trio.sleep(seconds)
+    call()
