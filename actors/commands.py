@@ -103,6 +103,7 @@ class Commands:
             self.socket.tell(error_frame(Fault(Code.STORAGE_UNAVAILABLE).body, request_id=request_id))
 
     async def _do(self, message: ClientFrame) -> None:
+        log.debug("socket %d: %s", self.socket.number, type(message).__name__)
         match message:
             case UserMessage():
                 self.socket.release()

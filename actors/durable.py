@@ -15,13 +15,12 @@ from actors import transcript
 from protocol.client import ServerFrame, TurnStarted, error_frame
 from protocol.errors import Code, Fault, FaultBody
 from protocol.mail import MailError, Ref
-from protocol.writer import Append, Closed, Event, LoadHistory
+from protocol.writer import Append, Closed, LoadHistory, UserEvent
 
 log = logging.getLogger("actors.session")
 
 COMMIT_S = 10.0  # after this long without an acknowledgement the client is told that the store is not there
 INSIST_S = 600.0  # how long an operation that was not acknowledged in time is tried again
-LATE_SEQ = 1_000_001  # of an end that was written after a crash: past every position that a client can have
 PAUSE_S = 1.0  # between those tries: a full disk answers at once
 
 
@@ -46,24 +45,21 @@ async def insist(writer: Ref[Any], append: Append) -> None:
     log.error("turn %d of %s could not be stored: %s is given up", append.turn, append.conversation, append.key)
 
 
-async def ended_turn(writer: Ref[Any], owner: str, conversation: str, turn: int, echo: str | None) -> list[ServerFrame]:
-    """The frames of a turn that nobody runs: `turn_started` with that request_id, and its closing ones; or the error.
+async def known_turn(
+    writer: Ref[Any], owner: str, conversation: str, turn: int, echo: str | None
+) -> list[ServerFrame] | UserEvent:
+    """A turn that this session does not run: the frames that tell of it, or its beginning where it has no end.
 
-    A turn whose commit was taken for failed, and came true later, has no end: it gets one here, `interrupted`.
+    The frames are `turn_started` with that request_id and the closing ones, or the store's error. Without an end
+    is a turn whose commit was taken for failed, and came true later.
     """
+    load = LoadHistory(owner, conversation, after=turn - 1, limit=1)
     try:
-        events = await _events(writer, owner, conversation, turn)
-        if events and not any(isinstance(event, Closed) for event in events):
-            closed = Closed("interrupted", LATE_SEQ, "", "", None, "", "", None)
-            await writer.ask(Append(conversation, turn, "closed", [closed]), within=COMMIT_S, again=True)
-            events = await _events(writer, owner, conversation, turn)
+        history = await writer.ask(load, within=COMMIT_S, again=True)
     except (MailError, Fault) as error:
         return [error_frame(storage_fault(error), request_id=echo)]
+    events = [stored.event for stored in history.events]
+    if events and isinstance(events[0], UserEvent) and not any(isinstance(event, Closed) for event in events):
+        return events[0]
     frames = transcript.replay(turn, events, None)
     return [msgspec.structs.replace(f, request_id=echo) if isinstance(f, TurnStarted) else f for f in frames]
-
-
-async def _events(writer: Ref[Any], owner: str, conversation: str, turn: int) -> list[Event]:
-    load = LoadHistory(owner, conversation, after=turn - 1, limit=1)
-    history = await writer.ask(load, within=COMMIT_S, again=True)
-    return [stored.event for stored in history.events]

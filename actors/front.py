@@ -16,13 +16,14 @@ import trio
 
 from actors.catalogue import Merged, merge
 from actors.dialect import Speaker
+from actors.listening import Listening
 from actors.outbox import Outbox
 from actors.turnlog import TurnLog, frame_of, spoken
 from protocol.client import ServerFrame, encode
 from protocol.mail import Ref
 from protocol.mcp_server import Catalogue
 from protocol.session import Say
-from protocol.spec import Child, Context, Intensity, OnLimit, Restart
+from protocol.spec import Child, Intensity, KeepContext, OnLimit, Restart
 from protocol.watcher import Snapshot
 
 log = logging.getLogger("actors.front")
@@ -168,14 +169,14 @@ class Front:
     Args:
         ctx: of the gateway's slot.
         snapshot: the configuration in force at start.
-        loopback: the listeners can be reached from this machine only.
+        listening: the listeners in force.
         status: the supervisor tree as JSON.
     """
 
-    def __init__(self, ctx: Context, snapshot: Snapshot, *, loopback: bool, status: Callable[[], bytes]) -> None:
+    def __init__(self, ctx: KeepContext, snapshot: Snapshot, *, listening: Listening, status: Callable[[], bytes]) -> None:
         self.ctx = ctx
         self.snapshot = snapshot
-        self.loopback = loopback
+        self.listening = listening
         self.status = status
         self.down: dict[str, str] = {}
         """Actors that are down, with the reason."""
@@ -195,10 +196,16 @@ class Front:
         """Set when enough text waits for the store to not wait for the tick."""
         self.tools_changed = trio.Event()
         """Set, and made anew, whenever `merged` changes."""
-        self._catalogues: dict[str, Catalogue] = {}
+        self.catalogues: dict[str, Catalogue] = {}
+        """What the servers offer now, by name."""
         self.merged: Merged = merge({})
         self._numbers = count(1)
         self._requests = count(1)
+
+    @property
+    def loopback(self) -> bool:
+        """Only this machine can connect."""
+        return self.listening.loopback
 
     def next_number(self) -> int:
         """A number for a socket; never used twice in this process."""
@@ -290,15 +297,15 @@ class Front:
 
     def offer_tools(self, catalogue: Catalogue) -> None:
         """A server said what it offers."""
-        self._catalogues[catalogue.server] = catalogue
+        self.catalogues[catalogue.server] = catalogue
         self._merge()
 
     def withdraw_tools(self, server: str) -> None:
         """A server is down: its tools are offered to no new turn."""
-        if self._catalogues.pop(server, None) is not None:
+        if self.catalogues.pop(server, None) is not None:
             self._merge()
 
     def _merge(self) -> None:
-        self.merged = merge(self._catalogues)
+        self.merged = merge(self.catalogues)
         self.tools_changed.set()
         self.tools_changed = trio.Event()

@@ -11,13 +11,13 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Any
 
 import trio
 
 from actors.connection import serve
 from actors.front import SESSIONS, Conversation, Front
+from actors.listening import Listening
 from actors.turnlog import Lost, TurnLog
 from protocol.client import ConfigChanged, Degraded, Recovered, ToolExecution
 from protocol.errors import Fault
@@ -25,9 +25,9 @@ from protocol.gateway import GatewayMessage, StopTaking
 from protocol.mail import Mailbox, MailError, Reply
 from protocol.mcp_server import Catalogue, ToolProgress
 from protocol.session import Drain
-from protocol.spec import Context, Down, Up
+from protocol.spec import Context, Down, KeepContext, Up
 from protocol.streamer import Cancel, Failed, Finished, Piece, Pieces, Text, Thinking
-from protocol.watcher import Configured, GetSnapshot, Snapshot, Subscribe
+from protocol.watcher import Configured, GetSnapshot, Snapshot, Subscribe, WebSocket
 from protocol.writer import AppendDeltas, Delta, InUse, ListUnfinished
 
 log = logging.getLogger("actors.gateway")
@@ -41,20 +41,19 @@ TICK_S = 10.0  # for the store to take a tick before it is sent again
 
 
 @asynccontextmanager
-async def keep(ctx: Context) -> AsyncIterator[Front]:
-    """What the slot keeps; args: `listeners` (trio listeners, closed here), `status` and `loopback`."""
+async def keep(ctx: KeepContext) -> AsyncIterator[Front]:
+    """What the slot keeps; args: `listeners` (trio listeners, closed here), `status`, `loopback`, `moved`."""
     snapshot = await ctx.ref("watcher").ask(GetSnapshot(), within=START_S, again=True)
-    front = Front(ctx, snapshot, loopback=ctx.args["loopback"], status=ctx.args["status"])
     async with trio.open_nursery() as nursery:
-        listeners = ctx.args["listeners"]
-        nursery.start_soon(partial(trio.serve_listeners, partial(serve, front), listeners, handler_nursery=nursery))
+        # the handler is made before what it serves: connections come only once `begin` was called
+        listening = Listening(nursery, lambda stream: serve(front, stream), ctx.args["moved"])
+        front = Front(ctx, snapshot, listening=listening, status=ctx.args["status"])
+        listening.begin(ctx.args["listeners"], loopback=ctx.args["loopback"])
         try:
             yield front
         finally:
             for socket in tuple(front.sockets.values()):
                 socket.close(1001, "the service stops")
-            for listener in listeners:
-                await listener.aclose()
             nursery.cancel_scope.cancel()
 
 
@@ -65,8 +64,8 @@ async def run(box: Mailbox[GatewayMessage], ctx: Context) -> None:
     ctx.watch("")
     ctx.ref("watcher").offer(Subscribe(to=ctx.path))
     gateway = Gateway(ctx, front)
-    gateway.recover(lost)
     async with trio.open_nursery() as tasks:
+        gateway.recover(lost, tasks)
         tasks.start_soon(gateway.store_growth)
         tasks.start_soon(gateway.sweep)
         if ctx.incarnation == 1:
@@ -80,7 +79,7 @@ async def run(box: Mailbox[GatewayMessage], ctx: Context) -> None:
                 case Catalogue():
                     front.offer_tools(message)
                 case Configured():
-                    gateway.configure(message.snapshot)
+                    gateway.configure(message.snapshot, tasks)
                 case Down():
                     gateway.went_down(message)
                 case Up():
@@ -101,7 +100,7 @@ class Gateway:
         self.writer = ctx.ref("store/writer")
         self.streamer = ctx.ref("llm/streamer")
 
-    def recover(self, lost: object) -> None:
+    def recover(self, lost: object, tasks: trio.Nursery) -> None:
         """What the last incarnation died with: turns with a gap are lost, everything else is done again."""
         if self.ctx.incarnation > 1:
             what = self.ctx.path
@@ -118,7 +117,7 @@ class Gateway:
             case Catalogue():
                 self.front.offer_tools(lost)
             case Configured():
-                self.configure(lost.snapshot)
+                self.configure(lost.snapshot, tasks)
             case _:
                 pass  # progress that is not shown; asks have got their Gone
 
@@ -204,11 +203,13 @@ class Gateway:
         if conversation is not None:
             conversation.pump()
 
-    def configure(self, snapshot: Snapshot) -> None:
+    def configure(self, snapshot: Snapshot, tasks: trio.Nursery) -> None:
         """Another configuration is in force; running turns keep theirs."""
-        if snapshot.version != self.front.snapshot.version:
+        before, self.front.snapshot = self.front.snapshot, snapshot
+        if snapshot.version != before.version:
             self.front.announce(ConfigChanged(snapshot.version))
-        self.front.snapshot = snapshot
+        if address(snapshot.websocket) != address(before.websocket):
+            tasks.start_soon(self.front.listening.move, snapshot.websocket)
 
     # What the supervisor says.
 
@@ -310,6 +311,11 @@ class Gateway:
     async def _quiet(self) -> None:
         while any(self.front.running()):
             await self.front.quiet.wait()
+
+
+def address(websocket: WebSocket) -> tuple[str, int, bool]:
+    """What makes a listener another one."""
+    return websocket.host, websocket.port, websocket.allow_unauthenticated
 
 
 def grown(turn_log: TurnLog) -> Delta | None:

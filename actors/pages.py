@@ -13,6 +13,7 @@ from functools import cache
 
 import msgspec
 
+from actors import rest
 from actors.front import Front
 from actors.http import Head, response
 from protocol.client import schema
@@ -29,10 +30,25 @@ TEXT = "text/plain; charset=utf-8"
 
 async def answer(front: Front, head: Head) -> bytes:
     """The whole response to a request that is no WebSocket handshake."""
+    cors = shared_with(front, head)
+    if rest.concerns(head):
+        code, found = await rest.answer(front, head)
+        return response(code, found, JSON, headers=cors, head_only=head.method == "HEAD")
     if head.method not in ("GET", "HEAD"):
-        return response(405, b"only GET is understood here\n", TEXT, headers=[("Allow", "GET, HEAD")])
+        return response(405, b"only GET is understood here\n", TEXT, headers=[("Allow", "GET, HEAD"), *cors])
     status, body, content_type, headers = await _page(front, head)
-    return response(status, body, content_type, headers=headers, head_only=head.method == "HEAD")
+    return response(status, body, content_type, headers=[*headers, *cors], head_only=head.method == "HEAD")
+
+
+def shared_with(front: Front, head: Head) -> list[tuple[str, str]]:
+    """CORS headers for a page whose origin was let in (https://fetch.spec.whatwg.org/#http-cors-protocol)."""
+    origin = head.header("origin")
+    if origin is None:
+        return []
+    headers = [("Access-Control-Allow-Origin", origin), ("Vary", "Origin")]
+    if front.snapshot.websocket.allow_credentials:
+        headers.append(("Access-Control-Allow-Credentials", "true"))
+    return [*headers, ("Cross-Origin-Resource-Policy", "cross-origin")]
 
 
 Page = tuple[int, bytes, str, list[tuple[str, str]]]
@@ -73,6 +89,8 @@ async def _ready(front: Front) -> Page:
 def notes(front: Front) -> list[str]:
     """What an operator should know although turns are taken."""
     lines = [f"{part.path} is down: {part.last_error or part.state}" for part in down(front)]
+    if front.listening.trouble:
+        lines.append(front.listening.trouble)
     missing = missing_key(front.snapshot)
     if missing:
         lines.append(missing)

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
-from actors import transcript
+from actors import system_prompt, transcript
 from actors.catalogue import Merged
 from actors.turnlog import TurnLog
 from protocol.client import ToolExecution, TurnStarted
 from protocol.errors import FaultBody
+from protocol.mcp_server import Catalogue
 from protocol.session import echo_of
 from protocol.streamer import Finished, ToolCall
 from protocol.watcher import Provider, Snapshot, ToolNotifications
 from protocol.writer import Closed, Event, HopEvent, ToolEnded, ToolStarted, UserEvent
 
+EMPTY: Mapping[str, Catalogue] = MappingProxyType({})
 CANCELLED = "Cancelled by the user before it ended."  # a call's outcome, as the model is told
 
 
@@ -28,15 +32,26 @@ class RunningTurn:
 
     Args:
         log: may hold text already, when a session takes over after a crash.
+        catalogues: what the servers offer, for the system prompt.
         events: stored so far; the user's first.
     """
 
-    def __init__(self, log: TurnLog, user: UserEvent, events: list[Event], snapshot: Snapshot, merged: Merged) -> None:
+    def __init__(
+        self,
+        log: TurnLog,
+        user: UserEvent,
+        events: list[Event],
+        snapshot: Snapshot,
+        merged: Merged,
+        catalogues: Mapping[str, Catalogue] = EMPTY,
+    ) -> None:
         self.log = log
         self.user = user
         self.events = events
         self.snapshot = snapshot
         self.merged = merged
+        self.prompt = system_prompt.build(snapshot.service.system_prompt, catalogues)
+        """The configured system prompt, and what the servers offer now."""
         hops = {event.hop for event in events if isinstance(event, HopEvent)}
         self.hop_open = log.hop not in hops and log.hop > 0
         """The running hop has no HopEvent yet."""
@@ -67,8 +82,7 @@ class RunningTurn:
 
     def messages(self, before: list[Event]) -> list[dict[str, Any]]:
         """What the model is told: the earlier turns' events, then this one's."""
-        prompt = self.snapshot.service.system_prompt
-        return transcript.for_model(prompt, [*before, *self.events], self.snapshot.llm.active)
+        return transcript.for_model(self.prompt, [*before, *self.events], self.snapshot.llm.active)
 
     def started(self) -> TurnStarted:
         """The frame that begins it; echoes the request_id of its message."""

@@ -18,7 +18,7 @@ import msgspec
 import trio
 
 from actors import takeover, tool_call, transcript, turn_lines
-from actors.durable import COMMIT_S, PAUSE_S, ended_turn, insist, storage_fault
+from actors.durable import COMMIT_S, PAUSE_S, insist, known_turn, storage_fault
 from actors.front import Conversation, Front
 from actors.running_turn import RunningTurn
 from actors.turn import (
@@ -37,8 +37,8 @@ from actors.turn import (
     TellRepeated,
     Turns,
 )
-from actors.turnlog import Lost, TurnLog, frame_of
-from protocol.client import MessageQueued, TurnFinished, encode, error_frame
+from actors.turnlog import Lost, TurnLog
+from protocol.client import MessageQueued, TurnFinished, error_frame
 from protocol.errors import Code, Fault, FaultBody
 from protocol.mail import Mailbox, MailError, Ref, Request
 from protocol.mcp_server import CancelCall
@@ -146,7 +146,7 @@ class Session:
         if found.running is not None:
             turn_log, events = found.running
             user = self.users[turn_log.turn]
-            self.running = RunningTurn(turn_log, user, list(events), front.snapshot, front.merged)
+            self.running = RunningTurn(turn_log, user, list(events), front.snapshot, front.merged, front.catalogues)
             hop = max(1, turn_log.hop)
             self.perform(self.turns.adopt(turn_log.turn, attached=turn_log.attached, shown=turn_log.shown, hop=hop))
         self.perform(self.turns.resume_queue())
@@ -328,7 +328,8 @@ class Session:
     def _begin(self, turn: int) -> RunningTurn:
         user = self.users[turn]
         turn_log = TurnLog(self.conversation.id, turn, streaming=user.streaming)
-        self.running = RunningTurn(turn_log, user, [user], self.front.snapshot, self.front.merged)
+        front = self.front
+        self.running = RunningTurn(turn_log, user, [user], front.snapshot, front.merged, front.catalogues)
         turn_lines.taken_up(self.running)
         return self.running
 
@@ -356,7 +357,7 @@ class Session:
             running = self._begin(turn)
         waiting = self.conversation.unanswered.pop(running.user.request_id, None)
         frame = running.started()
-        running.log.head = frame_of(encode(frame))
+        running.log.begin(frame)
         self.conversation.attach(running.log)
         turn_lines.shown(running.log, len(self.conversation.sockets))
         if waiting is not None:
@@ -376,7 +377,15 @@ class Session:
                 self.front.tell(client, running.started())
             return  # not on disk yet: its turn_started will answer
         conversation = self.conversation
-        for frame in await ended_turn(self.writer, conversation.owner, conversation.id, turn, echo):
+        known = await known_turn(self.writer, conversation.owner, conversation.id, turn, echo)
+        if isinstance(known, UserEvent):
+            # on disk, and run by nobody: its turn comes now
+            if not self.turns.has(turn):
+                self.users[turn] = known
+                self.turns.adopt_queued(turn)
+                self.perform(self.turns.resume_queue())
+            return
+        for frame in known:
             self.front.tell(client, frame)
 
     # Tools.

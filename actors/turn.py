@@ -365,6 +365,10 @@ class Turns:
         self.waiting.append(Waiting(turn, None, sent=True, committed=True))
         self.last_turn = max(self.last_turn, turn)
 
+    def has(self, turn: int) -> bool:
+        """It runs or waits here."""
+        return (self.current is not None and self.current.turn == turn) or any(w.turn == turn for w in self.waiting)
+
     def resume_queue(self) -> list[Effect]:
         """Start what waits, if nothing runs."""
         return self._next()

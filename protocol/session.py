@@ -12,7 +12,6 @@ import msgspec
 
 from protocol.mail import Nudge
 
-
 GENERATED = "~"  # begins a request_id that we made; never shown to clients
 GENERATED_CHARS = 33  # of such a one: the mark and 32 hex digits
 

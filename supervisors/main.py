@@ -76,6 +76,18 @@ def parser() -> argparse.ArgumentParser:
     state_option(status_parser)
     status_parser.add_argument("--json", action="store_true", help="as JSON, for programs")
     status_parser.set_defaults(command=status)
+    chat_parser = commands.add_parser(
+        "chat",
+        help="talk with a running service in the terminal",
+        description="Talk with a running service in the terminal. If standard input or output is no terminal, "
+        "standard input is one message and its answer goes to standard output: `echo hi | actors-main chat`.",
+    )
+    state_option(chat_parser)
+    chat_parser.add_argument("--url", help="address of the service (default: the one that runs with --state)")
+    chat_parser.add_argument(
+        "--conversation", metavar="ID", help="go on with that conversation; `new` begins one (default: the service's)"
+    )
+    chat_parser.set_defaults(command=chat)
     config_commands.add_to(commands, state_option)
     return top
 
@@ -191,6 +203,7 @@ async def serve(state: Path, overrides: dict[str, Any], snapshot: Snapshot, said
         gateway={
             "listeners": listeners,
             "loopback": is_loopback(snapshot),
+            "moved": lambda host, port: publish(state, shown(host), port, snapshot.websocket.endpoint),
             "status": lambda: msgspec.json.encode(trees[0].status()) if trees else b"{}",
         },
     )
@@ -200,7 +213,7 @@ async def serve(state: Path, overrides: dict[str, Any], snapshot: Snapshot, said
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(stop.obey, signals)
-                with published(state, host, port):
+                with published(state, host, port, snapshot.websocket.endpoint):
                     code = await live(spec, trees, stop, f"ws://{host}:{port}{snapshot.websocket.endpoint}")
                 nursery.cancel_scope.cancel()
     finally:
@@ -243,18 +256,23 @@ def database(state: Path, snapshot: Snapshot) -> str:
 
 
 @contextlib.contextmanager
-def published(state: Path, host: str, port: int) -> Iterator[None]:
-    """While it runs, `actors-main status` finds the service by a file in the state directory."""
-    path = state / INSTANCE
-    try:
-        path.write_text(json.dumps({"pid": os.getpid(), "host": host, "port": port}) + "\n")
-    except OSError as error:
-        log.warning("`actors-main status` will not find this service: %s", error)
+def published(state: Path, host: str, port: int, endpoint: str) -> Iterator[None]:
+    """While it runs, `actors-main status` and `chat` find the service by a file in the state directory."""
+    publish(state, host, port, endpoint)
     try:
         yield
     finally:
         with contextlib.suppress(OSError):  # a read-only directory; a stale file is recognised by its pid
-            path.unlink(missing_ok=True)
+            (state / INSTANCE).unlink(missing_ok=True)
+
+
+def publish(state: Path, host: str, port: int, endpoint: str) -> None:
+    """Write where the service listens."""
+    try:
+        text = json.dumps({"pid": os.getpid(), "host": host, "port": port, "endpoint": endpoint})
+        (state / INSTANCE).write_text(text + "\n")
+    except OSError as error:
+        log.warning("`actors-main status` and `chat` will not find this service: %s", error)
 
 
 # status
@@ -327,6 +345,17 @@ def fetch(host: str, port: int, path: str, *accepted: int) -> bytes:
         said = body[:200].decode("utf-8", "replace").strip()
         raise http.client.HTTPException(f"{path} answered {answer.status}: {said}")
     return body
+
+
+# chat
+
+
+def chat(arguments: argparse.Namespace) -> int:
+    """Talk with a running service."""
+    # its libraries are of no use to a service, and take a moment to load
+    client = importlib.import_module("supervisors.chat")
+    code: int = client.main(state_dir(arguments) / INSTANCE, arguments.url, arguments.conversation)
+    return code
 
 
 if __name__ == "__main__":

@@ -91,6 +91,8 @@ class Service:
         self.provider = provider
         self.port = port
         self.state = state
+        self.moved: list[tuple[str, int]] = []
+        """Addresses that the service has moved to while it ran."""
 
     @property
     def url(self) -> str:
@@ -104,9 +106,17 @@ class Service:
     @asynccontextmanager
     async def client(self, query: str = "") -> AsyncIterator[Client]:
         """A socket, welcomed; `query` e.g. `?conversation=new`."""
-        async with trio_websocket.open_websocket_url(self.url + query, max_message_size=2**26) as websocket:
-            frame = json.loads(await websocket.get_message())
-            yield Client(websocket, frame)
+        # the library does not close the connection of a socket that the peer has closed: it is closed here
+        stream = await trio.open_tcp_stream("127.0.0.1", self.port)
+        async with stream, trio.open_nursery() as nursery:
+            path = self.url.partition(f":{self.port}")[2] + query
+            websocket = await trio_websocket.wrap_client_stream(
+                nursery, stream, f"127.0.0.1:{self.port}", path, max_message_size=2**26
+            )
+            yield Client(websocket, json.loads(await websocket.get_message()))
+            with trio.move_on_after(1.0):
+                await websocket.aclose()
+            nursery.cancel_scope.cancel()
 
     async def get(self, path: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
         """An HTTP GET on the same port: status, headers, body."""
@@ -177,15 +187,22 @@ async def service(
         prepare(state, provider, settings or {}, servers or {})
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
         trees: list[Tree] = []
+        moved: list[tuple[str, int]] = []
         spec = product(
             watcher={"state_dir": str(state), "overrides": {}},
             writer={"path": str(state / "chat_history.db"), "type": "auto_persist"},
             local={"state_dir": str(state)},
-            gateway={"listeners": listeners, "loopback": True, "status": lambda: status_json(trees[0])},
+            gateway={
+                "listeners": listeners,
+                "loopback": True,
+                "status": lambda: status_json(trees[0]),
+                "moved": lambda host, port: moved.append((host, port)),
+            },
         )
         async with running(spec) as tree:
             trees.append(tree)
             running_service = Service(tree, provider, listeners[0].socket.getsockname()[1], state)
+            running_service.moved = moved
             for name in servers or {}:
                 await connected(running_service, name)
             yield running_service

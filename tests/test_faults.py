@@ -6,6 +6,7 @@ actor is back, the status tells of the restart, and the next turn is answered.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -15,11 +16,21 @@ import pytest
 import trio
 import yaml
 
+from protocol import errors
 from protocol.gateway import StopTaking
 from protocol.mail import Request
-from protocol.mcp_server import Catalogue
+from protocol.mcp_server import Catalogue, GetPrompt, ReadResource, SetServerLog
 from protocol.spec import Child, Down, Group, Status, Up
 from protocol.watcher import GetConfig, GetSnapshot, ListVersions, Rollback, SetConfig, SetLocalModel, Subscribe
+from protocol.writer import (
+    DeleteSaved,
+    InUse,
+    ListConversations,
+    ListSaved,
+    LoadSaved,
+    ReadSaved,
+    SaveSession,
+)
 from supervisors.tree import product
 from tests.fakes import Script, Stall, ask_tool, say
 from tests.faults import ROWS, VOCABULARY, Row, words
@@ -214,22 +225,34 @@ async def snapshot(x: Scene) -> None:
     await in_mid_turn(x, act)
 
 
-def asking(message: Request[object]) -> Play:
-    """The watcher is asked, and asked again when it died of it."""
+def asking(path: str, message: Request[object]) -> Play:
+    """An actor is asked, and asked again when it died of it; a typed refusal is an answer too."""
 
     async def play(x: Scene) -> None:
         async def act() -> None:
-            assert await x.s.ref("watcher").ask(message, within=10, again=True)
+            with contextlib.suppress(errors.Fault):
+                await x.s.ref(path).ask(message, within=10, again=True)
 
         await in_mid_turn(x, act)
 
     return play
 
 
-SCENES["read the configuration"] = asking(GetConfig())
-SCENES["change the configuration"] = asking(SetConfig({"chat": {"service": {"max_tool_hops": 5}}}))
-SCENES["list versions"] = asking(ListVersions())
-SCENES["roll back"] = asking(Rollback(1))
+WATCHER, WRITER, DEMO_SERVER = "watcher", "store/writer", "mcp/demo"
+SCENES["read the configuration"] = asking(WATCHER, GetConfig())
+SCENES["change the configuration"] = asking(WATCHER, SetConfig({"chat": {"service": {"max_tool_hops": 5}}}))
+SCENES["list versions"] = asking(WATCHER, ListVersions())
+SCENES["roll back"] = asking(WATCHER, Rollback(1))
+SCENES["save"] = asking(WRITER, SaveSession("local", "c", "name", "s1"))
+SCENES["list saved"] = asking(WRITER, ListSaved("local"))
+SCENES["read saved"] = asking(WRITER, ReadSaved("local", "s1"))
+SCENES["load saved"] = asking(WRITER, LoadSaved("local", "s1", "fresh"))
+SCENES["delete saved"] = asking(WRITER, DeleteSaved("local", "s1"))
+SCENES["list conversations"] = asking(WRITER, ListConversations("local"))
+SCENES["in use"] = offering(WRITER, InUse([]))
+SCENES["server log"] = offering(DEMO_SERVER, SetServerLog("INFO"))
+SCENES["read resource"] = asking(DEMO_SERVER, ReadResource("demo://readme"))
+SCENES["get prompt"] = asking(DEMO_SERVER, GetPrompt("none", {}))
 
 
 @scene("connect")
