@@ -9,7 +9,7 @@ crash is not known, so asking the model again under the same id could contradict
 
 from __future__ import annotations
 
-from actors.rows import ALL_OPEN, DELTAS, Row, add_events, events_between, rows
+from actors.rows import ALL_OPEN, DELTAS, Row, add_events, events_between, find_end, rows
 from actors.schema import Database
 from protocol.writer import Closed, Event, HopEvent, ToolEnded, ToolStarted
 
@@ -20,10 +20,12 @@ UNKNOWN = "The outcome of this call is unknown: the service stopped while it ran
 def recover(db: Database, now: float) -> int:
     """Close every running turn, within the caller's transaction; answers how many there were."""
     running = [row for row in rows(db, ALL_OPEN) if row[2] == "running"]
-    for conversation, turn, _, seq, _, _ in running:
+    for conversation, turn, _, seq, _, name in running:
         stored = [row.event for row in events_between(db, conversation, turn, turn)]
         deltas = rows(db, DELTAS, conversation, turn)
-        add_events(db, conversation, turn, ending(stored, deltas, seq + SEQ_GAP), now, seq=seq)
+        end = find_end(db, name, turn)
+        if end is not None:
+            add_events(db, end, ending(stored, deltas, seq + SEQ_GAP), now)
     return len(running)
 
 

@@ -11,7 +11,7 @@ nothing more. The SQL is in constants, and a test asks the planner that each is 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -70,16 +70,22 @@ FIND_TURN = (
     "WHERE conversation.id = ? AND turn.turn = ?"
 )
 SET_STATE = "UPDATE turn SET state = ? WHERE conversation = ? AND turn = ?"
-SET_ENDED = "UPDATE turn SET state = ?, messages = messages + ? WHERE conversation = ? AND turn = ?"
-FIND_CALL = "SELECT 1 FROM event WHERE conversation = ? AND turn = ? AND kind = 'tool_started' LIMIT 1"
 SET_REACHED = "UPDATE turn SET hop = ?, seq = ? WHERE conversation = ? AND turn = ?"
-# A turn has tens of events, and one that was appended has its key: looking through them beats an index.
-FIND_KEY = "SELECT pos FROM event WHERE conversation = ? AND turn = ? AND key = ? LIMIT 1"
-LAST_POS = "SELECT pos FROM event WHERE conversation = ? AND turn = ? ORDER BY pos DESC LIMIT 1"
+SET_ENDED = "UPDATE turn SET hop = ?, seq = ?, state = ?, messages = 1 + ? WHERE conversation = ? AND turn = ?"
+# One statement, as each costs 2 us. A turn has tens of events: looking through them for a key beats an index.
+FIND_END = (
+    "SELECT turn.conversation, turn.turn, state, hop, seq, "
+    "(SELECT pos FROM event WHERE event.conversation = turn.conversation AND event.turn = turn.turn "
+    "ORDER BY pos DESC LIMIT 1), "
+    "EXISTS (SELECT 1 FROM event "
+    "WHERE event.conversation = turn.conversation AND event.turn = turn.turn AND key = ?), "
+    "EXISTS (SELECT 1 FROM delta WHERE delta.conversation = turn.conversation AND delta.turn = turn.turn) "
+    "FROM conversation JOIN turn ON turn.conversation = conversation.n WHERE conversation.id = ? AND turn.turn = ?"
+)
+FIND_CALL = "SELECT 1 FROM event WHERE conversation = ? AND turn = ? AND kind = 'tool_started' LIMIT 1"
 ADD_EVENT = "INSERT INTO event (conversation, turn, pos, key, kind, at, body) VALUES (?, ?, ?, ?, ?, ?, ?)"
 ADD_DELTA = "INSERT OR IGNORE INTO delta (conversation, turn, seq, hop, text, thinking) VALUES (?, ?, ?, ?, ?, ?)"
-DROP_HOP = "DELETE FROM delta WHERE conversation = ? AND turn = ? AND hop <= ?"
-DROP_DELTAS = "DELETE FROM delta WHERE conversation = ? AND turn = ?"
+DROP_DELTAS = "DELETE FROM delta WHERE conversation = ? AND turn = ? AND hop <= ?"
 TURNS_BEFORE = "SELECT turn FROM turn WHERE conversation = ? AND turn < ? ORDER BY turn DESC LIMIT ?"
 TURNS_AFTER = "SELECT turn FROM turn WHERE conversation = ? AND turn > ? AND turn < ? ORDER BY turn LIMIT ?"
 EVENTS = "SELECT turn, at, body FROM event WHERE conversation = ? AND turn BETWEEN ? AND ? ORDER BY turn, pos"
@@ -95,7 +101,7 @@ DELTAS = "SELECT hop, text, thinking FROM delta WHERE conversation = ? AND turn 
 Row = tuple[Any, ...]
 NO_CONVERSATION = "There is no such conversation."
 NO_TURN = "There is no such turn."
-LAST_TURN = 2**63 - 1
+LAST_TURN = LAST_HOP = 2**63 - 1
 
 
 def one(db: Database, sql: str, *bindings: SQLiteValue) -> Row | None:
@@ -187,48 +193,62 @@ def start(db: Database, message: StartTurn) -> Done | Fault:
     return Done()
 
 
+class End(NamedTuple):
+    """Where a turn's next event goes, and what the turn has reached."""
+
+    conversation: int
+    turn: int
+    state: str
+    hop: int
+    seq: int
+    last: int
+    """Position of its last event."""
+    repeated: int
+    """An event came under the key that was asked for."""
+    deltas: int
+    """Some are stored."""
+
+
+def find_end(db: Database, conversation: str, turn: int, key: str = "") -> End | None:
+    """The end of a turn; None where there is no such turn."""
+    found = one(db, FIND_END, key, conversation, turn)
+    return None if found is None else End(*found)
+
+
 def append(db: Database, message: Append, now: float) -> Done | Fault:
     """`Append`."""
-    found = one(db, FIND_TURN, message.conversation, message.turn)
-    if found is None:
+    end = find_end(db, message.conversation, message.turn, message.key)
+    if end is None:
         return Fault(Code.NOT_FOUND, NO_TURN)
-    conversation, state, hop, seq = found
-    if state in OPEN and one(db, FIND_KEY, conversation, message.turn, message.key) is None:
-        add_events(db, conversation, message.turn, message.events, now, message.key, hop, seq)
+    if end.state in OPEN and not end.repeated:
+        add_events(db, end, message.events, now, message.key)
     return Done()
 
 
-def add_events(
-    db: Database,
-    conversation: int,
-    turn: int,
-    events: list[Event],
-    now: float,
-    key: str | None = None,
-    hop: int = 0,
-    seq: int = 0,
-) -> None:
-    """Append to an open turn; what comes after a `Closed` is dropped. `hop` and `seq`: what the turn has reached."""
-    last = one(db, LAST_POS, conversation, turn)
-    reached = (hop, seq)
-    for pos, event in enumerate(events, last[0] + 1 if last else 1):
+def add_events(db: Database, end: End, events: list[Event], now: float, key: str | None = None) -> None:
+    """Append to an open turn; what comes after a `Closed` is dropped."""
+    conversation, turn, _, hop, seq, last, _, _ = end
+    closed: Closed | None = None
+    for pos, event in enumerate(events, last + 1):
         _add_event(db, conversation, turn, pos, event, now, key)
         key = None
         match event:
             case HopEvent():
                 hop = max(hop, event.hop)
-                db.execute(DROP_HOP, (conversation, turn, event.hop))
             case ToolStarted() | ToolEnded():
                 seq = max(seq, event.seq)
             case Closed():
-                answered = bool(event.message) or one(db, FIND_CALL, conversation, turn) is not None
-                db.execute(SET_ENDED, (event.outcome, answered, conversation, turn))
-                db.execute(DROP_DELTAS, (conversation, turn))
-                db.execute(SET_CLOSED, (now, answered, conversation))
+                closed = event
                 seq = max(seq, event.seq)
                 break
-    if (hop, seq) != reached:
+    if closed is not None:
+        answered = bool(closed.message) or one(db, FIND_CALL, conversation, turn) is not None
+        db.execute(SET_ENDED, (hop, seq, closed.outcome, answered, conversation, turn))
+        db.execute(SET_CLOSED, (now, answered, conversation))
+    elif (hop, seq) != (end.hop, end.seq):
         db.execute(SET_REACHED, (hop, seq, conversation, turn))
+    if end.deltas and (closed is not None or hop > end.hop):
+        db.execute(DROP_DELTAS, (conversation, turn, hop if closed is None else LAST_HOP))
 
 
 def _add_event(

@@ -3,7 +3,7 @@
 Saving copies nothing: it pins the turns up to one of them, and nothing removes a pinned turn. Loading copies
 those turns into a conversation of their own, in one transaction: a conversation stays one range of rows, so
 that history, recovery and retention need to know nothing of where it came from. The copy runs inside SQLite
-and takes about 2 us an event.
+and takes about 3 us an event, so that one of 10,000 keeps others waiting for 30 ms.
 
 As `actors.rows`, all of it runs inside a transaction of the store, and may come twice.
 """

@@ -55,7 +55,10 @@ def test_what_was_said_before_there_were_saves_is_counted_and_named(tmp_path: Pa
             old.execute("INSERT OR IGNORE INTO turn (conversation, turn, request_id, state) VALUES (?, ?, ?, ?)", row)
             kind = json.loads(body)["type"]
             old.execute("INSERT INTO event VALUES (?, ?, ?, NULL, ?, 0, ?)", (conversation, turn, pos, kind, body))
+        everything = "SELECT conversation, turn, pos, key, kind, at, body FROM event ORDER BY conversation, turn, pos"
+        before = old.execute(everything).fetchall()
         assert migrate(old) == len(MIGRATIONS) - 3
+        assert old.execute(everything).fetchall() == before
         turns = old.execute("SELECT messages FROM turn ORDER BY conversation, turn").fetchall()
         assert [row[0] for row in turns] == [2, 1, 2, 1, 1]
         assert old.execute("SELECT title, messages FROM conversation").fetchall() == [("two lines", 6), ("", 1)]
