@@ -179,6 +179,7 @@ async def _talk(
                     fault = error if isinstance(error, Fault) else Fault(Code.STORAGE_UNAVAILABLE)
                     socket.tell(error_frame(fault.body))
                     close(1013, "the store is not available, try again later")
+                log.info("socket %d: connected, in conversation %s", socket.number, _where(socket))
                 with contextlib.suppress(trio_websocket.ConnectionClosed):
                     await _read(connection, commands)
     except Exception:
@@ -187,6 +188,7 @@ async def _talk(
     finally:
         # also when the connection is cancelled: its peer is told why, within CLOSE_S
         code, reason = ending[0] if ending else _why(wire, connection)
+        log.info("socket %d: closed with %d %s", socket.number, code, reason)
         await _say_goodbye(stream, outbox, wire, code, reason)
 
 
@@ -198,6 +200,10 @@ async def _registered(front: Front, socket: Socket) -> AsyncIterator[None]:
     finally:
         front.leave(socket)
         del front.sockets[socket.number]
+
+
+def _where(socket: Socket) -> str:
+    return socket.conversation.id if socket.conversation is not None else "(none)"
 
 
 async def _read(connection: trio_websocket.WebSocketConnection, commands: Commands) -> None:

@@ -14,6 +14,7 @@ Must not import the MCP package: it takes 0.6 s, so `actors.mcp_client` is impor
 from __future__ import annotations
 
 import importlib
+import logging
 import math
 import os
 from collections.abc import AsyncIterator
@@ -51,6 +52,8 @@ RELIST_PAUSE_S = 0.2  # a server that announces changes in a storm is asked five
 CHECK_PAUSE_S = 1.0  # and its resources are looked at once a second
 CHECK_EVERY_S = 300.0  # without a change: files and databases come and go without a word
 PROBE_AFTER_S = 30.0  # of silence of an idle server, to see whether it is still there
+
+actor_log = logging.getLogger(__name__)  # `log` is what the server itself says
 
 
 @dataclass
@@ -241,6 +244,7 @@ async def _live(desk: _Desk, server: McpServer, command: stdio.Command, connecti
                     kept.legacy = legacy or connected.proved_legacy
                     era = "modern" if connected.modern else "legacy"
                     ctx.report(state="ready", era=era, version=connected.version, skipped_lines=connected.bad_lines)
+                    actor_log.info("MCP server %r is ready, with %d tools", server.name, len(desk.calls.tools))
                     desk.calls.connect(connected)
                     desk.news.set()
                     async with trio.open_nursery() as nursery:

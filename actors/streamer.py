@@ -194,7 +194,11 @@ class Streamer:
         elif out is not None:
             self._failed += 1
             log.warning(
-                "request of conversation %s failed: %s: %s", request.conversation, out.fault.code, out.fault.text
+                "request of conversation %s failed: %s: %s",
+                request.conversation,
+                out.fault.code,
+                out.fault.text,
+                extra={"conversation": request.conversation},
             )
             self._ctx.report(last_error=f"{out.fault.code}: {out.fault.text}")
         self._report()
@@ -208,6 +212,7 @@ class Streamer:
                 self._report()
                 for further in range(max(0, provider.client.retries), -1, -1):
                     completion = Completion(request.request, request.model or provider.model)
+                    log.debug("%s: request %d is sent, %d further tries", provider.name, request.request, further)
                     try:
                         return await _attempt(client, request, provider, sending, completion, outlet)
                     except Complaint as complaint:

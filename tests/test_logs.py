@@ -27,7 +27,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors import log_output
+from actors import log_output, turn_lines
 from actors.configuration import Configuration
 from actors.hidden import INSTEAD, hidden, without
 from actors.log_lines import INDENT, Json, Text
@@ -356,6 +356,36 @@ def test_uncaught_errors_and_warnings_go_the_same_way(tmp_path: Path) -> None:
     assert INDENT + "LookupError: in a finaliser\n" in told
     assert "py.warnings - WARNING" in told
     assert "something is old" in told
+
+
+def test_a_line_that_is_not_wanted_looks_at_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL, "actors")
+    nothing: Any = object()  # has none of what the line would need
+    turn_lines.taken_up(nothing)
+    turn_lines.asked(nothing, nothing, nothing)
+    turn_lines.answered(nothing, nothing, nothing)
+    turn_lines.shown(nothing, 1)
+    turn_lines.ended(nothing, "completed", None, nothing)
+    switches = snapshot_of(tmp_path)
+    turn_lines.calling(nothing, switches, nothing)
+    turn_lines.called(nothing, switches, nothing, nothing, 0.0)
+    assert not caplog.records
+
+
+def test_an_error_that_nobody_expected_is_in_the_log(tmp_path: Path) -> None:
+    snapshot_of(tmp_path, {"logging": {"json": True}})
+    code = (
+        "import sys; from actors.configuration import Configuration; from supervisors.main import start_logging\n"
+        "with start_logging(Configuration(sys.argv[1]).snapshot({})): raise ZeroDivisionError('unexpected')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=20, check=False
+    )
+    assert done.returncode == 70
+    [line] = done.stderr.splitlines()
+    row = json.loads(line)
+    assert (row["level"], row["message"]) == ("CRITICAL", "the service failed")
+    assert row["error"].endswith("ZeroDivisionError: unexpected")
 
 
 # The running service.
