@@ -135,8 +135,8 @@ def _saved(db: Database) -> None:
 
 def _events(db: Database) -> None:
     # In the order of writing: a commit of many conversations' events then fills a few pages at the end of the
-    # table and touches small entries of one index. Clustered by conversation it rewrote a page or three of
-    # whole rows for each event, twice the bytes, and that was most of what a commit cost.
+    # table and touches small entries of one index. Clustered by conversation it rewrote one to three pages of
+    # whole rows for each event: three times as much log, which was most of what a commit cost.
     db.execute(
         """
         CREATE TABLE written (
