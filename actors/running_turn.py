@@ -12,10 +12,12 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+import msgspec
+
 from actors import system_prompt, transcript
 from actors.catalogue import Merged
 from actors.turnlog import TurnLog
-from protocol.client import ToolExecution, TurnStarted
+from protocol.client import ToolExecution, TurnFinished, TurnStarted, error_frame
 from protocol.errors import FaultBody
 from protocol.mcp_server import Catalogue
 from protocol.session import echo_of
@@ -190,3 +192,18 @@ class RunningTurn:
         )
         self.events.append(closed)
         return [*events, closed], closed
+
+
+def show_end(log: TurnLog, closed: Closed, storage: FaultBody | None) -> tuple[str, FaultBody | None]:
+    """A turn's last frames: its message, and how it ended, which is returned.
+
+    Args:
+        storage: why the end could not be stored; the turn is then shown as failed with it.
+    """
+    outcome, error = ("failed", storage) if storage is not None else (closed.outcome, closed.error)
+    shown = msgspec.structs.replace(closed, outcome=outcome, error=error)
+    if closed.message:
+        log.add_frame(lambda seq: transcript.assistant_message(log.turn, msgspec.structs.replace(shown, seq=seq + 1)))
+    before = [error_frame(error, turn=log.turn)] if error is not None and outcome == "failed" else []
+    log.add_frame(lambda seq: TurnFinished(log.turn, seq, outcome, error=error), *before)
+    return outcome, error

@@ -14,13 +14,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import msgspec
 import trio
 
-from actors import takeover, tool_call, transcript, turn_lines
+from actors import takeover, tool_call, turn_lines
 from actors.durable import COMMIT_S, PAUSE_S, insist, known_turn, storage_fault
 from actors.front import Conversation, Front
-from actors.running_turn import RunningTurn
+from actors.running_turn import RunningTurn, show_end
 from actors.turn import (
     Ask,
     Close,
@@ -38,7 +37,7 @@ from actors.turn import (
     Turns,
 )
 from actors.turnlog import Lost, TurnLog
-from protocol.client import MessageQueued, TurnFinished, error_frame
+from protocol.client import MessageQueued, error_frame
 from protocol.errors import Code, Fault, FaultBody
 from protocol.mail import Mailbox, MailError, Ref, Request
 from protocol.mcp_server import CancelCall
@@ -452,14 +451,7 @@ class Session:
         self.wake()
 
     def _publish(self, turn_log: TurnLog, closed: Closed, storage: FaultBody | None) -> None:
-        outcome, error = ("failed", storage) if storage is not None else (closed.outcome, closed.error)
-        shown = msgspec.structs.replace(closed, outcome=outcome, error=error)
-        if closed.message:
-            turn_log.add_frame(
-                lambda seq: transcript.assistant_message(turn_log.turn, msgspec.structs.replace(shown, seq=seq + 1))
-            )
-        before = [error_frame(error, turn=turn_log.turn)] if error is not None and outcome == "failed" else []
-        turn_log.add_frame(lambda seq: TurnFinished(turn_log.turn, seq, outcome, error=error), *before)
+        outcome, error = show_end(turn_log, closed, storage)
         turn_lines.ended(turn_log, outcome, error, self.running)
         self.users.pop(turn_log.turn, None)
         self.running = None
