@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from actors.configuration import markdown
 from tests.fakes import say
 from tests.service import service
 
@@ -19,9 +20,8 @@ README = (ROOT / "README.md").read_text()
 
 
 def block(language: str) -> str:
-    """The one example in that language."""
-    [found] = re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
-    return str(found)
+    """The first example in that language."""
+    return str(re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)[0])
 
 
 async def run_example(command: list[str], code: str, tmp_path: Path) -> str:
@@ -62,6 +62,22 @@ def test_the_commands_of_the_readme_are_the_ones_of_the_command_line() -> None:
     for option in set(re.findall(r"`actors-main \[run\] (.*?)`", README)[0].replace("[", "").replace("]", "").split()):
         if option.startswith("--"):
             assert option in done.stdout
+
+
+def test_the_table_of_the_configuration_is_current() -> None:
+    table = README.partition("<!-- made by: python -m actors.configuration table -->\n")[2].partition("<!-- end -->")[0]
+    assert table.strip() == markdown().strip(), "python -m actors.configuration table"
+
+
+def test_the_programmatic_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [example] = [code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "Configuration" in code]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "state").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", example], capture_output=True, text=True, timeout=20, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert "max_tool_hops: 12" in (tmp_path / "state" / "runtime_config.yaml").read_text()
 
 
 def test_the_two_commands_are_there() -> None:
