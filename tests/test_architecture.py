@@ -22,7 +22,7 @@ MOST_LINES = 460  # of a module: most have far less, none much more than 400
 
 IMPORTERS = {
     "apsw": {"actors/store.py", "actors/schema.py", "actors/rows.py", "actors/recovery.py", "actors/database_file.py"},
-    "trio_websocket": {"actors/connection.py"},
+    "trio_websocket": {"actors/connection.py", "supervisors/chat_link.py"},
     "httpx": {"actors/provider.py"},
     "h11": {"actors/http.py"},
     "yaml": {"actors/layers.py"},
@@ -32,6 +32,8 @@ IMPORTERS = {
     "mcp": {"actors/mcp_client.py", "actors/mcp_wire.py", "Servers/demo_server.py"},
     "mcp_types": {"actors/mcp_client.py", "actors/mcp_wire.py", "Servers/demo_server.py"},
     "xllamacpp": {"Servers/local_model.py"},
+    "rich": {"supervisors/chat_screen.py"},
+    "prompt_toolkit": {"supervisors/chat_prompt.py"},
     "h2": set[str](),  # imported by httpx where client.http2 is on
 }
 """Who may import a heavy library; nobody else."""
