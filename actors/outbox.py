@@ -114,6 +114,7 @@ class Outbox(trio.abc.Stream):
                             self.on_room()
         finally:
             self._draining = False
+            self._room.unpark_all()
 
     def after(self, seconds: float, call: Callable[[], None]) -> None:
         """Call it after that time, unless the connection ends before."""
@@ -148,7 +149,11 @@ class Outbox(trio.abc.Stream):
     async def flush(self) -> None:
         """Wait until everything is sent or the connection is broken; to be bounded by the caller."""
         while self._buffer and not self.broken:
-            await self._room.park()
+            if self._draining:
+                await self._room.park()
+            else:  # the drain task was cancelled with its nursery, at a stop
+                self._draining = True
+                await self._drain()
 
     async def aclose(self) -> None:
         """Close the connection; what waits is dropped."""

@@ -104,7 +104,8 @@ class Outlet:
             try:
                 await self.ref.send(Pieces(self._sending))
             except Gone:
-                log.warning("nobody is at %s: its %d requests are cancelled", self.ref.path, len(self.requests))
+                if self.requests:
+                    log.warning("nobody is at %s: its %d requests are cancelled", self.ref.path, len(self.requests))
                 self.pieces.clear()
                 for scope in self.requests.values():
                     scope.cancel()

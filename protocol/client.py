@@ -87,6 +87,8 @@ def decode(frame: str) -> ClientFrame:
         message: ClientFrame = _decoder.decode(frame)
     except msgspec.ValidationError as error:
         raise _blame(frame, str(error)) from None
+    except RecursionError:
+        raise BadFrame(Fault(Code.INVALID_MESSAGE, "The frame is nested too deeply."), None) from None
     except (msgspec.DecodeError, UnicodeError) as error:
         # lone surrogates cannot come over a WebSocket, but a str could hold them
         raise BadFrame(Fault(Code.INVALID_MESSAGE, f"The frame is not JSON: {error}."), None) from None

@@ -283,7 +283,7 @@ class _Connection:
                     return
             else:
                 if isinstance(item, str) and self._provider.interval:
-                    await trio.sleep(self._provider.interval)
+                    await trio.sleep(self._provider.interval)  # the pace of a real model, where a test wants one
                 await self._send(h11.Data(data=item if isinstance(item, bytes) else written(item, script.line_end)))
             asked.sent += 1
         if script.done and streamed and not at_once:
