@@ -392,12 +392,14 @@ STEPS = st.tuples(
     st.sampled_from(CONVERSATIONS),
     st.integers(0, 30).map(lambda tenths: tenths * HOUR_S / 10),
 )
+# Never just as old as something is: the store's clock moves on by a little with every operation.
+HOURS = st.integers(0, 300).map(lambda tenths: tenths / 10 + 0.05)
 LIMITS = st.builds(
     Limits,
-    max_age_hours=st.none() | st.floats(0.1, 30),
+    max_age_hours=st.none() | HOURS,
     max_sessions=st.none() | st.integers(1, 4),
     max_messages=st.none() | st.integers(1, 30),
-    retention_days=st.none() | st.floats(0.01, 1),
+    retention_days=st.none() | HOURS.map(lambda hours: hours / 24),
     max_saved=st.none() | st.integers(1, 3),
 )
 
