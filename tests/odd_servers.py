@@ -46,7 +46,7 @@ def complain(text: str) -> None:
 
 def sleep_for_ever() -> None:
     while True:
-        time.sleep(60)
+        time.sleep(60)  # what a server does that hangs
 
 
 def note(line: str) -> None:
@@ -58,7 +58,8 @@ def note(line: str) -> None:
 def forks() -> None:
     """A grandchild that outlives its parent's input, and is told to the test by its pid in a file."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    grandchild = subprocess.Popen([sys.executable, "-c", "import time\nwhile True: time.sleep(60)"])
+    code = "import time\nwhile True: time.sleep(60)"  # ended by the signal that the test is about
+    grandchild = subprocess.Popen([sys.executable, "-c", code])
     with open(ARGUMENT + ".new", "w") as file:
         file.write(str(grandchild.pid))
     os.rename(ARGUMENT + ".new", ARGUMENT)

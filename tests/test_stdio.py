@@ -119,7 +119,7 @@ async def test_the_whole_group_is_gone_at_the_end(mode: str, leader_lives: bool,
 
 async def test_the_end_comes_also_when_cancelled() -> None:
     with trio.CancelScope() as scope:
-        async with running(python("import time; time.sleep(60)")) as process:
+        async with running(python("import time; time.sleep(60)")) as process:  # outlives the test, unless ended
             scope.cancel()
             await trio.sleep_forever()
     assert process.exit_code is not None
