@@ -25,6 +25,7 @@ from protocol.mcp_server import Catalogue
 from protocol.session import Say
 from protocol.spec import Child, Intensity, KeepContext, OnLimit, Restart
 from protocol.watcher import Snapshot
+from protocol.writer import InUse
 
 log = logging.getLogger("actors.front")
 
@@ -173,7 +174,9 @@ class Front:
         status: the supervisor tree as JSON.
     """
 
-    def __init__(self, ctx: KeepContext, snapshot: Snapshot, *, listening: Listening, status: Callable[[], bytes]) -> None:
+    def __init__(
+        self, ctx: KeepContext, snapshot: Snapshot, *, listening: Listening, status: Callable[[], bytes]
+    ) -> None:
         self.ctx = ctx
         self.snapshot = snapshot
         self.listening = listening
@@ -232,10 +235,16 @@ class Front:
 
     def leave(self, socket: Socket) -> None:
         """Take a socket out of its conversation; a running turn goes on."""
-        if socket.conversation is not None:
-            socket.conversation.sockets.discard(socket)
-            socket.conversation.idle_since = trio.current_time()
-            socket.conversation = None
+        conversation, socket.conversation = socket.conversation, None
+        if conversation is not None:
+            conversation.sockets.discard(socket)
+            conversation.idle_since = trio.current_time()
+            if not conversation.sockets:
+                self.ctx.ref("store/writer").offer(InUse([], left=[conversation.id]))
+
+    def in_use(self) -> InUse:
+        """What retention leaves alone."""
+        return InUse([c.id for c in self.conversations.values() if c.sockets or c.live])
 
     def session(self, conversation: Conversation) -> Ref[Any]:
         """The conversation's session actor, started if it is not there."""

@@ -28,7 +28,7 @@ from protocol.session import Drain
 from protocol.spec import Context, Down, KeepContext, Up
 from protocol.streamer import Cancel, Failed, Finished, Piece, Pieces, Text, Thinking
 from protocol.watcher import Configured, GetSnapshot, Snapshot, Subscribe, WebSocket
-from protocol.writer import AppendDeltas, Delta, InUse, ListUnfinished
+from protocol.writer import AppendDeltas, Delta, ListUnfinished
 
 log = logging.getLogger("actors.gateway")
 
@@ -230,6 +230,8 @@ class Gateway:
 
     def came_up(self, up: Up) -> None:
         """An actor is ready."""
+        if up.path == "store/writer":
+            self.writer.offer(self.front.in_use())
         if up.path.startswith(f"{SESSIONS}/"):
             if up.incarnation > 1:
                 self._tell_conversation(up.path, Recovered(what=up.path))
@@ -284,7 +286,7 @@ class Gateway:
         while True:
             self.ctx.report(sockets=len(self.front.sockets), conversations=len(self.front.conversations))
             # retention leaves alone what is named here, for longer than until the next time
-            self.writer.offer(InUse([c.id for c in self.front.conversations.values() if c.sockets or c.live]))
+            self.writer.offer(self.front.in_use())
             await trio.sleep(SWEEP_S)
             self.front.retire(RETIRE_S)
 

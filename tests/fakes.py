@@ -298,7 +298,7 @@ class _Connection:
             await (item.until if item.until is not None else trio.Event()).wait()
             return False
         if isinstance(item, Pause):
-            await trio.sleep(item.seconds)
+            await trio.sleep(item.seconds)  # scripted silence is what is tested
             return False
         if self._http.our_state is h11.SEND_BODY:
             # The size of a chunk, and less than that of it.

@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 OURS = ("actors", "protocol", "Servers", "supervisors")
 MOST_LINES = 460  # of a module: most have far less, none much more than 400
 
+SERVERS = {"Servers/config_server.py", "Servers/demo_prompt_server.py", "Servers/demo_server.py"}
+
 IMPORTERS = {
     "apsw": {"actors/store.py", "actors/schema.py", "actors/rows.py", "actors/recovery.py", "actors/database_file.py"},
     "trio_websocket": {"actors/connection.py", "supervisors/chat_link.py"},
@@ -27,10 +29,10 @@ IMPORTERS = {
     "h11": {"actors/http.py"},
     "yaml": {"actors/layers.py"},
     "dotenv": {"actors/environment.py"},
-    "pydantic": {"actors/settings.py", "actors/mcp_client.py", "actors/mcp_wire.py", "Servers/demo_server.py"},
-    "anyio": {"actors/mcp_wire.py", "Servers/demo_server.py"},
-    "mcp": {"actors/mcp_client.py", "actors/mcp_wire.py", "Servers/demo_server.py"},
-    "mcp_types": {"actors/mcp_client.py", "actors/mcp_wire.py", "Servers/demo_server.py"},
+    "pydantic": {"actors/settings.py", "actors/mcp_client.py", "actors/mcp_wire.py", *SERVERS},
+    "anyio": {"actors/mcp_wire.py", *SERVERS},
+    "mcp": {"actors/mcp_client.py", "actors/mcp_wire.py", *SERVERS},
+    "mcp_types": {"actors/mcp_client.py", "actors/mcp_wire.py", *SERVERS},
     "xllamacpp": {"Servers/local_model.py"},
     "rich": {"supervisors/chat_screen.py"},
     "prompt_toolkit": {"supervisors/chat_prompt.py"},

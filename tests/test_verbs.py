@@ -132,3 +132,31 @@ async def test_the_model_is_switched_in_mid_stream_for_the_next_turn(tmp_path: P
         frames = await client.say("two")
         assert frames[0]["model"] == "fake-2"
         assert [request.json["model"] for request in s.provider.requests] == ["fake-1", "fake-2"]
+
+
+async def test_retention_takes_what_nobody_is_in_and_nothing_else(tmp_path: Path) -> None:
+    retention = {"max_sessions": 1, "max_age_hours": None, "max_messages": None, "cleanup_interval_minutes": 0.01}
+    settings = {"chat": {"storage": {"persistence": {"retention": retention}}}}
+    async with service(tmp_path, say("x"), settings=settings) as s, s.client() as client:
+        left: list[str] = []
+        for name in ("saved", "left"):
+            async with s.client("?conversation=new") as other:
+                await other.say(name)
+                left.append(other.conversation)
+                if name == "saved":
+                    await other.send("save_session", name="kept")
+                    await other.until("session_saved")
+        await client.say("the newest")
+
+        async def there(conversation: str) -> bool:
+            async with s.client(f"?conversation={conversation}") as probe:
+                return bool(probe.welcome["type"] == "welcome")
+
+        rows = 3
+        while rows > 2:  # the sweep comes within a second, by its interval
+            found = json.loads((await s.get("/sessions"))[2])["sessions"]
+            rows = len([row for row in found if not row["saved"]])
+        assert await there(left[0])
+        assert not await there(left[1])
+        await client.alive()
+        assert (await client.say("still here"))[-1]["outcome"] == "completed"
