@@ -70,7 +70,7 @@ async def show_help(room: Room, _: str) -> None:
     room.screen.say(table((), ((f"{name} {command.arguments}", command.help) for name, command in COMMANDS.items())))
     room.screen.say(
         remark(
-            "Enter sends; Alt-Enter or Ctrl-J begins a new line. Ctrl-C stops a running answer, a second one leaves; "
+            "Enter sends; Alt-Enter begins a new line. Ctrl-C stops a running answer, a second one leaves; "
             "so does Ctrl-D. A message that begins with / is sent as //."
         )
     )
@@ -85,6 +85,8 @@ async def save(room: Room, name: str) -> None:
     """/save NAME."""
     if not name:
         raise Refused("A name is missing.", "/save NAME")
+    if not room.talk.turns:
+        raise Refused("There is nothing to save yet.")
     saved = await room.ask("save_session", name=name)
     room.screen.say(remark(f"saved as {saved.name or name} ({saved.saved_id})"))
 
@@ -189,6 +191,8 @@ COMMANDS = {
 async def do(room: Room, line: str) -> None:
     """One line that begins with a slash. Raises Refused, Quit."""
     name, _, argument = line.strip().partition(" ")
+    if "\n" in line.strip():
+        raise Refused("A command is one line.", "To send all of it as a message, begin with //")
     command = COMMANDS.get(name)
     if command is None:
         raise Refused(f"There is no command {clean(name)}.", "/help lists them; to send it as a message, begin with //")

@@ -118,11 +118,11 @@ def _bindings() -> KeyBindings:
     bindings = KeyBindings()
 
     @bindings.add("enter")
+    @bindings.add("c-j")  # what was typed before the terminal was quiet
     def _(event: KeyPressEvent) -> None:
         event.current_buffer.validate_and_handle()
 
     @bindings.add("escape", "enter")
-    @bindings.add("c-j")
     def _(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
 

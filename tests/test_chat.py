@@ -167,6 +167,10 @@ async def test_commands(tmp_path: Path) -> None:
             assert await here.enter("/history") == "nothing was said yet"
             with pytest.raises(Refused, match="no command /nothing"):
                 await here.enter("/nothing")
+            with pytest.raises(Refused, match="one line"):
+                await here.enter("/model\n/new")
+            with pytest.raises(Refused, match="nothing to save"):
+                await here.enter("/save it")
             with pytest.raises(Refused, match="name is missing"):
                 await here.enter("/save")
             with pytest.raises(Refused, match="missing"):
@@ -417,7 +421,7 @@ async def test_at_a_terminal_what_is_typed_outlives_a_lost_connection(tmp_path: 
     async with service(tmp_path) as s, terminal(s) as t:
         before = t.mode()
         await t.prompt()
-        await t.type("\x1b[200~pasted\rlines\x1b[201~ typed")
+        await t.type("\x1b[200~pasted\rlines\x1b[201~\x1b\rand typed")
         await t.until("typed")
         [socket] = front_of(s).sockets.values()
         socket.close(1012, "elsewhere")
@@ -425,7 +429,7 @@ async def test_at_a_terminal_what_is_typed_outlives_a_lost_connection(tmp_path: 
         await t.until("typed")
         await t.type(" more\r")
         await t.until("tokens")
-        assert s.provider.requests[0].json["messages"][-1]["content"] == "pasted\nlines typed more"
+        assert s.provider.requests[0].json["messages"][-1]["content"] == "pasted\nlines\nand typed more"
         await t.prompt()
         t.process.terminate()
         assert await t.process.wait() == 128 + signal.SIGTERM
