@@ -94,8 +94,6 @@ class Commands:
             await self._do(message)
         except BadFrame as bad:
             self.socket.tell(error_frame(bad.fault.body, request_id=bad.request_id))
-        except RecursionError:
-            self.socket.tell(error_frame(Fault(Code.INVALID_MESSAGE, "The frame is nested too deeply.").body))
         except Fault as fault:
             self.socket.tell(error_frame(fault.body, request_id=request_id))
         except MailError as error:
@@ -219,7 +217,7 @@ class Commands:
         chars = len(content) if isinstance(content, str) else sum(_chars(part) for part in content)
         if chars > MAX_TEXT_CHARS:
             raise Fault(Code.MESSAGE_TOO_LARGE, f"The message is longer than {MAX_TEXT_CHARS} characters.")
-        if not chars or (isinstance(content, str) and not content.strip()):
+        if _blank(content):
             raise Fault(Code.INVALID_MESSAGE, "The message is empty - at `$.message`.")
         if message.mode not in (None, "queue"):
             raise Fault(Code.INVALID_MESSAGE, f"The mode {message.mode[:40]!r} is not known here - at `$.mode`.")
@@ -229,7 +227,7 @@ class Commands:
             client=self.socket.number,
             request_id=message.request_id or generated(secrets.token_hex(16)),
             echo=message.request_id,
-            content=content if isinstance(content, str) else msgspec.to_builtins(content),
+            content=content if isinstance(content, str) else [_part(part) for part in content],
             streaming=message.streaming,
         )
         known = say.request_id in conversation.unanswered
@@ -345,6 +343,19 @@ class Anchor:
 
 def _turn_of(stored: StoredEvent) -> int:
     return stored.turn
+
+
+def _blank(content: str | list[TextPart | ImagePart]) -> bool:
+    texts = [content] if isinstance(content, str) else [part.text for part in content if isinstance(part, TextPart)]
+    return not any(text.strip() for text in texts) and (isinstance(content, str) or len(texts) == len(content))
+
+
+def _part(part: TextPart | ImagePart) -> dict[str, Any]:
+    """As providers want it: a `detail` that was not given is left out, since some refuse null."""
+    plain: dict[str, Any] = msgspec.to_builtins(part)
+    if isinstance(part, ImagePart) and part.image_url.detail is None:
+        del plain["image_url"]["detail"]
+    return plain
 
 
 def _chars(part: TextPart | ImagePart) -> int:

@@ -335,10 +335,10 @@ async def test_conversations_that_nobody_needs_are_let_go() -> None:
     front.enter(house.socket()[0], entered)
     begin(running, 1)
     asked.unanswered["r"] = (Say(1, "r", "r", "hi", None), 0)
-    await trio.sleep(10)
+    await trio.sleep(10)  # virtual
     front.retire(60)
     assert set(front.conversations) == {"idle", "entered", "running", "asked"}
-    await trio.sleep(100)
+    await trio.sleep(100)  # virtual
     front.retire(60)
     assert set(front.conversations) == {"entered", "running", "asked"}
     assert house.stopped == [f"{SESSIONS}/idle"]

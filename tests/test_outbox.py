@@ -206,11 +206,11 @@ async def test_bytes_come_from_the_stream_and_their_end_too() -> None:
 @pytest.mark.autojump
 async def test_it_knows_when_the_peer_last_took_or_sent_something() -> None:
     async with connected() as (outbox, peer, _):
-        await trio.sleep(10)
+        await trio.sleep(10)  # virtual
         outbox.write(b"x" * 4 * HIGH)
         blocked = trio.current_time()
         assert outbox.progress_at == blocked
-        await trio.sleep(10)
+        await trio.sleep(10)  # virtual
         outbox.write(b"x")
         assert outbox.progress_at == blocked, "more to send is no progress"
         await read(peer, 4 * HIGH + 1)
