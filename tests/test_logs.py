@@ -590,7 +590,7 @@ async def test_a_full_standard_error_delays_no_turn(tmp_path: Path) -> None:
             os.write(write, b"x" * 4095 + b"\n")  # full before it begins
             async with child(state, write) as (process, url):
                 assert url.startswith("ws://"), url
-                turns = 50
+                turns = 24
                 async with client_of(url) as client:
                     for number in range(turns):
                         [finished] = of_type(await client.say(f"message {number}"), "turn_finished")
