@@ -14,12 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.front import HOLD_S, SESSIONS, Conversation, Front, Socket
+from actors.listening import Listening
 from actors.outbox import Outbox
 from actors.turnlog import TurnLog
 from protocol.client import Degraded, Pong, ToolExecution, TurnFinished, TurnStarted
 from protocol.mcp_server import Catalogue, Tool
 from protocol.session import Say
-from protocol.spec import Child, Context
+from protocol.spec import Child, KeepContext
 from tests.test_transcript import configured
 from tests.wsframes import decoded
 
@@ -68,9 +69,11 @@ class House:
         context = SimpleNamespace(
             start_child=lambda _, child: self.started.append(child),
             stop_child=self.stopped.append,
-            ref=lambda path: SimpleNamespace(path=path),
+            ref=lambda path: SimpleNamespace(path=path, offer=lambda _: True),
         )
-        self.front = Front(cast(Context, context), configured(), loopback=True, status=lambda: b"")
+        self.front = Front(
+            cast(KeepContext, context), configured(), listening=cast(Listening, None), status=lambda: b""
+        )
         self.closed: list[tuple[int, int]] = []
 
     def socket(self) -> tuple[Socket, Sink]:
