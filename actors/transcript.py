@@ -194,11 +194,12 @@ def started(turn: int, events: Sequence[Event]) -> list[ServerFrame]:
 
 def _tool_frames(turn: int, events: Sequence[Event], notices: ToolNotifications | None) -> list[ToolExecution]:
     begun = {e.call_id: e for e in events if isinstance(e, ToolStarted)}
-    frames = [tool_execution(turn, call, call.seq, "executing", notices) for call in begun.values()]
+    frames = {call.seq: tool_execution(turn, call, call.seq, "executing", notices) for call in begun.values()}
     for event in events:
         if isinstance(event, ToolEnded) and event.call_id in begun:
-            frames.append(tool_ended(turn, begun[event.call_id], event, notices))
-    return sorted(frames, key=lambda frame: frame.seq)
+            # an outcome that was on its way when the turn was closed may be stored twice: it has one place
+            frames[event.seq] = tool_ended(turn, begun[event.call_id], event, notices)
+    return [frames[seq] for seq in sorted(frames)]
 
 
 def tool_ended(turn: int, call: ToolStarted, ended: ToolEnded, notices: ToolNotifications | None) -> ToolExecution:

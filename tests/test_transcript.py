@@ -255,6 +255,11 @@ def test_a_replay_gives_the_live_frames_after_any_position_without_text(rng: ran
     assert rest == transcript.replay(4, events, 0, NOTICES)
 
 
+def test_an_outcome_that_was_stored_twice_is_told_once() -> None:
+    events: list[Event] = [user(), hop(1), started("a", 1), ended("a", 2), ended("a", 2), closed(seq=4)]
+    assert [getattr(f, "seq", None) for f in transcript.replay(1, events, 0)] == [1, 2, 3, 4]
+
+
 def test_a_turn_that_is_not_closed_is_not_replayed() -> None:
     assert transcript.replay(1, [user(), hop(1, "part")], None) == []
 
