@@ -97,7 +97,7 @@ ROWS = [
     Row("front/sessions/*", "Say", "queue", outcome="interrupted", nth=2),
     Row("front/sessions/*", "Stop", "stop", outcome="interrupted"),
     Row("front/sessions/*", "Drain", "drain", outcome="interrupted"),
-    Row("front/sessions/*", "Nudge", outcome="interrupted"),
+    Row("front/sessions/*", "Nudge", "nudge", outcome="interrupted"),
     # Those that no turn goes through.
     Row("watcher", "GetSnapshot", "snapshot"),
     Row("watcher", "Subscribe", "subscribe"),
