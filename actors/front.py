@@ -298,6 +298,11 @@ class Front:
             if conversation.live is not None:
                 yield conversation.live
 
+    def grew(self, log: TurnLog) -> None:
+        """Text came: enough of it does not wait for the store's tick."""
+        if log.attached and log.unstored_chars >= self.snapshot.service.deltas.min_chars:
+            self.flush.set()
+
     def turn_ended(self) -> None:
         """Called when a turn has finished; wakes who waits for quiet."""
         if next(self.running(), None) is None:

@@ -161,8 +161,7 @@ class Gateway:
                 del self.front.requests[piece.request]
                 turn_log.decisions.append(piece)
                 return True
-        if turn_log.unstored_chars >= self.front.snapshot.service.deltas.min_chars:
-            self.front.flush.set()
+        self.front.grew(turn_log)
         return False
 
     def _lose(self, request: int, reason: str) -> None:

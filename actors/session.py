@@ -358,8 +358,7 @@ class Session:
         frame = running.started()
         running.log.begin(frame)
         self.conversation.attach(running.log)
-        if running.log.unstored_chars >= self.front.snapshot.service.deltas.min_chars:
-            self.front.flush.set()  # the text came before its turn was on disk
+        self.front.grew(running.log)
         turn_lines.shown(running.log, len(self.conversation.sockets))
         if waiting is not None:
             asking = self.front.sockets.get(waiting[0].client)
