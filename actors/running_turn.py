@@ -52,7 +52,11 @@ class RunningTurn:
         self.events = events
         self.snapshot = snapshot
         self.merged = merged
-        self.prompt = system_prompt.build(snapshot.service.system_prompt, catalogues)
+        active = snapshot.llm.providers.get(snapshot.llm.active)
+        small = active is not None and active.client.small
+        self.tools = [] if small else merged.tools_for_model
+        """What the model may call."""
+        self.prompt = system_prompt.build(snapshot.service.system_prompt, EMPTY if small else catalogues)
         """The configured system prompt, and what the servers offer now."""
         hops = {event.hop for event in events if isinstance(event, HopEvent)}
         self.hop_open = log.hop not in hops and log.hop > 0

@@ -314,7 +314,7 @@ class Session:
             provider=running.snapshot.llm.active,
             model=provider.model if provider is not None else "",
             messages=running.messages(self.events),
-            tools=running.merged.tools_for_model,
+            tools=running.tools,
             conversation=self.conversation.id,
         )
         turn_lines.asked(running, self.front.snapshot, complete)

@@ -136,7 +136,10 @@ def with_local_model(snapshot: Snapshot, base_url: str, model: str, environment:
         parameters={"max_tokens": LOCAL_MAX_TOKENS},
         # its server promises to keep connections and then closes them: every third request would meet a dead one
         client=ClientOptions(
-            first_token_timeout=LOCAL_FIRST_TOKEN_S, headers={"Connection": "close"}, max_keepalive_connections=0
+            first_token_timeout=LOCAL_FIRST_TOKEN_S,
+            headers={"Connection": "close"},
+            max_keepalive_connections=0,
+            small=True,
         ),
     )
     llm = Llm(active=name, providers={**snapshot.llm.providers, name: local})

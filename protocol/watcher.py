@@ -119,6 +119,8 @@ class ClientOptions(msgspec.Struct, frozen=True):
     """Further tries before the first piece; 0: none."""
     stream: bool = True
     """false: the provider is asked with `stream: false`."""
+    small: bool = False
+    """A model that calls no tools: it is offered none, and told nothing of servers. Set for the local model only."""
 
 
 class Provider(msgspec.Struct, frozen=True):

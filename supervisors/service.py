@@ -27,6 +27,9 @@ EXIT_SOFTWARE = 70  # EX_SOFTWARE of sysexits.h
 FORCE_S = 15.0  # over the grace: for cut-off turns to be stored and shown
 
 
+TWICE_S = 0.5  # the same signal again within this is the same: `uv run` passes it on to who has got it already
+
+
 class Stop:
     """What signals ask for: the first the end, in order; the second the end at once.
 
@@ -44,8 +47,11 @@ class Stop:
 
     async def obey(self, signals: AsyncIterator[int]) -> None:
         """Follow the signals, for ever."""
+        first, at = 0, 0.0
         async for number in signals:
             name = signal.Signals(number).name
+            if number == first and trio.current_time() - at < TWICE_S:
+                continue
             if self.asked.is_set():
                 log.warning("forced to end at once by a second %s", name)
                 kill_children()
@@ -53,6 +59,7 @@ class Stop:
                 os._exit(128 + number)  # the store is crash-safe
             log.info("%s: stopping; running turns get %g s", name, self.grace_s)
             self.asked.set()
+            first, at = number, trio.current_time()
             if not self.started:
                 self.starting.cancel()
 

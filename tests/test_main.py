@@ -316,9 +316,24 @@ async def test_a_second_signal_forces_while_a_server_does_not_end(tmp_path: Path
         p.signal(signal.SIGTERM)
         while await connects(url):  # the front stops first, then the server is told to end, and does not
             pass
-        p.signal(signal.SIGTERM)
-        assert await p.ended() == 128 + signal.SIGTERM
+        p.signal(signal.SIGINT)
+        assert await p.ended() == 128 + signal.SIGINT
         await p.nothing_left()
+
+
+async def test_one_stop_that_comes_twice_does_not_force(tmp_path: Path) -> None:
+    async with FakeProvider(Script(("a", Stall()))) as provider:
+        async with program(*at(tmp_path, provider, drain_s=0.5)) as p:
+            async with foreign(await p.listening()) as client:
+                await client.send("user_message", message="hi")
+                await client.until("assistant_delta")
+                p.signal(signal.SIGTERM)
+                await p.logged("stopping")
+                p.signal(signal.SIGTERM)
+                frames = await client.until("turn_finished")
+                assert frames[-1]["outcome"] == "interrupted"
+                assert await p.ended() == 0
+                assert "forced" not in p.log
 
 
 async def connects(url: str) -> bool:
