@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -261,6 +262,7 @@ def test_when_nobody_reads_the_oldest_are_dropped_and_counted(monkeypatch: pytes
         output.flush()  # bounded
         found = b""
         while b"line 0999" not in found:
+            assert select.select([read], [], [], 10.0)[0], found[-200:]
             found += os.read(read, 65536)
         output.close()
         found += everything(read)
@@ -570,7 +572,7 @@ async def child(state: Path, stderr: int) -> AsyncIterator[tuple[subprocess.Pope
     )
     assert process.stdout is not None
     try:
-        line = await trio.to_thread.run_sync(process.stdout.readline)
+        line = await trio.to_thread.run_sync(process.stdout.readline, abandon_on_cancel=True)
         yield process, line.decode().removeprefix("listening on ").strip()
     finally:
         process.stdout.close()
@@ -578,12 +580,18 @@ async def child(state: Path, stderr: int) -> AsyncIterator[tuple[subprocess.Pope
         process.wait()
 
 
+async def more(descriptor: int) -> bytes:
+    """What comes next; can be cancelled, unlike a read in a thread."""
+    os.set_blocking(descriptor, False)
+    await trio.lowlevel.wait_readable(descriptor)
+    return os.read(descriptor, 65536)
+
+
 @pytest.mark.seconds(40)
 async def test_a_full_standard_error_delays_no_turn(tmp_path: Path) -> None:
     state = tmp_path / "state"
-    settings = {"logging": {"level": "DEBUG"}, "chat": {"service": {"system_prompt": "long prompt " * 5000}}}
-    merge(settings, features(system_prompt=True, llm_replies=True, llm_reply_truncate_length=0))
-    async with FakeProvider(say("answer " * 5000)) as provider:
+    settings = {"logging": {"level": "DEBUG"}, **features(llm_replies=True, llm_reply_truncate_length=0)}
+    async with FakeProvider(say("answer " * 20_000)) as provider:
         prepare(state, provider, settings, {})
         with pipe() as (read, write):
             fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 4096)
@@ -598,11 +606,11 @@ async def test_a_full_standard_error_delays_no_turn(tmp_path: Path) -> None:
                 # now somebody reads: the newest lines are there, and what is missing is counted
                 found = b""
                 while b"were dropped here" not in found or f"/{turns}] completed".encode() not in found:
-                    found += await trio.to_thread.run_sync(os.read, read, 65536)
+                    found += await more(read)
                 assert b"/1] completed" not in found
                 # and it ends, in order, with nobody reading
                 process.send_signal(signal.SIGTERM)
-                assert await trio.to_thread.run_sync(process.wait) == 0
+                assert await trio.to_thread.run_sync(process.wait, abandon_on_cancel=True) == 0
 
 
 @pytest.mark.seconds(40)
@@ -618,7 +626,7 @@ async def test_what_a_second_signal_cuts_off_is_still_written(tmp_path: Path) ->
                 process.send_signal(signal.SIGTERM)
                 found = b""
                 while b"stopping" not in found:
-                    found += await trio.to_thread.run_sync(os.read, read, 65536)
+                    found += await more(read)
                 process.send_signal(signal.SIGTERM)
-                assert await trio.to_thread.run_sync(process.wait) == 128 + signal.SIGTERM
+                assert await trio.to_thread.run_sync(process.wait, abandon_on_cancel=True) == 128 + signal.SIGTERM
                 assert b"forced to end at once by a second SIGTERM" in found + everything(read)
