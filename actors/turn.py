@@ -242,18 +242,17 @@ class Turns:
         return [Drop(turn), TellRepeated(known, say), *self._commit_next(), *self._next()]
 
     def commit_failed(self, turn: int, fault: FaultBody) -> list[Effect]:
-        """It could not be stored.
+        """It could not be stored. A message is refused, and so are those behind it where there is no store.
 
-        A message: its request is cancelled and only the error is sent; so is it to those behind it, where
-        there is no store. The start of a queued turn, which was acknowledged: it ends as failed.
+        The start of a queued turn, which was acknowledged, is shown and ends as failed.
         """
         current = self.current
-        if current is not None and current.turn == turn and current.acknowledged:
-            if current.phase is not Phase.COMMITTING:
-                return []
+        if current is not None and current.turn == turn and current.acknowledged and current.phase is Phase.COMMITTING:
             return [Drop(turn), *self._show_end(current, *(current.ending or ("failed", fault)))]
         refused = [self._forget(turn)]
-        if refused[0] is not None and fault.code in NO_STORE:
+        if refused[0] is None:
+            return []
+        if fault.code in NO_STORE:
             refused += [self._forget(waiting.turn) for waiting in tuple(self.waiting) if not waiting.committed]
         told = [Refuse(say.client, say.echo, fault, say) for say in refused if say is not None]
         return [Drop(turn), *told, *self._commit_next(), *self._next()]
@@ -347,11 +346,7 @@ class Turns:
     # After a restart of the session.
 
     def adopt(self, turn: int, *, attached: bool, shown: bool, hop: int, asks: int = 0) -> list[Effect]:
-        """A turn that ran when the last incarnation died: asked again if nothing was shown, else closed.
-
-        Args:
-            asks: how often it was asked already. A turn that kills its session each time must come to an end.
-        """
+        """A turn that ran when the last incarnation died: asked again if nothing was shown (`ASKS` times), else closed."""
         self.current = Current(turn, Phase.ASKING, self.max_tool_hops, hop=hop, asks=asks + 1)
         self.last_turn = max(self.last_turn, turn)
         begin: list[Effect] = [Drop(turn)] if attached else [Start(turn)]

@@ -168,7 +168,6 @@ TABLE: dict[Callable[[], Turns], dict[str, tuple[str, str]]] = {
         "stop": (NOT_RUNNING, "idle"),
         "stop 1": (NOT_RUNNING, "idle"),
         "stop 7": (NOT_RUNNING, "idle"),
-        "commit failed": ("Drop 1", "idle"),
     },
     committing: {
         "said": ("", "committing"),  # its commit is ordered when the first one's is done
@@ -211,7 +210,6 @@ TABLE: dict[Callable[[], Turns], dict[str, tuple[str, str]]] = {
         "failed": ("Drop 1, Close 1 failed LLM_STREAM_BROKEN", "closing"),
         "lost unseen": ("Drop 1, Ask 1.1", "asking"),
         "lost": ("Drop 1, Close 1 interrupted LLM_STREAM_BROKEN", "closing"),
-        "commit failed": ("Drop 1", "asking"),
     },
     journaling: {
         "said": (WAITS, "journaling"),
@@ -221,7 +219,6 @@ TABLE: dict[Callable[[], Turns], dict[str, tuple[str, str]]] = {
         "drain now": (CUT, "closing"),
         "failed": ("Drop 1, Close 1 failed LLM_STREAM_BROKEN", "closing"),
         "journaled": ("RunCalls 1", "calling"),
-        "commit failed": ("Drop 1", "journaling"),
     },
     calling: {
         "said": (WAITS, "calling"),
@@ -230,20 +227,17 @@ TABLE: dict[Callable[[], Turns], dict[str, tuple[str, str]]] = {
         "stop 7": (NOT_RUNNING, "calling"),
         "drain now": (CUT, "closing"),
         "call ended": ("", "calling"),  # b runs still
-        "commit failed": ("Drop 1", "calling"),
     },
     closing: {
         "said": (WAITS, "closing"),
         "stop 7": (NOT_RUNNING, "closing"),
         "closed": ("", "idle"),
-        "commit failed": ("Drop 1", "closing"),
     },
     drained: {
         "said": ("Refuse 2 SHUTTING_DOWN", "idle"),
         "stop": (NOT_RUNNING, "idle"),
         "stop 1": (NOT_RUNNING, "idle"),
         "stop 7": (NOT_RUNNING, "idle"),
-        "commit failed": ("Drop 1", "idle"),
     },
     drained_asking: {
         "said": ("Refuse 2 SHUTTING_DOWN", "asking"),
@@ -256,7 +250,6 @@ TABLE: dict[Callable[[], Turns], dict[str, tuple[str, str]]] = {
         "failed": ("Drop 1, Close 1 failed LLM_STREAM_BROKEN", "closing"),
         "lost unseen": ("Drop 1, Ask 1.1", "asking"),
         "lost": ("Drop 1, Close 1 interrupted LLM_STREAM_BROKEN", "closing"),
-        "commit failed": ("Drop 1", "asking"),
     },
 }
 
