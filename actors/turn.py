@@ -346,7 +346,7 @@ class Turns:
     # After a restart of the session.
 
     def adopt(self, turn: int, *, attached: bool, shown: bool, hop: int, asks: int = 0) -> list[Effect]:
-        """A turn that ran when the last incarnation died: asked again if nothing was shown (`ASKS` times), else closed."""
+        """A turn that ran when the last incarnation died: asked again while nothing was shown (`ASKS`), else closed."""
         self.current = Current(turn, Phase.ASKING, self.max_tool_hops, hop=hop, asks=asks + 1)
         self.last_turn = max(self.last_turn, turn)
         begin: list[Effect] = [Drop(turn)] if attached else [Start(turn)]
