@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+MOST_SWAPS = 100  # of files or links that are changed faster than they can be looked at
 MOST_BYTES = 256 * 1024  # a large configuration has 20 KiB; reading a text of this size takes a second or two
 
 Mark = tuple[int, ...]
@@ -62,7 +63,7 @@ def replace(path: Path, text: str) -> None:
 
     The permissions of a file that is there are kept; a new one is readable by its owner only. Raises OSError.
     """
-    target = Path(os.path.realpath(path))
+    target = real(path)
     with _made(target, text) as name:
         os.replace(name, target)
 
@@ -78,7 +79,7 @@ def exchange(path: Path, text: str, expected: str | None, *, aside: Path | None 
             is expected of it.
     Raises: Changed, OSError.
     """
-    target = Path(os.path.realpath(path))
+    target = real(path)
     with _made(target, text) as name:
         new = Path(name)
         if expected is None and aside is None:
@@ -86,18 +87,54 @@ def exchange(path: Path, text: str, expected: str | None, *, aside: Path | None 
                 os.link(new, target)
             except FileExistsError:
                 raise Changed from None
-        elif _swap(new, target):
-            if aside is not None:
-                os.rename(new, aside)
-            elif not _is(new, expected) or Path(os.path.realpath(path)) != target:
-                _swap(new, target)
-                raise Changed
-        else:
-            if aside is not None:
-                os.link(target, aside)
-            elif not _is(target, expected):
+        elif aside is not None:
+            _put_aside(new, target, aside)
+        elif not _swap(new, target):
+            if not _is(target, expected):
                 raise Changed
             os.replace(new, target)
+        elif not _is(new, expected) or real(path) != target:
+            _give_back(new, target, text)
+            raise Changed
+
+
+def real(path: Path) -> Path:
+    """What `path` is behind all links. Raises OSError, for a link that is swapped all the time too."""
+    for _ in range(MOST_SWAPS):
+        try:
+            return Path(os.path.realpath(path))
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # it was a link when it was looked at, and none when it was read
+                raise
+    return Path(os.path.realpath(path))
+
+
+def _put_aside(new: Path, target: Path, aside: Path) -> None:
+    if _swap(new, target):
+        os.rename(new, aside)
+    else:
+        os.link(target, aside)
+        os.replace(new, target)
+
+
+def _give_back(new: Path, target: Path, ours: str) -> None:
+    """Put the edit back that was found where the old file was expected.
+
+    What was edited while ours was in place is newer still, and goes in its place in turn; and so on.
+    """
+    placed: Mark | None = None
+    for _ in range(MOST_SWAPS):
+        newer = mark(new)
+        if not _swap(new, target):
+            return
+        if _is(new, ours) or (placed is not None and _same_file(mark(new), placed)):
+            return
+        placed = newer
+
+
+def _same_file(one: Mark | None, other: Mark) -> bool:
+    # Without the time of the last change of the inode: a rename counts as one.
+    return one is not None and one[:-1] == other[:-1]
 
 
 def _is(path: Path, expected: str | None) -> bool:

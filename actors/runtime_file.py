@@ -209,7 +209,7 @@ class RuntimeFile:
 
     def aside_name(self, why: str) -> Path:
         """Another name for the file that is there."""
-        target = Path(os.path.realpath(self.path))
+        target = files.real(self.path)
         return target.with_name(f"{RUNTIME}.{why}-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
 
     @property
