@@ -146,6 +146,9 @@ def test_tests_do_not_sleep() -> None:
     for path in modules("tests"):
         if "bench" in path.parts or "soak" in path.parts:
             continue
-        for number, line in enumerate(path.read_text().splitlines(), 1):
-            if re.search(r"\b(time|trio|anyio|asyncio)\.sleep\(", line):
+        text = path.read_text()
+        # trio's sleep is virtual time in modules with autojump tests; what it waits for there is the clock itself
+        real = "time|anyio|asyncio" if "autojump" in text else "time|trio|anyio|asyncio"
+        for number, line in enumerate(text.splitlines(), 1):
+            if re.search(rf"\b({real})\.sleep\(", line):
                 assert "#" in line, f"{path.name}:{number}: a sleep without its reason"

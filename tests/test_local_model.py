@@ -278,7 +278,7 @@ async def test_what_cannot_work_here_parks(stand_in: Callable[[str], None]) -> N
 async def test_one_that_never_answers_is_ended(
     stand_in: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stand_in(WORKS.format(first="time.sleep(1000)"))
+    stand_in(WORKS.format(first="time.sleep(1000)"))  # a child that does not end
     monkeypatch.setattr(local_model, "READY_S", 0.3)
     async with acting(snapshot()) as world:
         await world.until(state="loading")
@@ -309,7 +309,7 @@ async def test_a_frozen_child_is_killed(stand_in: Callable[[str], None], monkeyp
 
 
 async def test_cancelled_it_leaves_nothing(stand_in: Callable[[str], None]) -> None:
-    stand_in(WORKS.format(first="time.sleep(1000)"))
+    stand_in(WORKS.format(first="time.sleep(1000)"))  # a child that does not end
     world = World()
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:
