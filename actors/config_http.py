@@ -33,6 +33,7 @@ from protocol.watcher import ConfigView, GetConfig, ListVersions, Rollback, SetC
 
 READ_S = 5.0  # for head and body each: both come from this machine
 ASK_S = 25.0  # an editor may be at the file; below what clients wait
+LINGER_S = 1.0  # for who asked to read the answer and close
 MOST_BYTES = 1024 * 1024  # of a request's body; the file itself may have a quarter of that
 MOST_AT_A_TIME = 16  # connections; more wait in the kernel
 ACCEPT_PAUSE_S = 0.1  # while there are no descriptors left
@@ -47,6 +48,8 @@ STATUS = {
     Code.MESSAGE_TOO_LARGE: 413,
     Code.OVERLOADED: 503,
 }
+
+HINT = "There are GET and POST /config, GET /versions and POST /rollback, with JSON bodies."
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +95,11 @@ async def _connection(
             with trio.move_on_after(2 * READ_S + ASK_S):
                 if (answer := await _answer(stream, access, watcher)) is not None:
                     await stream.send_all(answer)
+                    await stream.send_eof()
+            # What is closed with bytes unread is reset, and the answer lost with it.
+            with trio.move_on_after(LINGER_S):
+                while await stream.receive_some(MOST_BYTES):
+                    pass
     except (trio.BrokenResourceError, trio.ClosedResourceError):
         pass  # whoever asked is gone
     except Exception:  # boundary: no request may end the watcher
@@ -107,12 +115,12 @@ async def _answer(stream: trio.SocketStream, access: Access, watcher: Ref[Watche
             return None
         role = access.role(head.header("authorization"))
         if role is None:
-            raise Fault(Code.UNAUTHORIZED)
+            raise Fault(Code.UNAUTHORIZED, hint="The token is made anew with every start of the service.")
         body = await read_body(stream, head, within=READ_S, limit=MOST_BYTES)
         found = await _ask(head, body, role, watcher)
     except BadRequest as error:
         code = Code.MESSAGE_TOO_LARGE if error.status == 413 else Code.INVALID_MESSAGE
-        return _failed(error.status, Fault(code, error.text))
+        return _failed(error.status, Fault(code, error.text, hint=HINT))
     except Fault as fault:
         return _failed(STATUS.get(fault.code, 500), fault)
     except MailError as error:
@@ -135,7 +143,7 @@ async def _ask(head: Head, body: bytes, role: str, watcher: Ref[WatcherMessage])
         case "GET", "/versions":
             limit = head.query.get("limit", "20")
             if not re.fullmatch(r"[0-9]{1,6}", limit):
-                raise Fault(Code.INVALID_MESSAGE, "limit must be a whole number")
+                raise Fault(Code.INVALID_MESSAGE, "limit must be a whole number", hint=HINT)
             return await watcher.ask(ListVersions(int(limit)), within=ASK_S, again=True)
         case "POST", "/rollback":
             back = _decoded(body, Back)
@@ -145,7 +153,7 @@ async def _ask(head: Head, body: bytes, role: str, watcher: Ref[WatcherMessage])
         case _, "/config" | "/versions" | "/rollback":
             raise BadRequest(405, f"{head.method} is not understood for {head.path}")
         case _:
-            raise Fault(Code.NOT_FOUND, "there are /config, /versions and /rollback")
+            raise Fault(Code.NOT_FOUND, f"there is no {head.path[:100]}", hint=HINT)
 
 
 async def _changed(watcher: Ref[WatcherMessage], change: SetConfig | Rollback) -> ConfigView:
@@ -156,10 +164,10 @@ def _decoded(body: bytes, kind: type[Any]) -> Any:
     try:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, RecursionError) as error:
-        raise Fault(Code.INVALID_MESSAGE, f"the body is not what is expected: {error}") from None
+        raise Fault(Code.INVALID_MESSAGE, f"the body is not what is expected: {error}", hint=HINT) from None
 
 
 def _author(author: str) -> str:
     if author in ("api", "cli") or re.fullmatch(r"client:[^\x00-\x1f\x7f]{1,200}", author):
         return author
-    raise Fault(Code.INVALID_MESSAGE, "author must be api, cli or client:<owner>")
+    raise Fault(Code.INVALID_MESSAGE, "author must be api, cli or client:<owner>", hint=HINT)

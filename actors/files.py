@@ -58,13 +58,15 @@ def read(path: Path) -> str:
         raise Unreadable(f"is not UTF-8 text (line {line})") from None
 
 
-def replace(path: Path, text: str) -> None:
+def replace(path: Path, text: str, *, durable: bool = True) -> None:
     """Put a new text at `path` so that everyone sees the old or the new one, whole, after a crash too.
 
     The permissions of a file that is there are kept; a new one is readable by its owner only. Raises OSError.
+    Args:
+        durable: false: after a power cut the file may be empty, and nobody waits for the disk.
     """
     target = real(path)
-    with _made(target, text) as name:
+    with _made(target, text, durable=durable) as name:
         os.replace(name, target)
 
 
@@ -145,7 +147,7 @@ def _is(path: Path, expected: str | None) -> bool:
 
 
 @contextmanager
-def _made(target: Path, text: str) -> Iterator[str]:
+def _made(target: Path, text: str, *, durable: bool = True) -> Iterator[str]:
     """A file with that text beside `target`, safe on disk; what is left of it at the end is removed."""
     try:
         mode = stat.S_IMODE(target.stat().st_mode)
@@ -157,12 +159,14 @@ def _made(target: Path, text: str) -> Iterator[str]:
             file.write(text.encode())
             file.flush()
             os.fchmod(fd, mode)
-            os.fsync(fd)
+            if durable:
+                os.fsync(fd)
         yield name
     finally:
         # Whatever ended this (a full disk, Ctrl-C): the half-made file goes; after a swap it is the old one.
         Path(name).unlink(missing_ok=True)
-    sync_folder(target.parent)
+    if durable:
+        sync_folder(target.parent)
 
 
 AT_FDCWD = -100  # linux/fcntl.h

@@ -309,9 +309,7 @@ class PoolSettings(_Section):
     request_timeout_seconds: float | None = Field(
         None, gt=0, le=MOST_SECONDS, description="seconds until an answer begins"
     )
-    total_timeout_seconds: float | None = Field(
-        None, gt=0, le=MOST_SECONDS, description="seconds for a whole answer"
-    )
+    total_timeout_seconds: float | None = Field(None, gt=0, le=MOST_SECONDS, description="seconds for a whole answer")
 
 
 class Settings(_Section):

@@ -52,4 +52,3 @@ async def answer(
 def _echoing(frame: Any, request_id: str | None) -> ServerFrame:
     echoed: ServerFrame = msgspec.structs.replace(frame, request_id=request_id)
     return echoed
-

@@ -1,7 +1,7 @@
 """The history of the runtime file: one small JSON file per version, the last 200, in a directory of their own.
 
 A version holds what differs from the reference defaults, without secrets and metadata. Each is written in one
-step, so a crash leaves it or not; nothing is ever changed. What cannot be read (edited by hand, another
+step, so a crash leaves it or not (a power cut may take the last); nothing is ever changed. What cannot be read (edited by hand, another
 program's file) is not there. Fails with OSError where it writes.
 """
 
@@ -73,7 +73,9 @@ class History:
     def add(self, new: Version) -> None:
         """Write one, and drop what is older than the last 200. Raises OSError."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        files.replace(self._path(new.version), msgspec.json.format(msgspec.json.encode(new)).decode() + "\n")
+        text = msgspec.json.format(msgspec.json.encode(new)).decode() + "\n"
+        # An edit comes into force without waiting for the disk on account of its history.
+        files.replace(self._path(new.version), text, durable=False)
         for old in self._numbers()[:-KEPT]:
             self._path(old).unlink(missing_ok=True)
 

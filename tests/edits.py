@@ -6,6 +6,7 @@ answered change is lost, nothing crashes, and nobody ever sees half a file of ou
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import random
@@ -116,6 +117,7 @@ async def edited(state: Path, count: int, seed: int) -> tuple[int, list[VersionR
                 if valid and chance.random() < 0.5:
                     await editor.answered.wait()  # else the others would hardly ever find a quiet moment
             nursery.cancel_scope.cancel()
+        await _quiet(watched)  # after whatever was still under way
         rows = await watched.tree.ref("watcher").ask(ListVersions(200), within=5)
         _check_versions(watched, rows, answered)
         node = next(child for child in watched.tree.status().children if child.name == "watcher")
@@ -133,6 +135,11 @@ async def _settled(watched: House, editor: Editor, *, valid: bool, burst: int, b
         assert told.websocket.port == before
     # Of several at once, which valid ones were seen is a matter of luck; the last is not valid.
     editor.valid = told.websocket.port
+
+
+async def _quiet(watched: House) -> None:
+    with contextlib.suppress(Fault):  # what is in the file may be a mistake
+        await watched.set({})
 
 
 async def _setter(watched: House, editor: Editor, chance: random.Random, answered: dict[int, int]) -> None:

@@ -17,6 +17,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(actors.watcher, "SETTLED_S", 0.02)
 
 
+@pytest.mark.seconds(90)
 async def test_the_service_stays_on_the_last_valid_version(tmp_path: Path) -> None:
     answered, rows = await edited(tmp_path / "state", 50, seed=7)
     assert answered

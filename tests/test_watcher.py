@@ -12,11 +12,22 @@ import trio
 
 import actors.watcher
 from actors.configuration import RUNTIME, Configuration
+from actors.layers import parse
+from protocol.errors import Code, Fault
 from protocol.mail import Gone, Mailbox
 from protocol.spec import Child, Context, Group, Status
-from protocol.watcher import Configured, GetSnapshot, SetLocalModel, Snapshot, Subscribe
+from protocol.watcher import (
+    Configured,
+    GetConfig,
+    GetSnapshot,
+    ListVersions,
+    Rollback,
+    SetLocalModel,
+    Snapshot,
+    Subscribe,
+)
 from supervisors.supervisor import running
-from tests.watched import has_port, has_version, house, port
+from tests.watched import House, has_port, has_version, house, port
 
 
 class Boom(Exception):
@@ -203,3 +214,174 @@ async def test_it_runs_where_nothing_can_be_written(tmp_path: Path) -> None:
     async with house(tmp_path / "file" / "state") as watched:
         told = await watched.until(lambda snapshot: True)
         assert any("cannot be written" in line for line in told.problems)
+
+
+# Changing.
+
+
+async def test_a_change_is_saved_and_in_force_when_it_is_answered(state: Path) -> None:
+    async with house(state) as watched:
+        view = await watched.set({"chat": {"websocket": {"port": 8001}}}, author="client:ann")
+        assert (view.version, view.config["chat"]["websocket"]["port"]) == (2, 8001)
+        assert (await watched.ask()).version == 2
+        assert (await watched.until(has_port(8001))).version == 2
+        saved = parse((state / RUNTIME).read_text("utf-8"), RUNTIME).data
+        assert saved["chat"] == {"websocket": {"port": 8001}}
+        assert saved["_runtime_config"]["version"] == 2
+        # An edit is a version too, and only ours change the metadata.
+        watched.write(f"{(state / RUNTIME).read_text('utf-8')}logging: {{level: DEBUG}}\n")
+        edited = await watched.until(lambda snapshot: snapshot.logging.level == "DEBUG")
+        assert edited.version == 3
+        assert parse((state / RUNTIME).read_text("utf-8"), RUNTIME).data["_runtime_config"]["version"] == 2
+        view = await watched.set({"llm": {"providers": {"openrouter": {"top_p": None}}}}, base_version=3)
+        assert view.version == 4
+        assert "top_p" not in view.config["llm"]["providers"]["openrouter"]
+        rows = await watched.tree.ref("watcher").ask(ListVersions(), within=5)
+        assert [(row.version, row.author, row.changed) for row in rows] == [
+            (4, "api", ["llm.providers.openrouter.top_p"]),
+            (3, "file", ["logging.level"]),
+            (2, "client:ann", ["chat.websocket.port"]),
+            (1, "file", []),
+        ]
+
+
+async def test_a_change_that_changes_nothing_is_no_version(state: Path) -> None:
+    async with house(state) as watched:
+        before = (state / RUNTIME).read_bytes()
+        assert (await watched.set({"chat": {"websocket": {"port": 8000}}})).version == 1
+        assert (await watched.set({})).version == 1
+        assert (state / RUNTIME).read_bytes() == before
+
+
+async def test_changes_at_the_same_time_are_all_there(state: Path) -> None:
+    async with house(state) as watched:
+        versions: list[int] = []
+
+        async def change(number: int) -> None:
+            changes = {"llm": {"providers": {"openrouter": {f"key{number}": number}}}}
+            versions.append((await watched.set(changes)).version)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(10):
+                nursery.start_soon(change, number)
+        assert sorted(versions) == list(range(2, 12))
+        told = await watched.until(has_version(11))
+        assert {f"key{number}" for number in range(10)} <= set(told.llm.providers["openrouter"].parameters)
+
+
+async def refused(watched: House, code: Code, changes: dict[str, Any], **more: Any) -> str:
+    with pytest.raises(Fault) as raised:
+        await watched.set(changes, **more)
+    assert raised.value.code == code
+    return raised.value.body.text
+
+
+async def test_what_is_refused_changes_nothing(state: Path) -> None:
+    async with house(state) as watched:
+        await watched.set({"chat": {"websocket": {"port": 8001}}})
+        before = (state / RUNTIME).read_bytes()
+        text = await refused(watched, Code.CONFIG_CONFLICT, {"chat": {"websocket": {"port": 8002}}}, base_version=1)
+        assert "version 1" in text
+        assert "2" in text
+        text = await refused(watched, Code.CONFIG_INVALID, {"chat": {"websocket": {"port": "x", "host": ""}}})
+        assert [line.split(": ")[1] for line in text.split("\n")] == ["chat.websocket.host", "chat.websocket.port"]
+        await refused(watched, Code.CONFIG_INVALID, {"chat": {"webs": 1}})
+        await refused(watched, Code.FORBIDDEN, {"mcp": {"config_file": "x"}}, author="tool")
+        with pytest.raises(Fault) as raised:
+            await watched.tree.ref("watcher").ask(GetConfig("chat.nothing"), within=5)
+        assert raised.value.code == Code.NOT_FOUND
+        assert (state / RUNTIME).read_bytes() == before
+        assert (await watched.ask()).version == 2
+
+
+async def test_beside_a_broken_file_nothing_is_written(state: Path) -> None:
+    async with house(state) as watched:
+        await watched.until(lambda _: True)
+        watched.write("chat: {")
+        text = await refused(watched, Code.CONFIG_INVALID, {"chat": {"websocket": {"port": 8001}}})
+        assert text.startswith(f"{RUNTIME}:1:")
+        assert (state / RUNTIME).read_text() == "chat: {"
+        # A rollback helps, and keeps the broken file.
+        view = await watched.tree.ref("watcher").ask(Rollback(1), within=10)
+        assert view.version == 1
+        assert (await watched.until(lambda snapshot: not snapshot.problems)).version == 1
+        [kept] = state.glob(f"{RUNTIME}.broken-*")
+        assert kept.read_text() == "chat: {"
+        assert (await watched.set({"chat": {"websocket": {"port": 8001}}})).version == 2
+
+
+async def test_a_file_that_was_removed_is_made_again_by_a_change(state: Path) -> None:
+    async with house(state) as watched:
+        await watched.set({"chat": {"websocket": {"port": 8001}}})
+        (state / RUNTIME).unlink()
+        await watched.until(lambda snapshot: bool(snapshot.problems))
+        view = await watched.set({"logging": {"level": "DEBUG"}})
+        assert (view.version, view.config["chat"]["websocket"]["port"]) == (3, 8001)
+        await watched.until(lambda snapshot: not snapshot.problems)
+
+
+async def test_an_edit_that_was_not_seen_yet_is_taken_first(state: Path) -> None:
+    async with house(state) as watched:
+        await watched.until(lambda _: True)
+        watched.write(port(8001))
+        await refused(watched, Code.CONFIG_CONFLICT, {"logging": {"level": "DEBUG"}}, base_version=1)
+        watched.write(port(8002))
+        view = await watched.set({"logging": {"level": "DEBUG"}})
+        assert (view.version, view.config["chat"]["websocket"]["port"]) == (4, 8002)
+
+
+async def test_rolling_back_makes_a_new_version_with_the_old_content(state: Path) -> None:
+    async with house(state) as watched:
+        watcher = watched.tree.ref("watcher")
+        for number in (8001, 8002):
+            await watched.set({"chat": {"websocket": {"port": number}}})
+        assert (await watcher.ask(Rollback(2, "cli"), within=10)).version == 4
+        assert (await watched.until(has_port(8001))).version == 4
+        # The defaults are version 0; the file as it was is kept.
+        before = (state / RUNTIME).read_bytes()
+        assert (await watcher.ask(Rollback(0, "cli"), within=10)).version == 5
+        await watched.until(has_port(8000))
+        [kept] = state.glob(f"{RUNTIME}.before-reset-*")
+        assert kept.read_bytes() == before
+        with pytest.raises(Fault) as raised:
+            await watcher.ask(Rollback(99), within=10)
+        assert raised.value.code == Code.NOT_FOUND
+        rows = await watcher.ask(ListVersions(2), within=5)
+        assert [(row.version, row.author) for row in rows] == [(5, "cli"), (4, "cli")]
+
+
+async def test_versions_go_on_after_a_restart_of_the_service(state: Path) -> None:
+    async with house(state) as watched:
+        await watched.set({"chat": {"websocket": {"port": 8001}}})
+    async with house(state) as watched:
+        assert (await watched.until(lambda _: True)).version == 2
+    # Edited while nothing ran.
+    (state / RUNTIME).write_text(port(8002))
+    async with house(state) as watched:
+        assert (await watched.until(lambda _: True)).version == 3
+        rows = await watched.tree.ref("watcher").ask(ListVersions(), within=5)
+        assert [(row.version, row.author) for row in rows] == [(3, "file"), (2, "api"), (1, "file")]
+
+
+async def test_the_command_line_stays_above_changes(state: Path) -> None:
+    async with house(state, {"llm": {"active": "openrouter"}}) as watched:
+        await refused(watched, Code.CONFIG_INVALID, {"llm": {"providers": {"openrouter": None}}})
+        mine = {"active": "mine", "providers": {"mine": {"base_url": "http://127.0.0.1", "model": "m"}}}
+        view = await watched.set({"llm": mine})
+        assert view.config["llm"]["active"] == "mine"
+        assert (await watched.ask()).llm.active == "openrouter"
+
+
+async def test_a_directory_that_cannot_be_written_is_told(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with house(state) as watched:
+        await watched.until(lambda _: True)
+
+        def full(fd: int) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "fsync", full)
+        text = await refused(watched, Code.INTERNAL, {"chat": {"websocket": {"port": 8001}}})
+        assert "No space left on device" in text
+        assert (await watched.ask()).websocket.port == 8000
+        monkeypatch.undo()
+        assert (await watched.set({"chat": {"websocket": {"port": 8001}}})).version == 2
