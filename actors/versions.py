@@ -1,8 +1,8 @@
 """The history of the runtime file: one small JSON file per version, the last 200, in a directory of their own.
 
 A version holds what differs from the reference defaults, without secrets and metadata. Each is written in one
-step, so a crash leaves it or not (a power cut may take the last); nothing is ever changed. What cannot be read (edited by hand, another
-program's file) is not there. Fails with OSError where it writes.
+step, so a crash leaves it or not (a power cut may take the last); nothing is ever changed. What cannot be read
+(edited by hand, another program's file) is not there. Fails with OSError where it writes.
 """
 
 from __future__ import annotations

@@ -305,7 +305,7 @@ async def test_beside_a_broken_file_nothing_is_written(state: Path) -> None:
         view = await watched.tree.ref("watcher").ask(Rollback(1), within=10)
         assert view.version == 1
         assert (await watched.until(lambda snapshot: not snapshot.problems)).version == 1
-        [kept] = state.glob(f"{RUNTIME}.broken-*")
+        [kept] = state.glob(f"{RUNTIME}.broken-*")  # noqa: ASYNC240 - a directory of the test
         assert kept.read_text() == "chat: {"
         assert (await watched.set({"chat": {"websocket": {"port": 8001}}})).version == 2
 
@@ -341,7 +341,7 @@ async def test_rolling_back_makes_a_new_version_with_the_old_content(state: Path
         before = (state / RUNTIME).read_bytes()
         assert (await watcher.ask(Rollback(0, "cli"), within=10)).version == 5
         await watched.until(has_port(8000))
-        [kept] = state.glob(f"{RUNTIME}.before-reset-*")
+        [kept] = state.glob(f"{RUNTIME}.before-reset-*")  # noqa: ASYNC240 - a directory of the test
         assert kept.read_bytes() == before
         with pytest.raises(Fault) as raised:
             await watcher.ask(Rollback(99), within=10)
