@@ -112,6 +112,24 @@ WRONG = [
         '"%(nope)s"',
         'must be a format of Python\'s logging such as %(levelname)s %(message)s (got "%(nope)s")',
     ),
+    ("logging.json", '"yes"', 'must be true or false (got "yes")'),
+    ("logging.modules.streamer", "LOUD", 'must be DEBUG, INFO, WARNING, ERROR or CRITICAL (got "LOUD")'),
+    (
+        "logging.modules",
+        "INFO",
+        'must be a mapping of names to DEBUG, INFO, WARNING, ERROR or CRITICAL (got "INFO")',
+    ),
+    (
+        "logging.modules",
+        '{"a b": INFO}',
+        "must map names of modules such as actors.streamer to levels (got a mapping)",
+    ),
+    (
+        "chat.service.logging.result_truncate_length",
+        "-1",
+        "must be a whole number from 0 to 1073741824 (got -1)",
+    ),
+    ("connection_pool.total_timeout_seconds", "0", "must be a number above 0 and up to 1000000, or null (got 0)"),
     ("connection_pool.max_connections", "0", "must be a whole number from 1 to 100000, or null (got 0)"),
 ]
 

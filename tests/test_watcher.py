@@ -269,6 +269,11 @@ async def test_changes_at_the_same_time_are_all_there(state: Path) -> None:
         assert {f"key{number}" for number in range(10)} <= set(told.llm.providers["openrouter"].parameters)
 
 
+def aside(state: Path, why: str) -> list[bytes]:
+    """What was kept under another name."""
+    return [path.read_bytes() for path in state.glob(f"{RUNTIME}.{why}-*")]
+
+
 async def refused(watched: House, code: Code, changes: dict[str, Any], **more: Any) -> str:
     with pytest.raises(Fault) as raised:
         await watched.set(changes, **more)
