@@ -83,6 +83,8 @@ class Kept:
         """What is in force, as the files say it."""
         self._overrides = overrides
         self._ctx = ctx
+        self._started: Snapshot | None = None
+        """What the files said first."""
         self._files: Snapshot | None = None
         """What the files say, without the local model."""
         self._local: SetLocalModel | None = None
@@ -97,7 +99,16 @@ class Kept:
     def say(self, files: Snapshot) -> None:
         """The files say this now: it comes into force, and all are told if anything changed."""
         door = str(self.access.tool_file) if self.access else ""
-        self._files = msgspec.structs.replace(files, config_access=door)
+        self._started = self._started or files
+        later = [
+            f"{key}: is changed; this counts when the service is started again"
+            for key, now, then in (
+                ("chat.storage.type", files.storage.type, self._started.storage.type),
+                ("chat.storage.persistence.db_path", files.storage.db_path, self._started.storage.db_path),
+            )
+            if now != then
+        ]
+        self._files = msgspec.structs.replace(files, config_access=door, problems=[*files.problems, *later])
         self.view = self.configuration.view()
         self._refresh()
 

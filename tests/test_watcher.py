@@ -390,3 +390,14 @@ async def test_a_directory_that_cannot_be_written_is_told(state: Path, monkeypat
         assert (await watched.ask()).websocket.port == 8000
         monkeypatch.undo()
         assert (await watched.set({"chat": {"websocket": {"port": 8001}}})).version == 2
+
+
+async def test_what_needs_a_restart_says_so_until_it_is_set_back(state: Path) -> None:
+    async with house(state) as watched:
+        await watched.set({"chat": {"storage": {"type": "memory"}}})
+        told = await watched.until(lambda snapshot: bool(snapshot.problems))
+        assert told.problems == ["chat.storage.type: is changed; this counts when the service is started again"]
+        watched.write("chat: {storage: {type: memory}}\nllm: {active: nobody}\n")
+        told = await watched.until(lambda snapshot: len(snapshot.problems) == 3)
+        watched.write("{}")
+        await watched.until(lambda snapshot: not snapshot.problems)
