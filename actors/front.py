@@ -298,6 +298,13 @@ class Front:
             if conversation.live is not None:
                 yield conversation.live
 
+    def drop_requests(self, conversation_id: str, but: TurnLog | None) -> list[int]:
+        """Forget the conversation's requests, but those that fill that log; returns their numbers."""
+        found = [n for n, log in self.requests.items() if log.conversation == conversation_id and log is not but]
+        for request in found:
+            del self.requests[request]
+        return found
+
     def grew(self, log: TurnLog) -> None:
         """Text came: enough of it does not wait for the store's tick."""
         if log.attached and log.unstored_chars >= self.snapshot.service.deltas.min_chars:

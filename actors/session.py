@@ -135,7 +135,9 @@ class Session:
         await self.load(lost)
 
     def _take_over(self, found: takeover.Found) -> None:
-        front = self.front
+        front, adopted = self.front, found.running[0] if found.running is not None else None
+        for request in front.drop_requests(self.conversation.id, adopted):
+            self.streamer.offer(Cancel(to=front.ctx.path, request=request))
         self.turns = Turns(found.last_turn, front.snapshot.service.max_tool_hops)
         self.known, self.users, self.events = found.known, found.users, found.ended
         for turn in found.queued:
@@ -146,8 +148,9 @@ class Session:
             turn_log, events = found.running
             user = self.users[turn_log.turn]
             self.running = RunningTurn(turn_log, user, list(events), front.snapshot, front.merged, front.catalogues)
-            hop = max(1, turn_log.hop)
-            self.perform(self.turns.adopt(turn_log.turn, attached=turn_log.attached, shown=turn_log.shown, hop=hop))
+            hop, asks = max(1, turn_log.hop), turn_log.asked
+            attached, shown = turn_log.attached, turn_log.shown
+            self.perform(self.turns.adopt(turn_log.turn, attached=attached, shown=shown, hop=hop, asks=asks))
         self.perform(self.turns.resume_queue())
 
     def _take_unanswered(self, lost: object) -> None:
@@ -416,7 +419,7 @@ class Session:
             self.scopes[started.call_id] = scope
             outcome = await tool_call.outcome(self.ctx, running, started, self.front)
         self.scopes.pop(started.call_id, None)
-        if scope.cancelled_caught:
+        if scope.cancel_called:
             return  # the turn is being closed, which writes the outcome
         self.front.calls.pop(started.call_id, None)
         elapsed_ms = int((trio.current_time() - began) * 1000)
