@@ -31,18 +31,20 @@ def storage_fault(error: MailError | Fault) -> FaultBody:
     return Fault(Code.STORAGE_UNAVAILABLE).body
 
 
-async def insist(writer: Ref[Any], append: Append) -> None:
-    """Store it however long the store is away, within reason: an outcome must not be lost."""
-    give_up = trio.current_time() + INSIST_S
-    while trio.current_time() < give_up:
+async def insist(writer: Ref[Any], *appends: Append) -> None:
+    """Store them in order, however long the store is away, within reason: an outcome must not be lost."""
+    give_up, waiting = trio.current_time() + INSIST_S, list(appends)
+    while waiting and trio.current_time() < give_up:
+        append = waiting[0]
         try:
             await writer.ask(append, within=COMMIT_S, again=True)
         except (MailError, Fault) as error:
             log.warning("turn %d of %s is not stored yet: %s", append.turn, append.conversation, error)
             await trio.sleep(PAUSE_S)
         else:
-            return
-    log.error("turn %d of %s could not be stored: %s is given up", append.turn, append.conversation, append.key)
+            waiting.pop(0)
+    for append in waiting:
+        log.error("turn %d of %s could not be stored: %s is given up", append.turn, append.conversation, append.key)
 
 
 async def known_turn(

@@ -49,6 +49,7 @@ from protocol.writer import (
     Began,
     BeginTurn,
     Closed,
+    Done,
     Event,
     LoadHistory,
     StartTurn,
@@ -103,6 +104,8 @@ class Session:
         self.running: RunningTurn | None = None
         """The turn that runs, visible to sockets or not yet."""
         self.scopes: dict[str, trio.CancelScope] = {}
+        self.journal: Append | None = None
+        """The running turn's last journal, until it is acknowledged."""
 
     # Start, and start after a crash.
 
@@ -398,11 +401,14 @@ class Session:
         if running is None:
             return
         events = running.begin_calls()
-        append = Append(self.conversation.id, turn, f"hop-{running.log.hop}", events)
-        self.tasks.start_soon(
-            self._store, append, lambda _: self.turns.journaled(turn), partial(self.turns.failed, turn)
-        )
+        self.journal = Append(self.conversation.id, turn, f"hop-{running.log.hop}", events)
+        done, failed = partial(self._journaled, turn), partial(self.turns.failed, turn)
+        self.tasks.start_soon(self._store, self.journal, done, failed)
         self.conversation.pump()
+
+    def _journaled(self, turn: int, _: Done) -> list[Effect]:
+        self.journal = None
+        return self.turns.journaled(turn)
 
     def _run_calls(self) -> None:
         running = self.running
@@ -438,16 +444,21 @@ class Session:
             return
         events, closed = running.close(effect.outcome, effect.fault)
         append = Append(self.conversation.id, running.turn, "closed", events)
-        self.tasks.start_soon(self._store_end, append, closed)
+        # a journal that was not acknowledged belongs before the end; twice is once, by its key
+        appends = [append] if self.journal is None else [self.journal, append]
+        self.journal = None
+        self.tasks.start_soon(self._store_end, appends, closed)
 
-    async def _store_end(self, append: Append, closed: Closed) -> None:
+    async def _store_end(self, appends: list[Append], closed: Closed) -> None:
         fault: FaultBody | None = None
+        append = appends[-1]
         try:
-            await self.writer.ask(append, within=COMMIT_S, again=True)
+            for part in appends:
+                await self.writer.ask(part, within=COMMIT_S, again=True)
         except (MailError, Fault) as error:
             fault = storage_fault(error)
             log.warning("%s: the end of turn %d is not stored yet: %s", self.ctx.path, append.turn, error)
-            self.tasks.start_soon(insist, self.writer, append)
+            self.tasks.start_soon(insist, self.writer, *appends)
         if self.running is not None:
             self.events.extend(self.running.events)
             self._publish(self.running.log, closed, fault)

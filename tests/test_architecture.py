@@ -18,7 +18,7 @@ from supervisors.tree import product
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = ("actors", "protocol", "Servers", "supervisors")
-MOST_LINES = 460  # of a module: most have far less, none much more than 400
+MOST_LINES = 480  # of a module: most have far less, none much more than 400
 
 SERVERS = {"Servers/config_server.py", "Servers/demo_prompt_server.py", "Servers/demo_server.py"}
 
