@@ -14,9 +14,7 @@ from tests.fakes import Script, Stall, ask_tool, say
 from tests.service import DEMO, front_of, service
 
 
-async def test_a_request_of_a_session_that_died_before_its_commit_ends(
-    tmp_path: Path, monkeypatch: Any
-) -> None:
+async def test_a_request_of_a_session_that_died_before_its_commit_ends(tmp_path: Path, monkeypatch: Any) -> None:
     release, seen, commit = trio.Event(), trio.Event(), Storage.commit
 
     async def held(storage: Any, operations: Any) -> Any:
