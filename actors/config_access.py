@@ -3,20 +3,24 @@
 The socket is in a directory of its own (0700) under the user's runtime directory, since a path of a socket has at
 most 107 bytes and a state directory may be deep. Two tokens, made anew in every run: the operator's stands in
 the state directory (`config_socket.json`, 0600), the model's own tool's in a file beside the socket (0600), whose
-path is `Snapshot.config_access`. All of it goes with its owner; what a killed service left is removed by the next.
+path is `Snapshot.config_access`. All of it goes with its owner; what killed services left is removed by the next.
 
 Fails with OSError where nothing of that can be made; the service runs without it then.
 """
 
 from __future__ import annotations
 
+import errno
 import hmac
 import os
 import secrets
 import shutil
+import socket
+import stat
 import tempfile
+import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -25,11 +29,12 @@ import trio
 from actors import files
 
 FILE = "config_socket.json"  # in the state directory: socket, token, pid
-PREFIX = "mcp-actors-"
+PREFIX = "mcp-actors-config-"
 SOCKET = "config.sock"
 TOOL_FILE = "tool.json"  # beside the socket: socket, token
 LONGEST_PATH = 107  # bytes of a socket's path: unix(7)
 BACKLOG = 64
+STARTED_S = 60.0  # a directory that is younger may belong to a service that does not listen yet
 TOKEN_BYTES = 32
 
 OPERATOR = "operator"
@@ -58,8 +63,8 @@ class Access:
 @asynccontextmanager
 async def opened(state_dir: Path) -> AsyncIterator[Access]:
     """Open the door, and close it at the end. Raises OSError."""
-    _sweep(state_dir / FILE)
     folder = _folder()
+    _sweep(folder.parent)
     try:
         tokens = {role: secrets.token_urlsafe(TOKEN_BYTES) for role in (OPERATOR, TOOL)}
         path = folder / SOCKET
@@ -97,11 +102,17 @@ def _folder() -> Path:
     raise last
 
 
-def _sweep(file: Path) -> None:
-    """Remove the directory that a killed service with this state directory left."""
-    try:
-        folder = Path(msgspec.json.decode(file.read_bytes())["socket"]).parent
-        if folder.name.startswith(PREFIX) and folder.lstat().st_uid == os.getuid() and not folder.is_symlink():
-            shutil.rmtree(folder, ignore_errors=True)
-    except (OSError, msgspec.DecodeError, TypeError, KeyError):
-        return  # nothing is left, or it is not ours
+def _sweep(parent: Path) -> None:
+    """Remove what killed services left there: directories of ours in which nobody listens any more."""
+    for folder in parent.glob(f"{PREFIX}*"):
+        with suppress(OSError):  # it goes by itself right now, or is not ours
+            at = folder.lstat()
+            old = time.time() - at.st_mtime > STARTED_S
+            if old and stat.S_ISDIR(at.st_mode) and at.st_uid == os.getuid() and not _listens(folder / SOCKET):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.setblocking(False)
+        return sock.connect_ex(os.fspath(path)) in (0, errno.EAGAIN)  # or its backlog is full

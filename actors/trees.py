@@ -128,7 +128,9 @@ def changes(before: Tree, after: Tree) -> list[tuple[str, Any, Any]]:
     return [
         (written(path), old.get(path), new.get(path))
         for path in both
-        if path not in old or path not in new or not same(old[path], new[path])
+        if (path not in old or path not in new or not same(old[path], new[path]))
+        # An empty mapping that has or had something in it: what is in it is named.
+        and not (isinstance(value_at(before, path), dict) and isinstance(value_at(after, path), dict))
     ]
 
 

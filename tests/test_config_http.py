@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import stat
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -94,18 +95,25 @@ async def test_the_door_is_the_users_own_and_goes_with_the_watcher(state: Path) 
     assert not (state / FILE).exists()
 
 
-async def test_what_a_killed_service_left_is_removed(state: Path, tmp_path: Path) -> None:
-    left = tmp_path / f"{PREFIX}left"
-    left.mkdir()
-    (left / "config.sock").touch()
-    foreign = tmp_path / "foreign"
-    foreign.mkdir()
-    os.makedirs(state)
-    for folder in (left, foreign):
-        (state / FILE).write_text(json.dumps({"socket": str(folder / "config.sock"), "token": "t", "pid": 1}))
-        async with door(state):
-            pass
-    assert (left.exists(), foreign.exists()) == (False, True)
+async def test_what_killed_services_left_is_removed(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    with tempfile.TemporaryDirectory() as short:  # a test's own directory is too deep for sockets
+        monkeypatch.setattr(tempfile, "tempdir", short)
+        made = {name: Path(short, f"{PREFIX}{name}") for name in ("left", "empty", "young", "lives")}
+        made["foreign"] = Path(short, "foreign")
+        for folder in made.values():
+            folder.mkdir()
+        for name in ("left", "young", "foreign"):
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.bind(str(made[name] / config_access.SOCKET))
+        with socket.socket(socket.AF_UNIX) as alive:
+            alive.bind(str(made["lives"] / config_access.SOCKET))
+            alive.listen(1)
+            for name in set(made) - {"young"}:
+                os.utime(made[name], (0, 0))
+            async with door(state):
+                pass
+            assert {name for name, folder in made.items() if folder.exists()} == {"young", "lives", "foreign"}
 
 
 async def test_reading_and_changing(state: Path) -> None:

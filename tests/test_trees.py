@@ -83,12 +83,18 @@ def test_the_difference_makes_the_wanted_out_of_the_base(base: Tree, over: Tree)
 
 @given(trees, trees)
 def test_changes_name_what_differs_and_nothing_else(base: Tree, over: Tree) -> None:
-    merged = deep_merge(plain(base), over)
-    named = {key for key, _, _ in changes(plain(base), merged)}
-    old, new = dict(leaves(plain(base))), dict(leaves(merged))
-    assert named == {
-        written(path) for path in {*old, *new} if path not in old or path not in new or not same(old[path], new[path])
-    }
+    before, after = plain(base), deep_merge(plain(base), over)
+    found = changes(before, after)
+    assert bool(found) == (not same(before, after))
+    old, new = dict(leaves(before)), dict(leaves(after))
+    for key, was, now in found:
+        assert not same(was, now) or was is None
+        assert any(written(path) == key for path in {*old, *new})
+
+
+def test_what_comes_into_an_empty_mapping_is_named_and_not_the_mapping() -> None:
+    assert changes({"a": {}, "b": {"c": 1}}, {"a": {"x": 1}, "b": {}}) == [("a.x", None, 1), ("b.c", 1, None)]
+    assert changes({"a": {}}, {"a": 1}) == [("a", {}, 1)]
 
 
 @given(trees)
