@@ -173,7 +173,9 @@ class Client:
             trust_env=False,
             verify=verify,
             limits=httpx.Limits(
-                max_connections=options.max_connections, max_keepalive_connections=options.max_keepalive_connections
+                max_connections=options.max_connections,
+                max_keepalive_connections=options.max_keepalive_connections,
+                keepalive_expiry=options.keepalive_expiry,
             ),
             timeout=httpx.Timeout(None, connect=options.connect_timeout, write=options.idle_timeout),
         )
