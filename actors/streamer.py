@@ -207,22 +207,32 @@ class Streamer:
     async def _attempts(self, request: Complete, provider: Provider, outlet: Outlet) -> Finished:
         """The answer's end; its pieces go to the outlet. Raises Fault."""
         sending = Sending({}, [])
+        total_s = provider.client.total_timeout
+        completion = Completion(request.request, request.model or provider.model)
         try:
             sending = prepare(provider)
-            async with self._clients.using(provider) as client:
-                self._report()
-                for further in range(max(0, provider.client.retries), -1, -1):
-                    completion = Completion(request.request, request.model or provider.model)
-                    log.debug("%s: request %d is sent, %d further tries", provider.name, request.request, further)
-                    try:
-                        return await _attempt(client, request, provider, sending, completion, outlet)
-                    except Complaint as complaint:
-                        if not (complaint.retry and further) or completion.shown:
-                            raise
-                        delay = self._delay(complaint, provider.client.retries - further)
-                        log.info("%s: %s; trying again in %.1f s", provider.name, complaint.what, delay)
-                        await trio.sleep(delay)
-                raise AssertionError("the last try returns or raises")
+            # All tries and the waits between them: who asked waits for the whole.
+            with trio.move_on_after(float("inf") if total_s is None else total_s):
+                async with self._clients.using(provider) as client:
+                    self._report()
+                    for further in range(max(0, provider.client.retries), -1, -1):
+                        completion = Completion(request.request, request.model or provider.model)
+                        log.debug("%s: request %d is sent, %d further tries", provider.name, request.request, further)
+                        try:
+                            return await _attempt(client, request, provider, sending, completion, outlet)
+                        except Complaint as complaint:
+                            if not (complaint.retry and further) or completion.shown:
+                                raise
+                            delay = self._delay(complaint, provider.client.retries - further)
+                            log.info("%s: %s; trying again in %.1f s", provider.name, complaint.what, delay)
+                            await trio.sleep(delay)
+            if completion.complete:
+                return completion.finish()  # only its usage or end mark was still waited for
+            raise Complaint(
+                Code.LLM_STREAM_BROKEN if completion.shown else Code.LLM_UNAVAILABLE,
+                f"the whole answer took longer than {total_s:g} s",
+                hint="Ask for less, or raise the provider's client.total_timeout.",
+            )
         except Complaint as complaint:
             raise complaint.fault(provider.name, sending.redact) from None
         except EventTooLarge:

@@ -71,10 +71,11 @@ SHOWN = {
     "llm.providers.<name>.client.connect_timeout": "tests/test_streamer.py::*",
     "llm.providers.<name>.client.first_token_timeout": HERE + "test_client_options",
     "llm.providers.<name>.client.idle_timeout": HERE + "test_client_options",
-    "llm.providers.<name>.client.total_timeout": "tests/test_streamer.py::*",
+    "llm.providers.<name>.client.total_timeout": "tests/test_streamer.py::test_the_whole_request_is_bounded",
     "llm.providers.<name>.client.max_connections": "tests/test_streamer.py::*",
     "llm.providers.<name>.client.max_keepalive_connections": "tests/test_streamer.py::*",
-    "llm.providers.<name>.client.keepalive_expiry": "tests/test_streamer.py::*",
+    "llm.providers.<name>.client.keepalive_expiry": "tests/test_streamer.py::"
+    "test_a_connection_that_was_idle_for_longer_than_configured_is_not_used_again",
     "llm.providers.<name>.client.retries": HERE + "test_client_options",
     "llm.providers.<name>.client.stream": HERE + "test_client_options",
     "mcp.config_file": HERE + "test_another_servers_file",
@@ -89,9 +90,9 @@ SHOWN = {
     "logging.modules": "tests/test_logs.py::*",
     "connection_pool.max_connections": "tests/test_settings.py::*",
     "connection_pool.max_keepalive_connections": "tests/test_settings.py::*",
-    "connection_pool.keepalive_expiry_seconds": "tests/test_settings.py::*",
+    "connection_pool.keepalive_expiry_seconds": "tests/test_adoption.py::test_what_has_a_meaning_here_counts",
     "connection_pool.request_timeout_seconds": "tests/test_settings.py::*",
-    "connection_pool.total_timeout_seconds": "tests/test_settings.py::*",
+    "connection_pool.total_timeout_seconds": "tests/test_adoption.py::test_what_has_a_meaning_here_counts",
 }
 """Key -> test that shows its effect; `*`: several of that module."""
 

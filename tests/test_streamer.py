@@ -560,6 +560,59 @@ async def test_silence_ends_a_request(script: Script, code: Code, said: str) -> 
             await upstream.requests[0].closed.wait()
 
 
+WORKING = tuple(part for _ in range(200) for part in (b": working\n\n", Pause(0.05)))
+
+
+@pytest.mark.parametrize(
+    ("scripts", "code", "said", "asked"),
+    [
+        (
+            (Script(("a", *(part for i in range(200) for part in (f" {i}", Pause(0.05))))),),
+            Code.LLM_STREAM_BROKEN,
+            "a 0",
+            1,
+        ),
+        ((Script(WORKING),), Code.LLM_UNAVAILABLE, "", 1),
+        ((fail(503, headers={"Retry-After": "0"}), Script(before_head=Stall())), Code.LLM_UNAVAILABLE, "", 2),
+        ((fail(429, headers={"Retry-After": "30"}),), Code.LLM_UNAVAILABLE, "", 1),
+    ],
+    ids=["text flows", "only comments flow", "the second try", "the wait between tries"],
+)
+async def test_the_whole_request_is_bounded(scripts: tuple[Script, ...], code: Code, said: str, asked: int) -> None:
+    async with FakeProvider(*scripts) as upstream:
+        async with harness(provider(upstream.base_url, total_timeout=0.4, retries=5)) as h:
+            h.ask(1)
+            fault = (await h.failed(1)).fault
+            assert (fault.code, len(upstream.requests)) == (code, asked)
+            assert h.text(1).startswith(said)
+            assert "0.4 s" in fault.text
+            assert "client.total_timeout" in fault.hint
+            if code == Code.LLM_STREAM_BROKEN or asked == 2:
+                await upstream.requests[-1].closed.wait()
+
+
+async def test_a_whole_answer_that_only_lacks_its_end_when_time_is_up_is_one() -> None:
+    script = Script((*say("whole", usage=None).items, Stall()))
+    async with FakeProvider(script) as upstream, harness(provider(upstream.base_url, total_timeout=0.4)) as h:
+        h.ask(1)
+        assert (await h.finished(1)).finish_reason == "stop"
+        await upstream.requests[0].closed.wait()
+
+
+@pytest.mark.parametrize(("expiry", "connections"), [(0.05, 2), (60.0, 1)])
+async def test_a_connection_that_was_idle_for_longer_than_configured_is_not_used_again(
+    expiry: float, connections: int
+) -> None:
+    async with FakeProvider(say("a")) as upstream:
+        async with harness(provider(upstream.base_url, keepalive_expiry=expiry)) as h:
+            h.ask(1)
+            await h.finished(1)
+            await trio.sleep(0.1)  # idleness itself is what is tested
+            h.ask(2)
+            await h.finished(2)
+            assert (upstream.connections, upstream.open) == (connections, 1)
+
+
 async def test_comments_do_not_count_as_an_answer_but_as_a_sign_of_life() -> None:
     slow = [piece for _ in range(8) for piece in (b": working\n\n", Pause(0.15))]
     script = Script(("a", *slow, *say("b").items))
