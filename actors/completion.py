@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from actors.calls import Calls
+from actors.citations import NONE, cited
 from actors.parts import append_part, merged, words
 from actors.sse import Event
 from actors.verdict import Complaint, of_error
@@ -75,6 +76,9 @@ class Chunk(msgspec.Struct, gc=False):
     model: str | None = None
     usage: dict[str, Any] | None = None
     error: Any = None
+    citations: msgspec.Raw = NONE
+    """Repeated in every chunk by those who have them, so decoded once, at the end."""
+    search_results: msgspec.Raw = NONE
 
 
 _decode = msgspec.json.Decoder(Chunk).decode
@@ -106,11 +110,13 @@ class Completion:
     Args:
         request: number that its pieces carry.
         model: named in `Finished` where the provider names none.
+        provider: who is asked.
     """
 
-    def __init__(self, request: int, model: str) -> None:
+    def __init__(self, request: int, model: str, provider: str = "") -> None:
         self.request = request
         self.model = model
+        self.provider = provider
         self.finish_reason = ""
         """The provider's, once it came: what follows can only be usage and the end mark."""
         self.ended = False
@@ -125,6 +131,7 @@ class Completion:
         self._kept: defaultdict[str, list[str]] = defaultdict(list)
         self._raw: dict[str, Any] = {}
         self._parts: list[Any] | None = None
+        self._citations = self._results = NONE
         self._choice: int | None = None
         self._streamed = False
         self._any = False
@@ -154,6 +161,10 @@ class Completion:
             self.model = chunk.model
         if chunk.usage:
             self.usage = chunk.usage
+        if chunk.citations:
+            self._citations = chunk.citations
+        if chunk.search_results:
+            self._results = chunk.search_results
         for choice in chunk.choices:
             if self._not_ours(choice.index):
                 continue
@@ -190,6 +201,7 @@ class Completion:
         if self._parts is not None:
             # Content that is not just text goes back as it came.
             raw["content"] = self._parts
+        given = raw.get("annotations")
         return Finished(
             request=self.request,
             finish_reason=self.finish_reason or ("tool_calls" if calls else "stop"),
@@ -197,6 +209,11 @@ class Completion:
             tool_calls=calls,
             usage=self.usage,
             raw=raw,
+            annotations=[
+                *(item for item in (given if isinstance(given, list) else []) if isinstance(item, dict)),
+                *cited(self._citations, self._results),
+            ],
+            provider=self.provider,
         )
 
     def _not_ours(self, index: int | None) -> bool:
@@ -250,6 +267,10 @@ class Completion:
         if isinstance(model := chunk.get("model"), str) and model:
             self.model = model
         self._take_usage(chunk)
+        if chunk.get("citations"):
+            self._citations = msgspec.Raw(msgspec.json.encode(chunk["citations"]))
+        if chunk.get("search_results"):
+            self._results = msgspec.Raw(msgspec.json.encode(chunk["search_results"]))
         choices = chunk.get("choices")
         if not isinstance(choices, list):
             if choices is None and self._any is False and ("detail" in chunk or "message" in chunk):

@@ -208,7 +208,7 @@ class Streamer:
         """The answer's end; its pieces go to the outlet. Raises Fault."""
         sending = Sending({}, [])
         total_s = provider.client.total_timeout
-        completion = Completion(request.request, request.model or provider.model)
+        completion = Completion(request.request, request.model or provider.model, provider.name)
         try:
             sending = prepare(provider)
             # All tries and the waits between them: who asked waits for the whole.
@@ -216,7 +216,7 @@ class Streamer:
                 async with self._clients.using(provider) as client:
                     self._report()
                     for further in range(max(0, provider.client.retries), -1, -1):
-                        completion = Completion(request.request, request.model or provider.model)
+                        completion = Completion(request.request, request.model or provider.model, provider.name)
                         log.debug("%s: request %d is sent, %d further tries", provider.name, request.request, further)
                         try:
                             return await _attempt(client, request, provider, sending, completion, outlet)

@@ -83,6 +83,12 @@ class Finished(msgspec.Struct, frozen=True, tag=True):
     """The provider's usage object, the last one seen."""
     raw: dict[str, Any]
     """Further fields of the assistant message (reasoning_content, refusal, annotations, ...), accumulated."""
+    annotations: list[dict[str, Any]] = []
+    """What the answer refers to, for the client: the provider's `annotations` as they came; bare addresses
+    (`citations`) in the same form, `{"type": "url_citation", "url_citation": {"url": ..., "title"?: ...}}`."""
+    provider: str = ""
+    """Name under `llm.providers` of the one that answered: the asked one, or one of `llm.fallbacks`. `raw` (and
+    that of the calls) is its own, and goes back to it only."""
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):

@@ -220,6 +220,20 @@ def test_what_recorded_providers_added_is_kept(recordings: list[Recording]) -> N
     assert "".join(part["text"] for part in thought["thinking"]).startswith("The user is asking for the product")
 
 
+def test_what_recorded_answers_refer_to(recordings: list[Recording]) -> None:
+    cited = {
+        r.file[4:6]: found
+        for r in recordings
+        if r.status == 200 and not r.expected["error"] and (found := decode(r.wire)[1].finish().annotations)
+    }
+    assert {name: len(found) for name, found in cited.items()} == {"41": 8, "88": 7}
+    assert cited["41"][0]["url_citation"] == {
+        "url": "https://www.youtube.com/watch?v=gJEC9-B37KI",
+        "title": "Counting to 3 | Learn Numbers + More Counting Songs | 123 Numbers",
+    }
+    assert cited["88"][1]["url_citation"] == {"url": "https://en.wikipedia.org/wiki/San_Francisco"}
+
+
 # Reasoning
 
 
@@ -303,6 +317,30 @@ def test_unknown_fields_are_kept_whole() -> None:
         "annotations": [{"n": 1}, {"n": 2}],
         "sig": "AB",
     }
+
+
+def test_annotations_are_given_out_and_kept() -> None:
+    link = {"type": "url_citation", "url_citation": {"url": "https://a.example", "title": "A", "start_index": 1}}
+    _, finished = answer(delta(content="x"), delta(annotations=[link]), delta(annotations=["odd"]), STOP)
+    assert finished.annotations == [link]
+    assert finished.raw == {"annotations": [link, "odd"]}
+
+
+def test_addresses_beside_the_message_become_annotations() -> None:
+    urls = ["https://a.example", "https://b.example"]
+    for extra in ({}, {"novel": None}):  # each of the two paths
+        chunk = delta(content="x", **extra) | {
+            "citations": urls,
+            "search_results": [{"url": urls[1], "title": "B"}, {"url": "https://c.example"}, "odd"],
+        }
+        _, finished = answer(chunk, chunk, STOP)
+        assert finished.annotations == [
+            {"type": "url_citation", "url_citation": {"url": urls[0]}},
+            {"type": "url_citation", "url_citation": {"url": urls[1], "title": "B"}},
+        ]
+        assert finished.raw == {}
+    for odd in ("text", [1], {"a": 1}, None):
+        assert answer(delta(content="x") | {"citations": odd, "search_results": odd}, STOP)[1].annotations == []
 
 
 def test_only_the_first_of_several_choices_is_followed() -> None:
