@@ -19,14 +19,14 @@ import trio
 from protocol.gateway import StopTaking
 from protocol.mail import MailError
 from protocol.spec import Group, Status
+from protocol.watcher import GetSnapshot
 from supervisors.supervisor import Escalated, Tree, running
 
 log = logging.getLogger("supervisors.service")
 
 EXIT_SOFTWARE = 70  # EX_SOFTWARE of sysexits.h
 FORCE_S = 15.0  # over the grace: for cut-off turns to be stored and shown
-
-
+ANSWER_S = 2.0  # for the watcher to say what is in force; it never waits for anything itself
 TWICE_S = 0.5  # the same signal again within this is the same: `uv run` passes it on to who has got it already
 
 
@@ -34,12 +34,14 @@ class Stop:
     """What signals ask for: the first the end, in order; the second the end at once.
 
     Args:
-        grace_s: for running turns.
+        grace_s: for running turns, where nobody can say what is configured now.
     """
 
     def __init__(self, grace_s: float) -> None:
         self.grace_s = grace_s
         self.asked = trio.Event()
+        self.signal = ""
+        """Name of the first."""
         self.started = False
         """The tree runs: it can be drained."""
         self.starting = trio.CancelScope()
@@ -57,10 +59,11 @@ class Stop:
                 kill_children()
                 logging.shutdown()  # what waits to be written, for a moment
                 os._exit(128 + number)  # the store is crash-safe
-            log.info("%s: stopping; running turns get %g s", name, self.grace_s)
+            self.signal = name
             self.asked.set()
             first, at = number, trio.current_time()
             if not self.started:
+                log.info("%s: stopping before the start was over", name)
                 self.starting.cancel()
 
 
@@ -109,11 +112,21 @@ async def announce(tree: Tree, address: str) -> None:
 async def drain(tree: Tree, stop: Stop, done: trio.CancelScope) -> None:
     """When the end is asked for, let running turns end, then let the tree stop."""
     await stop.asked.wait()
-    ask = StopTaking(grace_s=stop.grace_s)
+    grace_s = await configured_grace(tree, stop.grace_s)
+    log.info("%s: stopping; running turns get %g s", stop.signal, grace_s)
+    ask = StopTaking(grace_s=grace_s)
     try:
-        cut = await tree.ref("front/gateway").ask(ask, within=stop.grace_s + FORCE_S, again=True)
+        cut = await tree.ref("front/gateway").ask(ask, within=grace_s + FORCE_S, again=True)
         if cut:
             log.warning("%d turns did not end in time and are kept as interrupted", cut)
     except MailError as error:
         log.warning("the gateway did not answer while stopping: %s", error)
     done.cancel()
+
+
+async def configured_grace(tree: Tree, known_s: float) -> float:
+    """`chat.service.drain_s` as it is in force now; `known_s` where the watcher does not say."""
+    try:
+        return (await tree.ref("watcher").ask(GetSnapshot(), within=ANSWER_S)).drain_s
+    except MailError:
+        return known_s

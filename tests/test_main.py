@@ -277,13 +277,18 @@ async def get_until(url: str, status: int) -> bytes:
     return found[1]
 
 
-async def test_sigint_interrupts_a_turn_that_does_not_end(tmp_path: Path) -> None:
+async def test_sigint_interrupts_a_turn_that_does_not_end_in_the_time_that_is_configured_by_then(
+    tmp_path: Path,
+) -> None:
     async with FakeProvider(Script(("a", Stall()))) as provider:
-        async with program(*at(tmp_path, provider, drain_s=0.2)) as p:
+        async with program(*at(tmp_path, provider, drain_s=60)) as p:
             async with foreign(await p.listening()) as client:
                 await client.send("user_message", message="hi")
                 await client.until("assistant_delta")
+                at(tmp_path, provider, drain_s=0.2)
+                await client.until("config_changed")
                 p.signal(signal.SIGINT)
+                await p.logged("SIGINT: stopping; running turns get 0.2 s")
                 frames = await client.until("turn_finished")
                 assert frames[-1]["outcome"] == "interrupted"
                 assert await client.closed() == 1001
