@@ -14,10 +14,10 @@ from typing import Any
 
 import msgspec
 
-from actors import system_prompt, transcript
+from actors import context_window, system_prompt, transcript
 from actors.catalogue import Merged
 from actors.turnlog import TurnLog
-from protocol.client import ToolExecution, TurnFinished, TurnStarted, error_frame
+from protocol.client import LeftOut, ToolExecution, TurnFinished, TurnStarted, error_frame
 from protocol.errors import FaultBody
 from protocol.mcp_server import Catalogue
 from protocol.session import echo_of
@@ -73,6 +73,8 @@ class RunningTurn:
             if isinstance(event, HopEvent):
                 self._count(event.usage)
                 self.model = event.model or self.model
+        self.left_out: LeftOut | None = None
+        """What the last request had no room for."""
         self.planned: list[tuple[str, ToolCall]] = []
         """Calls that the last answer asks for, with our ids."""
 
@@ -87,8 +89,16 @@ class RunningTurn:
         return self.snapshot.llm.providers.get(self.snapshot.llm.active)
 
     def messages(self, before: list[Event]) -> list[dict[str, Any]]:
-        """What the model is told: the earlier turns' events, then this one's."""
-        return transcript.for_model(self.prompt, [*before, *self.events], self.snapshot.llm.active)
+        """What the model is told: the earlier turns' events, then this one's, as far as they fit (`left_out`)."""
+        messages = transcript.for_model(self.prompt, [*before, *self.events], self.snapshot.llm.active)
+        provider, self.left_out = self.provider, None
+        if provider is None or provider.client.context_tokens is None:
+            return messages
+        most = context_window.room(provider.client.context_tokens, provider.parameters, self.tools)
+        told = context_window.fit(messages, most)
+        if told.left_out:
+            self.left_out = LeftOut(told.turns, told.left_out)
+        return told.messages
 
     def started(self) -> TurnStarted:
         """The frame that begins it; echoes the request_id of its message."""
@@ -97,6 +107,7 @@ class RunningTurn:
             message=self.user.content,
             model=self.model,
             provider=self.snapshot.llm.active,
+            left_out=self.left_out,
             request_id=echo_of(self.user.request_id),
         )
 
@@ -140,6 +151,7 @@ class RunningTurn:
                 model=self.model,
                 usage=last.usage if last is not None else None,
                 finish_reason=last.finish_reason if last is not None else "",
+                left_out=msgspec.to_builtins(self.left_out) if self.left_out is not None else {},
             )
         ]
 

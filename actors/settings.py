@@ -246,6 +246,12 @@ class ClientSettings(_Section):
     )
     retries: int = Field(_CLIENT.retries, ge=0, le=100, description="further tries before the first piece")
     stream: bool = Field(_CLIENT.stream, description="false: the provider is asked for whole answers")
+    context_tokens: int | None = Field(
+        _CLIENT.context_tokens,
+        ge=1,
+        le=10**9,
+        description="tokens of the model's context window (estimated): what does not fit leaves, the oldest first",
+    )
 
 
 class ProviderSettings(_Section):

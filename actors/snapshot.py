@@ -36,6 +36,7 @@ from protocol.watcher import (
 )
 
 LOCAL = "local"
+LOCAL_CONTEXT_TOKENS = 4096  # as Servers/local_model.py asks for
 LOCAL_MAX_TOKENS = 512  # a small model that lost its way repeats itself; this ends it within half a minute
 LOCAL_FIRST_TOKEN_S = 600.0  # a long conversation is read at tens of tokens a second on a busy machine
 
@@ -139,6 +140,7 @@ def with_local_model(snapshot: Snapshot, base_url: str, model: str, environment:
             first_token_timeout=LOCAL_FIRST_TOKEN_S,
             headers={"Connection": "close"},
             max_keepalive_connections=0,
+            context_tokens=LOCAL_CONTEXT_TOKENS,
             small=True,
         ),
     )

@@ -17,6 +17,7 @@ import msgspec
 from protocol.client import (
     AssistantMessage,
     HistoryMessage,
+    LeftOut,
     ServerFrame,
     ToolExecution,
     ToolUse,
@@ -187,6 +188,7 @@ def started(turn: int, events: Sequence[Event]) -> list[ServerFrame]:
             message=user.content,
             model=hop.model if hop else "",
             provider=hop.provider if hop else "",
+            left_out=LeftOut(**hop.left_out) if hop and hop.left_out else None,
             request_id=echo_of(user.request_id),
         )
     ]

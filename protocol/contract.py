@@ -191,6 +191,15 @@ class MessageQueued(msgspec.Struct, frozen=True, tag="message_queued", omit_defa
     request_id: str | None = None
 
 
+class LeftOut(msgspec.Struct, frozen=True):
+    """What the model is not told of the conversation, since its context window has no room for it."""
+
+    turns: int
+    """Whole turns, the oldest."""
+    messages: int
+    """Messages, those of the turns included."""
+
+
 class TurnStarted(msgspec.Struct, frozen=True, tag="turn_started", omit_defaults=True):
     """The message is on disk and its turn runs."""
 
@@ -198,6 +207,8 @@ class TurnStarted(msgspec.Struct, frozen=True, tag="turn_started", omit_defaults
     message: Any
     model: str
     provider: str
+    left_out: LeftOut | None = None
+    """Absent: nothing."""
     request_id: str | None = None
 
 

@@ -119,6 +119,8 @@ class ClientOptions(msgspec.Struct, frozen=True):
     """Further tries before the first piece; 0: none."""
     stream: bool = True
     """false: the provider is asked with `stream: false`."""
+    context_tokens: int | None = None
+    """What the model can read and write in one request, in tokens; None: unlimited, as far as we know."""
     small: bool = False
     """A model that calls no tools: it is offered none, and told nothing of servers. Set for the local model only."""
 

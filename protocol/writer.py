@@ -45,6 +45,8 @@ class HopEvent(msgspec.Struct, frozen=True, tag="hop"):
     model: str
     usage: dict[str, Any] | None
     finish_reason: str
+    left_out: dict[str, int] = {}
+    """`turns` and `messages` that this request was not told for want of room; empty: all was told."""
 
 
 class ToolStarted(msgspec.Struct, frozen=True, tag="tool_started"):

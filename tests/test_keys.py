@@ -78,6 +78,8 @@ SHOWN = {
     "test_a_connection_that_was_idle_for_longer_than_configured_is_not_used_again",
     "llm.providers.<name>.client.retries": HERE + "test_client_options",
     "llm.providers.<name>.client.stream": HERE + "test_client_options",
+    "llm.providers.<name>.client.context_tokens": "tests/test_context_window.py::"
+    "test_what_does_not_fit_is_not_sent_and_the_client_is_told",
     "mcp.config_file": HERE + "test_another_servers_file",
     "mcp.connection.max_reconnect_attempts": "tests/test_server_child.py::*",
     "mcp.connection.initial_reconnect_delay": "tests/test_server_child.py::*",
