@@ -15,8 +15,9 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from actors.adoption import MODULES, NO_EFFECT, adopt
 from actors.layers import ConfigurationError, Layer, place
+from actors.llm_settings import ProviderSettings
 from actors.redaction import secrets, shown
-from actors.settings import Invalid, ProviderSettings, Settings, validate
+from actors.settings import Invalid, Settings, validate
 from actors.trees import Path, Tree, deep_merge, value_at, without, written
 
 METADATA = "_runtime_config"  # written by our own saves, read by nobody but them

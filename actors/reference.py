@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 from actors.checks import expects, fields, section
 from actors.layers import Layer, parse
-from actors.settings import ProviderSettings, Settings
+from actors.llm_settings import ProviderSettings
+from actors.settings import Settings
 from actors.trees import Path, Tree, written
 
 MOMENTS = {

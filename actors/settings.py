@@ -1,8 +1,9 @@
 """The schema of the configuration: what people may write, in which ranges, and what it means.
 
-The only importer of pydantic for settings, in strict mode: "8000" is no port, and true no number. There are
-no defaults in here but those of sections that may be missing (`client`, `connection_pool`); all others are
-in defaults.yaml. Unknown keys are ignored here; checks.py finds them, and says everything in our words.
+With llm_settings.py (the section `llm`) the only importer of pydantic for settings, in strict mode: "8000" is
+no port, and true no number. There are no defaults in here but those of sections that may be missing (`client`,
+`connection_pool`); all others are in defaults.yaml. Unknown keys are ignored here; checks.py finds them, and
+says everything in our words.
 
 Fails with `Invalid` only, which lists all that is wrong.
 """
@@ -13,14 +14,11 @@ import logging
 import re
 import string
 from typing import Annotated, Literal, NamedTuple
-from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
+from actors.llm_settings import MOST_SECONDS, LlmSettings, Section
 from actors.trees import Path, Tree
-from protocol.watcher import ClientOptions
-
-MOST_SECONDS = 1_000_000  # eleven days; more is a mistake in the unit
 
 
 def _upper(value: object) -> object:
@@ -60,32 +58,6 @@ def _endpoint(text: str) -> str:
     return text
 
 
-def _base_url(text: str) -> str:
-    try:
-        parts = urlsplit(text)
-        usable = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
-    except ValueError:
-        usable = False
-    if not usable or re.search(r"[\s\x00-\x1f]", text):
-        raise ValueError("must be an address such as https://api.example.com/v1")
-    if parts.username or parts.password:
-        raise ValueError("must not hold a name or password; put the key into the environment")
-    return text
-
-
-def _variable(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text):
-        raise ValueError("must be the name of an environment variable, or null where no key is needed")
-    return text
-
-
-def _headers(headers: dict[str, str]) -> dict[str, str]:
-    for name, value in headers.items():
-        if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or re.search(r"[\x00-\x08\x0a-\x1f\x7f]", value):
-            raise ValueError("must map header names to values of one line")
-    return headers
-
-
 def _modules(levels: dict[str, str]) -> dict[str, str]:
     for name in levels:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*", name):
@@ -94,17 +66,10 @@ def _modules(levels: dict[str, str]) -> dict[str, str]:
 
 
 Format = Annotated[str, AfterValidator(_placeholders)]
-Address = Annotated[str, AfterValidator(_base_url)]
-Variable = Annotated[str, AfterValidator(_variable)]
 Level = Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(_upper)]
-_CLIENT = ClientOptions()
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
-
-
-class WebSocketSettings(_Section):
+class WebSocketSettings(Section):
     """`chat.websocket`."""
 
     host: str = Field(min_length=1, description="address to listen on")
@@ -120,7 +85,7 @@ class WebSocketSettings(_Section):
     ping_timeout: float = Field(gt=0, le=MOST_SECONDS, description="seconds to wait for a pong")
 
 
-class RetentionSettings(_Section):
+class RetentionSettings(Section):
     """`chat.storage.persistence.retention`."""
 
     max_age_hours: float | None = Field(gt=0, le=10**6, description="hours an unsaved conversation is kept")
@@ -129,14 +94,14 @@ class RetentionSettings(_Section):
     cleanup_interval_minutes: float = Field(gt=0, le=10**5, description="minutes between clean-ups")
 
 
-class PersistenceSettings(_Section):
+class PersistenceSettings(Section):
     """`chat.storage.persistence`."""
 
     db_path: str = Field(min_length=1, description="database file, relative to the state directory")
     retention: RetentionSettings
 
 
-class SavedSettings(_Section):
+class SavedSettings(Section):
     """`chat.storage.saved_sessions`."""
 
     enabled: bool = Field(description="conversations can be saved by name")
@@ -144,7 +109,7 @@ class SavedSettings(_Section):
     max_saved: int | None = Field(ge=1, le=2**53, description="saved conversations kept per owner")
 
 
-class StorageSettings(_Section):
+class StorageSettings(Section):
     """`chat.storage`."""
 
     type: Annotated[Literal["auto_persist", "memory"], BeforeValidator(_storage_type)] = Field(
@@ -154,13 +119,13 @@ class StorageSettings(_Section):
     saved_sessions: SavedSettings
 
 
-class SessionsSettings(_Section):
+class SessionsSettings(Section):
     """`chat.sessions`."""
 
     default: Literal["latest", "new"] = Field(description="conversation of a client that names none")
 
 
-class DeltasSettings(_Section):
+class DeltasSettings(Section):
     """`chat.service.streaming.persistence`."""
 
     persist_deltas: bool = Field(description="running answers are stored, so that a crash keeps their text")
@@ -168,14 +133,14 @@ class DeltasSettings(_Section):
     min_chars: int = Field(ge=1, le=2**30, description="characters of one answer that are stored earlier")
 
 
-class StreamingSettings(_Section):
+class StreamingSettings(Section):
     """`chat.service.streaming`."""
 
     enabled: bool = Field(description="answers are sent piece by piece")
     persistence: DeltasSettings
 
 
-class NotificationSettings(_Section):
+class NotificationSettings(Section):
     """`chat.service.tool_notifications`."""
 
     enabled: bool = Field(description="clients are told of tool calls")
@@ -184,7 +149,7 @@ class NotificationSettings(_Section):
     format: Format = Field(description="text of the notice; {icon}, {tool_name}, {server}, {args}")
 
 
-class FeatureSettings(_Section):
+class FeatureSettings(Section):
     """`chat.service.logging`."""
 
     llm_replies: bool = Field(description="answers of the model are logged")
@@ -199,7 +164,7 @@ class FeatureSettings(_Section):
     )
 
 
-class ServiceSettings(_Section):
+class ServiceSettings(Section):
     """`chat.service`."""
 
     system_prompt: str = Field(description="first message of every request to the model")
@@ -210,7 +175,7 @@ class ServiceSettings(_Section):
     drain_s: float = Field(ge=0, le=3600, description="seconds that a stop waits for running turns")
 
 
-class ChatSettings(_Section):
+class ChatSettings(Section):
     """`chat`."""
 
     websocket: WebSocketSettings
@@ -219,62 +184,7 @@ class ChatSettings(_Section):
     service: ServiceSettings
 
 
-class ClientSettings(_Section):
-    """`llm.providers.<name>.client`: nothing of it is sent to the model."""
-
-    http2: bool = Field(_CLIENT.http2, description="HTTP/2 to this provider")
-    ca_file: str | None = Field(_CLIENT.ca_file, description="certificates to trust instead of the system's")
-    headers: Annotated[dict[str, str], AfterValidator(_headers)] = Field(
-        _CLIENT.headers, description="sent with every request; ${VAR} comes from the environment"
-    )
-    connect_timeout: float = Field(_CLIENT.connect_timeout, gt=0, le=MOST_SECONDS, description="seconds")
-    first_token_timeout: float = Field(
-        _CLIENT.first_token_timeout, gt=0, le=MOST_SECONDS, description="seconds until the answer begins"
-    )
-    idle_timeout: float = Field(
-        _CLIENT.idle_timeout, gt=0, le=MOST_SECONDS, description="seconds of silence inside an answer"
-    )
-    total_timeout: float | None = Field(
-        _CLIENT.total_timeout, gt=0, le=MOST_SECONDS, description="seconds for a whole answer"
-    )
-    max_connections: int = Field(_CLIENT.max_connections, ge=1, le=100_000, description="connections at a time")
-    max_keepalive_connections: int = Field(
-        _CLIENT.max_keepalive_connections, ge=0, le=100_000, description="idle connections that are kept"
-    )
-    keepalive_expiry: float = Field(
-        _CLIENT.keepalive_expiry, ge=0, le=MOST_SECONDS, description="seconds that an idle connection is kept"
-    )
-    retries: int = Field(_CLIENT.retries, ge=0, le=100, description="further tries before the first piece")
-    stream: bool = Field(_CLIENT.stream, description="false: the provider is asked for whole answers")
-    context_tokens: int | None = Field(
-        _CLIENT.context_tokens,
-        ge=1,
-        le=10**9,
-        description="tokens of the model's context window (estimated): what does not fit leaves, the oldest first",
-    )
-
-
-class ProviderSettings(_Section):
-    """One entry of `llm.providers`; every key beside these goes to the model as it is."""
-
-    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
-
-    base_url: Address = Field(description="address of the OpenAI-compatible API")
-    model: str = Field(min_length=1, description="the model asked for")
-    api_key_env: Variable | None = Field(
-        None, description="environment variable with the key; null: none is needed; default <NAME>_API_KEY"
-    )
-    client: ClientSettings = Field(default_factory=lambda: ClientSettings.model_validate({}))
-
-
-class LlmSettings(_Section):
-    """`llm`."""
-
-    active: str = Field(min_length=1, description="the provider that answers, one of llm.providers")
-    providers: dict[str, ProviderSettings]
-
-
-class ConnectionSettings(_Section):
+class ConnectionSettings(Section):
     """`mcp.connection`."""
 
     max_reconnect_attempts: int = Field(ge=0, le=10**6, description="tries until a server is left alone")
@@ -284,14 +194,14 @@ class ConnectionSettings(_Section):
     ping_timeout: float = Field(gt=0, le=MOST_SECONDS, description="seconds a server may take to answer a ping")
 
 
-class McpSettings(_Section):
+class McpSettings(Section):
     """`mcp`."""
 
     config_file: str = Field(min_length=1, description="file with the MCP servers, relative to the state directory")
     connection: ConnectionSettings
 
 
-class LoggingSettings(_Section):
+class LoggingSettings(Section):
     """`logging`."""
 
     level: Level = Field(description="least level that is logged")
@@ -302,7 +212,7 @@ class LoggingSettings(_Section):
     )
 
 
-class PoolSettings(_Section):
+class PoolSettings(Section):
     """`connection_pool` of the original backend: what counts for providers whose `client` says nothing."""
 
     max_connections: int | None = Field(None, ge=1, le=100_000, description="connections at a time, per provider")
@@ -318,7 +228,7 @@ class PoolSettings(_Section):
     total_timeout_seconds: float | None = Field(None, gt=0, le=MOST_SECONDS, description="seconds for a whole answer")
 
 
-class Settings(_Section):
+class Settings(Section):
     """The whole configuration, as merged and checked."""
 
     chat: ChatSettings

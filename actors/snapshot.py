@@ -15,8 +15,9 @@ from urllib.parse import urlsplit
 import msgspec
 
 from actors.checks import Checked
+from actors.llm_settings import ProviderSettings
 from actors.servers_file import Servers
-from actors.settings import PoolSettings, ProviderSettings, Settings
+from actors.settings import PoolSettings, Settings
 from actors.trees import Tree
 from protocol.watcher import (
     ClientOptions,

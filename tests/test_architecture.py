@@ -29,7 +29,10 @@ IMPORTERS = {
     "h11": {"actors/http.py"},
     "yaml": {"actors/layers.py"},
     "dotenv": {"actors/environment.py"},
-    "pydantic": {"actors/settings.py", "actors/mcp_client.py", "actors/mcp_wire.py", *SERVERS},
+    "pydantic": {
+        *("actors/settings.py", "actors/llm_settings.py"),
+        *("actors/mcp_client.py", "actors/mcp_wire.py", *SERVERS),
+    },
     "anyio": {"actors/mcp_wire.py", *SERVERS},
     "mcp": {"actors/mcp_client.py", "actors/mcp_wire.py", *SERVERS},
     "mcp_types": {"actors/mcp_client.py", "actors/mcp_wire.py", *SERVERS},
