@@ -39,7 +39,7 @@ class Program:
 
     def __init__(self, command: Sequence[str], env: Mapping[str, str] | None = None) -> None:
         self.name = " ".join(Path(part).name for part in command[:3])
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `end`
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,

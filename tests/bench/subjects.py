@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from tests.bench.processes import Program, python, started
 from tests.bench.programs import Programs, Script, Upstream
 
+MOST_STREAMS = 5000  # at once; the shipped limit of connections to one provider is far lower, and would queue them
 START_S = 60.0  # for a service to listen; a large store that was not closed is checked first
 
 
@@ -45,7 +46,8 @@ class Missing(Exception):
 
 def settings(upstream: Upstream, script: Script, changes: Mapping[str, Any]) -> dict[str, Any]:
     """A runtime configuration whose provider is the upstream."""
-    provider = {"base_url": upstream.base_url, "model": script.model, "api_key_env": None}
+    pool = {"max_connections": MOST_STREAMS, "max_keepalive_connections": MOST_STREAMS}
+    provider = {"base_url": upstream.base_url, "model": script.model, "api_key_env": None, "client": pool}
     made: dict[str, Any] = {
         "llm": {"active": "bench", "providers": {"bench": provider}},
         "logging": {"level": "WARNING"},
