@@ -62,11 +62,13 @@ def check(layers: Sequence[Layer]) -> Checked:
             for wrong in invalid.wrongs
             for words in [_words(wrong.path, wrong.value, wrong.missing, wrong.rule)]
         ) from None
-    if settings.llm.active not in settings.llm.providers:
-        there = ", ".join(settings.llm.providers) or "none"
-        at = ("llm", "active")
+    there = ", ".join(settings.llm.providers) or "none"
+    named: list[tuple[Path, str]] = [(("llm", "active"), settings.llm.active)]
+    named += [(("llm", "fallbacks", number), name) for number, name in enumerate(settings.llm.fallbacks)]
+    if unknown := [path for path, name in named if name not in settings.llm.providers]:
         raise ConfigurationError(
-            [f"{place(layers, at)}: llm.active: names no provider of llm.providers (there are: {there})"]
+            f"{place(layers, path)}: {written(path)}: names no provider of llm.providers (there are: {there})"
+            for path in unknown
         )
     if "*" in settings.chat.websocket.allow_origins:
         origins = ("chat", "websocket", "allow_origins")

@@ -54,6 +54,30 @@ class Section(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
 
+class LimitsSettings(Section):
+    """`llm.providers.<name>.client.limits`."""
+
+    concurrent: int | None = Field(
+        _CLIENT.limits.concurrent, ge=1, le=100_000, description="requests at a time; null: as many as connections"
+    )
+    per_minute: int | None = Field(
+        _CLIENT.limits.per_minute, ge=1, le=10**6, description="requests that begin within any minute"
+    )
+    queue: int = Field(_CLIENT.limits.queue, ge=0, le=10**6, description="requests that wait for their turn")
+    wait: float = Field(_CLIENT.limits.wait, gt=0, le=MOST_SECONDS, description="seconds that they wait at most")
+
+
+class BreakerSettings(Section):
+    """`llm.providers.<name>.client.breaker`."""
+
+    failures: int = Field(
+        _CLIENT.breaker.failures, ge=0, le=1000, description="failed tries in a row until it is left alone; 0: never"
+    )
+    rest: float = Field(
+        _CLIENT.breaker.rest, gt=0, le=3600, description="seconds that it is left alone; more if it goes on failing"
+    )
+
+
 class ClientSettings(Section):
     """`llm.providers.<name>.client`: nothing of it is sent to the model."""
 
@@ -79,6 +103,11 @@ class ClientSettings(Section):
     keepalive_expiry: float = Field(
         _CLIENT.keepalive_expiry, ge=0, le=MOST_SECONDS, description="seconds that an idle connection is kept"
     )
+    prewarm: int | None = Field(
+        _CLIENT.prewarm, ge=0, le=100, description="connections opened ahead; null: one to an https address"
+    )
+    limits: LimitsSettings = Field(default_factory=lambda: LimitsSettings.model_validate({}))
+    breaker: BreakerSettings = Field(default_factory=lambda: BreakerSettings.model_validate({}))
     retries: int = Field(_CLIENT.retries, ge=0, le=100, description="further tries before the first piece")
     stream: bool = Field(_CLIENT.stream, description="false: the provider is asked for whole answers")
     context_tokens: int | None = Field(
@@ -107,3 +136,4 @@ class LlmSettings(Section):
 
     active: str = Field(min_length=1, description="the provider that answers, one of llm.providers")
     providers: dict[str, ProviderSettings]
+    fallbacks: list[str] = Field(description="providers that are asked, in this order, when that one fails")

@@ -76,6 +76,7 @@ def make_snapshot(
                 name: _provider(name, provider, settings.connection_pool)
                 for name, provider in settings.llm.providers.items()
             },
+            fallbacks=list(settings.llm.fallbacks),
         ),
         mcp=Mcp(
             config_file=settings.mcp.config_file,
@@ -122,12 +123,12 @@ def on_loopback(url: str) -> bool:
 
 
 def with_local_model(snapshot: Snapshot, base_url: str, model: str, environment: Mapping[str, str]) -> Snapshot:
-    """The snapshot with the model on this machine as active provider, where the active one lacks its key.
+    """The snapshot with the model on this machine as active provider, where that one and its fallbacks lack keys.
 
     Elsewhere the snapshot as it is. A provider of that name in the files is theirs: ours is called otherwise.
     """
-    active = snapshot.llm.providers[snapshot.llm.active]
-    if active.api_key_env is None or environment.get(active.api_key_env):
+    asked = [snapshot.llm.providers[name] for name in (snapshot.llm.active, *snapshot.llm.fallbacks)]
+    if any(one.api_key_env is None or environment.get(one.api_key_env) for one in asked):
         return snapshot
     name = LOCAL if LOCAL not in snapshot.llm.providers else f"{LOCAL}-model"
     local = Provider(
@@ -169,7 +170,7 @@ def _provider(name: str, written: ProviderSettings, pool: PoolSettings) -> Provi
         model=written.model,
         api_key_env=variable,
         parameters=dict(written.model_extra or {}),
-        client=ClientOptions(**client),
+        client=msgspec.convert(client, ClientOptions),
     )
 
 

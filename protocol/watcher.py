@@ -98,6 +98,28 @@ class Service(msgspec.Struct, frozen=True):
     """`chat.sessions.default`: `latest` or `new`."""
 
 
+class LimitOptions(msgspec.Struct, frozen=True):
+    """`client.limits`: what is asked of one provider at most, by all conversations together."""
+
+    concurrent: int | None = None
+    """Requests at a time; None: as many as there may be connections (HTTP/2: without limit)."""
+    per_minute: int | None = None
+    """Requests that begin within any minute, further tries included; None: without limit."""
+    queue: int = 1000
+    """Requests that wait for their turn; one more is refused at once."""
+    wait: float = 60.0
+    """Seconds that a request waits at most."""
+
+
+class BreakerOptions(msgspec.Struct, frozen=True):
+    """`client.breaker`: when a provider that fails is left alone."""
+
+    failures: int = 8
+    """Failed tries in a row after which it is not asked for a while; 0: it is always asked."""
+    rest: float = 10.0
+    """Seconds of that while; doubled each time that it fails again, up to a minute."""
+
+
 class ClientOptions(msgspec.Struct, frozen=True):
     """A provider's reserved `client:` mapping: everything of ours, nothing of it goes upstream."""
 
@@ -113,8 +135,12 @@ class ClientOptions(msgspec.Struct, frozen=True):
     """Seconds for a whole answer; None: as long as it flows."""
     max_connections: int = 100
     max_keepalive_connections: int = 20
-    keepalive_expiry: float = 5.0
-    """Seconds that an idle connection is kept."""
+    keepalive_expiry: float = 30.0
+    """Seconds that an idle connection is kept: a person's next message seldom comes sooner than after some."""
+    prewarm: int | None = None
+    """Connections that are opened before they are needed; None: one to an https address."""
+    limits: LimitOptions = LimitOptions()
+    breaker: BreakerOptions = BreakerOptions()
     retries: int = 2
     """Further tries before the first piece; 0: none."""
     stream: bool = True
@@ -145,6 +171,8 @@ class Llm(msgspec.Struct, frozen=True):
     providers: dict[str, Provider]
 
 
+    fallbacks: list[str] = []
+    """Providers that are asked, in this order, when the one that was asked first fails before its first piece."""
 class McpServer(msgspec.Struct, frozen=True):
     """One entry of `mcpServers`, with `${VAR}` still unfilled."""
 

@@ -62,6 +62,7 @@ SHOWN = {
     "chat.service.logging.result_truncate_length": "tests/test_logs.py::*",
     "chat.service.drain_s": "tests/test_main.py::*",
     "llm.active": HERE + "test_another_provider_in_mid_stream",
+    "llm.fallbacks": "tests/test_streamer.py::*",
     "llm.providers.<name>.base_url": HERE + "test_another_provider_in_mid_stream",
     "llm.providers.<name>.model": HERE + "test_another_provider_in_mid_stream",
     "llm.providers.<name>.api_key_env": "tests/test_streamer.py::*",
@@ -76,6 +77,13 @@ SHOWN = {
     "llm.providers.<name>.client.max_keepalive_connections": "tests/test_streamer.py::*",
     "llm.providers.<name>.client.keepalive_expiry": "tests/test_streamer.py::"
     "test_a_connection_that_was_idle_for_longer_than_configured_is_not_used_again",
+    "llm.providers.<name>.client.prewarm": "tests/test_streamer.py::*",
+    "llm.providers.<name>.client.limits.concurrent": "tests/test_streamer.py::*",
+    "llm.providers.<name>.client.limits.per_minute": "tests/test_streamer.py::*",
+    "llm.providers.<name>.client.limits.queue": "tests/test_streamer.py::*",
+    "llm.providers.<name>.client.limits.wait": "tests/test_streamer.py::*",
+    "llm.providers.<name>.client.breaker.failures": "tests/test_streamer.py::*",
+    "llm.providers.<name>.client.breaker.rest": "tests/test_streamer.py::*",
     "llm.providers.<name>.client.retries": HERE + "test_client_options",
     "llm.providers.<name>.client.stream": HERE + "test_client_options",
     "llm.providers.<name>.client.context_tokens": "tests/test_context_window.py::"
