@@ -135,5 +135,5 @@ class LlmSettings(Section):
     """`llm`."""
 
     active: str = Field(min_length=1, description="the provider that answers, one of llm.providers")
-    providers: dict[str, ProviderSettings]
     fallbacks: list[str] = Field(description="providers that are asked, in this order, when that one fails")
+    providers: dict[str, ProviderSettings]

@@ -169,10 +169,10 @@ class Llm(msgspec.Struct, frozen=True):
 
     active: str
     providers: dict[str, Provider]
-
-
     fallbacks: list[str] = []
     """Providers that are asked, in this order, when the one that was asked first fails before its first piece."""
+
+
 class McpServer(msgspec.Struct, frozen=True):
     """One entry of `mcpServers`, with `${VAR}` still unfilled."""
 
