@@ -12,31 +12,30 @@ from importlib.metadata import version
 from itertools import groupby
 from typing import Any
 
-import msgspec
-
-from actors import dialect, saves, transcript, verbs
+from actors import dialect, message_content, saves, transcript, verbs
 from actors.front import Conversation, Front, Socket
 from actors.turnlog import TurnLog
 from protocol.client import (
     CAPABILITIES,
     HISTORY_PAGE,
     MAX_ID_CHARS,
+    MAX_IMAGE_BYTES,
+    MAX_PARTS,
     MAX_QUEUED,
     MAX_TEXT_CHARS,
+    MAX_URL_CHARS,
     BadFrame,
     ClearHistory,
     ClientFrame,
     GetHistory,
     Hello,
     HistoryPage,
-    ImagePart,
     LoadSession,
     Ping,
     Pong,
     Resume,
     SessionCleared,
     StopTurn,
-    TextPart,
     UserMessage,
     Welcome,
     decode,
@@ -173,6 +172,9 @@ class Commands:
                 limits={
                     "max_message_size": self.front.snapshot.websocket.max_message_size,
                     "max_text_chars": MAX_TEXT_CHARS,
+                    "max_parts": MAX_PARTS,
+                    "max_image_bytes": MAX_IMAGE_BYTES,
+                    "max_url_chars": MAX_URL_CHARS,
                     "max_id_chars": MAX_ID_CHARS,
                     "max_queued": MAX_QUEUED,
                     "history_page": HISTORY_PAGE,
@@ -213,12 +215,7 @@ class Commands:
 
     def _user_message(self, message: UserMessage) -> None:
         conversation = self._conversation
-        content = message.message
-        chars = len(content) if isinstance(content, str) else sum(_chars(part) for part in content)
-        if chars > MAX_TEXT_CHARS:
-            raise Fault(Code.MESSAGE_TOO_LARGE, f"The message is longer than {MAX_TEXT_CHARS} characters.")
-        if _blank(content):
-            raise Fault(Code.INVALID_MESSAGE, "The message is empty - at `$.message`.")
+        content = message_content.content_of(message.message)
         if message.mode not in (None, "queue"):
             raise Fault(Code.INVALID_MESSAGE, f"The mode {message.mode[:40]!r} is not known here - at `$.mode`.")
         if not self.front.taking:
@@ -227,7 +224,7 @@ class Commands:
             client=self.socket.number,
             request_id=message.request_id or generated(secrets.token_hex(16)),
             echo=message.request_id,
-            content=content if isinstance(content, str) else [_part(part) for part in content],
+            content=content,
             streaming=message.streaming,
         )
         known = say.request_id in conversation.unanswered
@@ -343,20 +340,3 @@ class Anchor:
 
 def _turn_of(stored: StoredEvent) -> int:
     return stored.turn
-
-
-def _blank(content: str | list[TextPart | ImagePart]) -> bool:
-    texts = [content] if isinstance(content, str) else [part.text for part in content if isinstance(part, TextPart)]
-    return not any(text.strip() for text in texts) and (isinstance(content, str) or len(texts) == len(content))
-
-
-def _part(part: TextPart | ImagePart) -> dict[str, Any]:
-    """As providers want it: a `detail` that was not given is left out, since some refuse null."""
-    plain: dict[str, Any] = msgspec.to_builtins(part)
-    if isinstance(part, ImagePart) and part.image_url.detail is None:
-        del plain["image_url"]["detail"]
-    return plain
-
-
-def _chars(part: TextPart | ImagePart) -> int:
-    return len(part.text) if isinstance(part, TextPart) else len(part.image_url.url)

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from actors.message_content import in_words
 from protocol.client import (
     AssistantMessage,
     BadFrame,
@@ -116,7 +117,11 @@ class Speaker:
         match frame:
             case TurnStarted():
                 self._requests[frame.turn] = frame.request_id or ""
-                return [self._say(frame.turn, "processing", {"metadata": {"user_message": frame.message}})]
+                return [
+                    self._say(
+                        frame.turn, "processing", {"metadata": {"user_message": in_words(frame.message, "[image]")}}
+                    )
+                ]
             case ToolExecution() if frame.status not in ("progress", "completed"):
                 return [self._tool(frame)]
             case AssistantMessage() if frame.turn not in self._told:
@@ -170,7 +175,7 @@ class Speaker:
     def _history(self, frame: HistoryPage) -> list[bytes]:
         if not frame.messages:
             return []
-        data = [{"role": m.role, "content": m.content, "timestamp": m.at} for m in frame.messages]
+        data = [{"role": m.role, "content": in_words(m.content, "[image]"), "timestamp": m.at} for m in frame.messages]
         metadata = {"conversation_id": frame.conversation_id, "message_count": len(data)}
         chunk = {"type": "conversation_history", "data": data, "metadata": metadata}
         return [_encode({"request_id": frame.request_id or "", "status": "init", "chunk": chunk})]

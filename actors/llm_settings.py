@@ -110,6 +110,9 @@ class ClientSettings(Section):
     breaker: BreakerSettings = Field(default_factory=lambda: BreakerSettings.model_validate({}))
     retries: int = Field(_CLIENT.retries, ge=0, le=100, description="further tries before the first piece")
     stream: bool = Field(_CLIENT.stream, description="false: the provider is asked for whole answers")
+    vision: bool = Field(
+        _CLIENT.vision, description="false: the model reads text only; messages with images are refused"
+    )
     context_tokens: int | None = Field(
         _CLIENT.context_tokens,
         ge=1,

@@ -14,11 +14,11 @@ from typing import Any
 
 import msgspec
 
-from actors import context_window, system_prompt, transcript
+from actors import context_window, message_content, system_prompt, transcript
 from actors.catalogue import Merged
 from actors.turnlog import TurnLog
 from protocol.client import LeftOut, ToolExecution, TurnFinished, TurnStarted, error_frame
-from protocol.errors import FaultBody
+from protocol.errors import Fault, FaultBody
 from protocol.mcp_server import Catalogue
 from protocol.session import echo_of
 from protocol.streamer import Finished, ToolCall
@@ -88,10 +88,16 @@ class RunningTurn:
         """Who is asked; None where the configuration names nobody."""
         return self.snapshot.llm.providers.get(self.snapshot.llm.active)
 
+    @property
+    def refusal(self) -> Fault | None:
+        """Why its message cannot be put before the model; None: it can."""
+        return message_content.refusal(self.user.content, self.provider)
+
     def messages(self, before: list[Event]) -> list[dict[str, Any]]:
         """What the model is told: the earlier turns' events, then this one's, as far as they fit (`left_out`)."""
-        messages = transcript.for_model(self.prompt, [*before, *self.events], self.snapshot.llm.active)
         provider, self.left_out = self.provider, None
+        vision = provider is None or provider.client.vision
+        messages = transcript.for_model(self.prompt, [*before, *self.events], self.snapshot.llm.active, vision=vision)
         if provider is None or provider.client.context_tokens is None:
             return messages
         most = context_window.room(provider.client.context_tokens, provider.parameters, self.tools)

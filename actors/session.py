@@ -16,10 +16,12 @@ from typing import Any
 
 import trio
 
-from actors import takeover, tool_call, turn_lines
+from actors import takeover, turn_lines
 from actors.durable import COMMIT_S, PAUSE_S, insist, known_turn, storage_fault
 from actors.front import Conversation, Front
+from actors.message_content import refusal
 from actors.running_turn import RunningTurn, show_end
+from actors.tool_calls import ToolCalls
 from actors.turn import (
     Ask,
     Close,
@@ -40,7 +42,6 @@ from actors.turnlog import Lost, TurnLog
 from protocol.client import MessageQueued, error_frame
 from protocol.errors import Code, Fault, FaultBody
 from protocol.mail import Mailbox, MailError, Ref, Request
-from protocol.mcp_server import CancelCall
 from protocol.session import Drain, Say, SessionMessage, Stop
 from protocol.spec import Context
 from protocol.streamer import Cancel, Complete, Failed, Finished
@@ -53,7 +54,6 @@ from protocol.writer import (
     Event,
     LoadHistory,
     StartTurn,
-    ToolStarted,
     UserEvent,
 )
 
@@ -103,7 +103,7 @@ class Session:
         """User events of turns that have not ended."""
         self.running: RunningTurn | None = None
         """The turn that runs, visible to sockets or not yet."""
-        self.scopes: dict[str, trio.CancelScope] = {}
+        self.calls = ToolCalls(ctx, front, conversation, tasks, self._call_ended)
         self.journal: Append | None = None
         """The running turn's last journal, until it is acknowledged."""
 
@@ -187,6 +187,10 @@ class Session:
             self._take_up(say)
 
     def _take_up(self, say: Say) -> None:
+        llm = self.front.snapshot.llm
+        if (refused := refusal(say.content, llm.providers.get(llm.active))) is not None:
+            self.perform([Refuse(say.client, say.echo, refused.body, say)])
+            return
         _, tries = self.conversation.unanswered.get(say.request_id, (say, 0))
         self.conversation.unanswered[say.request_id] = (say, tries + 1)
         self.turns.max_tool_hops = self.front.snapshot.service.max_tool_hops
@@ -253,8 +257,8 @@ class Session:
                     self.front.tell(effect.client, error_frame(effect.fault, request_id=effect.echo))
                 case Journal():
                     self._journal(effect.turn)
-                case RunCalls():
-                    self._run_calls()
+                case RunCalls() if self.running is not None:
+                    self.calls.run(self.running)
                 case Close():
                     self._close(effect)
 
@@ -324,10 +328,12 @@ class Session:
             conversation=self.conversation.id,
         )
         turn_lines.asked(running, self.front.snapshot, complete)
-        if not self.streamer.offer(complete):
+        refused = running.refusal
+        if refused is None and not self.streamer.offer(complete):
+            refused = Fault(Code.OVERLOADED, "Too many answers are running.")
+        if refused is not None:
             del self.front.requests[request]
-            fault = Fault(Code.OVERLOADED, "Too many answers are running.").body
-            running.log.decisions.append(Failed(request, fault))
+            running.log.decisions.append(Failed(request, refused.body))
             self.ctx.ref(self.ctx.path).nudge()
 
     def _begin(self, turn: int) -> RunningTurn:
@@ -346,12 +352,7 @@ class Session:
         if request and self.front.requests.pop(request, None) is not None:
             self.streamer.offer(Cancel(to=self.front.ctx.path, request=request))
         running.log.stop_filling()
-        for call_id, call in running.log.calls.items():
-            scope = self.scopes.get(call_id)
-            if scope is not None:
-                scope.cancel()
-            self.ctx.ref(f"mcp/{call.server}").offer(CancelCall(call_id))
-            self.front.calls.pop(call_id, None)
+        self.calls.drop(running)
         if not running.log.attached:
             self.running = None
 
@@ -410,30 +411,8 @@ class Session:
         self.journal = None
         return self.turns.journaled(turn)
 
-    def _run_calls(self) -> None:
-        running = self.running
-        if running is None:
-            return
-        running.log.tools_ran = True
-        for started in tuple(running.log.calls.values()):
-            self.front.calls[started.call_id] = (running.log, 0.0)
-            self.tasks.start_soon(self._call, running, started)
-
-    async def _call(self, running: RunningTurn, started: ToolStarted) -> None:
-        began = trio.current_time()
-        with trio.CancelScope() as scope:
-            self.scopes[started.call_id] = scope
-            outcome = await tool_call.outcome(self.ctx, running, started, self.front)
-        self.scopes.pop(started.call_id, None)
-        if scope.cancel_called:
-            return  # the turn is being closed, which writes the outcome
-        self.front.calls.pop(started.call_id, None)
-        elapsed_ms = int((trio.current_time() - began) * 1000)
-        ended = running.end_call(started, "completed" if outcome.ok else "failed", outcome.text, elapsed_ms)
-        append = Append(self.conversation.id, running.turn, started.call_id, [ended])
-        self.tasks.start_soon(insist, self.writer, append)
-        self.conversation.pump()
-        self.perform(self.turns.call_ended(running.turn, started.call_id))
+    def _call_ended(self, turn: int, call_id: str) -> None:
+        self.perform(self.turns.call_ended(turn, call_id))
         self.wake()
 
     # The end of a turn.

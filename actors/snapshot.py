@@ -143,6 +143,7 @@ def with_local_model(snapshot: Snapshot, base_url: str, model: str, environment:
             headers={"Connection": "close"},
             max_keepalive_connections=0,
             context_tokens=LOCAL_CONTEXT_TOKENS,
+            vision=False,
             small=True,
         ),
     )

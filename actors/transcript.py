@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from actors.message_content import in_words
 from protocol.client import (
     AssistantMessage,
     HistoryMessage,
@@ -34,12 +35,15 @@ UNKNOWN_OUTCOME = "The outcome of this call is not known: the service was interr
 STATUS_OF = {"completed": "complete"}  # outcome of a turn -> status of its message, where they differ
 
 
-def for_model(system_prompt: str, events: Sequence[Event], provider: str) -> list[dict[str, Any]]:
+def for_model(
+    system_prompt: str, events: Sequence[Event], provider: str, *, vision: bool = True
+) -> list[dict[str, Any]]:
     """`chat/completions` messages: the system prompt, then every event in order.
 
     Args:
         events: of whole turns; `Closed` is passed over.
         provider: its own raw fields of earlier answers go back to it, other providers' do not.
+        vision: false: it reads text only, so images are told as words.
     """
     messages: list[dict[str, Any]] = [{"role": "system", "content": system_prompt}] if system_prompt else []
     waiting: dict[str, None] = {}
@@ -47,7 +51,7 @@ def for_model(system_prompt: str, events: Sequence[Event], provider: str) -> lis
         match event:
             case UserEvent():
                 _settle(messages, waiting)
-                messages.append({"role": "user", "content": event.content})
+                messages.append({"role": "user", "content": event.content if vision else in_words(event.content)})
             case HopEvent():
                 _settle(messages, waiting)
                 if not event.content and not event.tool_calls:

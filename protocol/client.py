@@ -57,6 +57,9 @@ from protocol.contract import (
 from protocol.errors import Code, Fault, FaultBody
 
 MAX_TEXT_CHARS = 1_000_000  # of one user message; past it no model we know of can read it
+MAX_PARTS = 64  # of one user message
+MAX_IMAGE_BYTES = 8 * 2**20  # of the data URIs of one user message; no provider takes more than 5 MB an image
+MAX_URL_CHARS = 8192  # of an image's address
 MAX_ID_CHARS = 200  # request and conversation ids; ours have 32
 MAX_QUEUED = 16  # messages that may wait behind a running turn
 HISTORY_PAGE = 50  # turns of one history page, and the most that one may ask for
@@ -146,8 +149,11 @@ __all__ = [
     "CAPABILITIES",
     "HISTORY_PAGE",
     "MAX_ID_CHARS",
+    "MAX_IMAGE_BYTES",
+    "MAX_PARTS",
     "MAX_QUEUED",
     "MAX_TEXT_CHARS",
+    "MAX_URL_CHARS",
     "AssistantDelta",
     "AssistantMessage",
     "BadFrame",

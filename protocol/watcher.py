@@ -147,6 +147,8 @@ class ClientOptions(msgspec.Struct, frozen=True):
     """false: the provider is asked with `stream: false`."""
     context_tokens: int | None = None
     """What the model can read and write in one request, in tokens; None: unlimited, as far as we know."""
+    vision: bool = True
+    """The model can be sent images; false: it reads text only."""
     small: bool = False
     """A model that calls no tools: it is offered none, and told nothing of servers. Set for the local model only."""
 

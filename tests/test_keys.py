@@ -86,6 +86,8 @@ SHOWN = {
     "llm.providers.<name>.client.breaker.rest": "tests/test_streamer.py::*",
     "llm.providers.<name>.client.retries": HERE + "test_client_options",
     "llm.providers.<name>.client.stream": HERE + "test_client_options",
+    "llm.providers.<name>.client.vision": "tests/test_message_content.py::"
+    "test_images_are_limited_kept_and_refused_by_a_provider_of_text_only",
     "llm.providers.<name>.client.context_tokens": "tests/test_context_window.py::"
     "test_what_does_not_fit_is_not_sent_and_the_client_is_told",
     "mcp.config_file": HERE + "test_another_servers_file",
