@@ -8,7 +8,7 @@ guards its readers from each other: an error while writing to one socket ends th
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from itertools import count
 from typing import Any
 
@@ -171,11 +171,11 @@ class Front:
         ctx: of the gateway's slot.
         snapshot: the configuration in force at start.
         listening: the listeners in force.
-        status: the supervisor tree as JSON.
+        status: gives the supervisor tree as JSON. Raises MailError when nobody can say.
     """
 
     def __init__(
-        self, ctx: KeepContext, snapshot: Snapshot, *, listening: Listening, status: Callable[[], bytes]
+        self, ctx: KeepContext, snapshot: Snapshot, *, listening: Listening, status: Callable[[], Awaitable[bytes]]
     ) -> None:
         self.ctx = ctx
         self.snapshot = snapshot

@@ -23,7 +23,8 @@ from protocol.client import ConfigChanged, Degraded, Recovered, ToolExecution
 from protocol.errors import Fault
 from protocol.gateway import GatewayMessage, StopTaking
 from protocol.mail import Mailbox, MailError, Reply
-from protocol.mcp_server import Catalogue, ToolProgress
+from protocol.mcp_server import Catalogue, TellTools, ToolProgress
+from protocol.reporter import GetStatus
 from protocol.session import Drain
 from protocol.spec import Context, Down, KeepContext, Up
 from protocol.streamer import Cancel, Failed, Finished, Piece, Pieces, Text, Thinking
@@ -33,6 +34,7 @@ from protocol.writer import AppendDeltas, Delta, ListUnfinished
 log = logging.getLogger("actors.gateway")
 
 START_S = 30.0  # for the watcher's first snapshot
+STATUS_S = 3.0  # for the supervisor to say how its parts are; each process of them has a second
 CUT_S = 12.0  # for turns that were cut off to be stored and shown; more than a commit may take
 RETIRE_S = 600.0  # a conversation without sockets and turns is let go after this
 SWEEP_S = 25.0  # how often that is looked at
@@ -42,12 +44,12 @@ TICK_S = 10.0  # for the store to take a tick before it is sent again
 
 @asynccontextmanager
 async def keep(ctx: KeepContext) -> AsyncIterator[Front]:
-    """What the slot keeps; args: `listeners` (trio listeners, closed here), `status`, `loopback`, `moved`."""
+    """What the slot keeps; args: `listeners` (trio listeners, closed here), `loopback`, `moved`."""
     snapshot = await ctx.ref("watcher").ask(GetSnapshot(), within=START_S, again=True)
     async with trio.open_nursery() as nursery:
         # the handler is made before what it serves: connections come only once `begin` was called
         listening = Listening(nursery, lambda stream: serve(front, stream), ctx.args["moved"])
-        front = Front(ctx, snapshot, listening=listening, status=ctx.args["status"])
+        front = Front(ctx, snapshot, listening=listening, status=lambda: reported(ctx))
         listening.begin(ctx.args["listeners"], loopback=ctx.args["loopback"])
         try:
             yield front
@@ -55,6 +57,11 @@ async def keep(ctx: KeepContext) -> AsyncIterator[Front]:
             for socket in tuple(front.sockets.values()):
                 socket.close(1001, "the service stops")
             nursery.cancel_scope.cancel()
+
+
+async def reported(ctx: KeepContext) -> bytes:
+    """The supervisor tree as JSON. Raises MailError."""
+    return await ctx.ref("reporter").ask(GetStatus(), within=STATUS_S)
 
 
 async def run(box: Mailbox[GatewayMessage], ctx: Context) -> None:
@@ -229,6 +236,8 @@ class Gateway:
 
     def came_up(self, up: Up) -> None:
         """An actor is ready."""
+        if up.path.startswith("mcp/"):
+            self.ctx.ref(up.path).offer(TellTools(to=self.ctx.path))
         if up.path == "store/writer":
             self.writer.offer(self.front.in_use())
         if up.path.startswith(f"{SESSIONS}/"):

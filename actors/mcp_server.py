@@ -13,6 +13,7 @@ Must not import the MCP package: it takes 0.6 s, so `actors.mcp_client` is impor
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import math
@@ -41,6 +42,7 @@ from protocol.mcp_server import (
     McpServerMessage,
     ReadResource,
     SetServerLog,
+    TellTools,
 )
 from protocol.spec import Context, KeepContext, Parked, Up
 from protocol.watcher import Connection, McpServer
@@ -48,6 +50,7 @@ from protocol.watcher import Connection, McpServer
 if TYPE_CHECKING:
     from actors.mcp_client import Connected
 
+GATEWAYS = "front*/gateway"  # there may be several
 RELIST_PAUSE_S = 0.2  # a server that announces changes in a storm is asked five times a second
 CHECK_PAUSE_S = 1.0  # and its resources are looked at once a second
 CHECK_EVERY_S = 300.0  # without a change: files and databases come and go without a word
@@ -64,6 +67,8 @@ class Memory:
     """Where facts are reported that should outlive it too."""
     legacy: bool = False
     """The server ignored the newer handshake: begin with the older one, without waiting for the newer."""
+    gateways: set[str] = field(default_factory=set)
+    """Who is told what the server offers."""
     log_level: str | None = None
     """Set since the slot was made; None: as in the arguments."""
 
@@ -81,7 +86,8 @@ class _Desk:
     box: Mailbox[McpServerMessage]
     ctx: Context
     kept: Memory
-    gateway: str
+    gateways: set[str]
+    """Addresses that are told what is offered; those that are there no more do no harm."""
     calls: Calls
     log: ServerLog
     told_level: str | None = None
@@ -119,8 +125,10 @@ class _Desk:
                         case SetServerLog(level=level):
                             self.kept.log_level = self.log.level = level
                             self.news.set()
-                        case Up():
-                            self.news.set()  # the gateway is back, and may have forgotten what we offer
+                        case TellTools(to=gateway):
+                            self.tell(gateway)
+                        case Up(path=path):
+                            self.tell(path)  # it is back, or new, and may not know what we offer
                         case _:
                             pass  # Down of the gateway, nudges: nothing to do
                 self.leaving = True
@@ -128,6 +136,11 @@ class _Desk:
                 nursery.start_soon(self.announce)
         if not self.taking.cancelled_caught:
             stop.cancel()
+
+    def tell(self, gateway: str) -> None:
+        """It is told what is offered, now and from now on."""
+        self.gateways.add(gateway)
+        self.news.set()
 
     async def keep_current(self, connected: Connected, within: float) -> None:
         """Announce what the server offers, again whenever it changed or the gateway came back."""
@@ -156,13 +169,13 @@ class _Desk:
         self.recheck.set()
 
     async def announce(self) -> None:
-        """Tell the gateway what is offered now."""
+        """Tell the gateways what is offered now."""
         async with self.telling:
-            if (offered := self._offered()) is not None:
-                try:
-                    await self.ctx.ref(self.gateway).send(offered)
-                except Gone:
-                    return  # it is told when it is Up
+            if (offered := self._offered()) is None:
+                return
+            for gateway in sorted(self.gateways):
+                with contextlib.suppress(Gone):  # it is told when it is Up
+                    await self.ctx.ref(gateway).send(offered)
 
     def _offered(self) -> Catalogue | None:
         if self.listed is None:
@@ -209,11 +222,11 @@ async def run(box: Mailbox[McpServerMessage], ctx: Context) -> None:
     ctx.ready()  # a slow server delays nobody's start
     server: McpServer = ctx.args["server"]
     kept = ctx.kept if isinstance(ctx.kept, Memory) else Memory()
-    ctx.watch(ctx.args["gateway"])
+    ctx.watch(GATEWAYS)
     try:
         command = command_of(server, ctx.args["state_dir"], os.environ, ctx.args["config_access"])
         log = ServerLog(server.name, kept.log_level or ctx.args["log_level"], command.clean)
-        desk = _Desk(box, ctx, kept, ctx.args["gateway"], Calls(server, box, ctx), log)
+        desk = _Desk(box, ctx, kept, kept.gateways, Calls(server, box, ctx), log)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(desk.serve, nursery.cancel_scope)
             await _live(desk, server, command, ctx.args["connection"])

@@ -65,13 +65,20 @@ async def _page(front: Front, head: Head) -> Page:
         case "/status":
             if not front.loopback:
                 return 403, b"the status is for operators of this machine\n", TEXT, []
-            return 200, front.status(), JSON, []
+            return await _status(front)
         case "/schema":
             return 200, msgspec.json.format(msgspec.json.encode(schema())), JSON, []
         case front.snapshot.websocket.endpoint:
             return 426, b"this is a WebSocket endpoint\n", TEXT, [("Upgrade", "websocket")]
         case _:
             return 404, b"there is no such page; try / or /status\n", TEXT, []
+
+
+async def _status(front: Front) -> Page:
+    try:
+        return 200, await front.status(), JSON, []
+    except MailError as error:
+        return 503, f"the supervisor does not say how its parts are: {error}\n".encode(), TEXT, []
 
 
 async def _ready(front: Front) -> Page:
@@ -82,13 +89,16 @@ async def _ready(front: Front) -> Page:
         await front.ctx.ref("store/writer").ask(ListUnfinished(), within=READY_S)
     except (MailError, Fault) as error:
         reasons.append(f"the store does not answer: {error}")
-    body = {"ready": not reasons, "reasons": reasons, "notes": notes(front)}
+    body = {"ready": not reasons, "reasons": reasons, "notes": await notes(front)}
     return (503 if reasons else 200), msgspec.json.encode(body), JSON, []
 
 
-def notes(front: Front) -> list[str]:
+async def notes(front: Front) -> list[str]:
     """What an operator should know although turns are taken."""
-    lines = [f"{part.path} is down: {part.last_error or part.state}" for part in down(front)]
+    try:
+        lines = [f"{part.path} is down: {part.last_error or part.state}" for part in await down(front)]
+    except MailError as error:
+        lines = [f"the supervisor does not say how its parts are: {error}"]
     if front.listening.trouble:
         lines.append(front.listening.trouble)
     missing = missing_key(front.snapshot)
@@ -110,9 +120,9 @@ class Part(msgspec.Struct, frozen=True):
 _parts = msgspec.json.Decoder(Part)
 
 
-def down(front: Front) -> list[Part]:
-    """The actors that are not there, by path. The tree knows of those too that fell before the front was there."""
-    found, waiting = [], [_parts.decode(front.status())]
+async def down(front: Front) -> list[Part]:
+    """The actors that are not there, by path. Raises MailError. The tree knows of those too that fell before the front was there."""
+    found, waiting = [], [_parts.decode(await front.status())]
     while waiting:
         part = waiting.pop()
         waiting.extend(part.children)

@@ -20,7 +20,6 @@ from protocol.spec import Context, KeepContext
 from protocol.watcher import Configured, Connection, GetSnapshot, McpServer, Snapshot, Subscribe
 
 GROUP = "mcp"
-GATEWAY = "front/gateway"  # who hears of tools and progress
 START_S = 30.0  # for the watcher's first snapshot
 
 Known = dict[str, tuple[tuple[McpServer, Connection, str], str]]
@@ -70,7 +69,6 @@ def apply(snapshot: Snapshot, ctx: Context) -> None:
             place = child(
                 server,
                 connection,
-                gateway=GATEWAY,
                 state_dir=snapshot.state_dir,
                 log_level=level,
                 config_access=its_access,

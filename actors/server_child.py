@@ -19,7 +19,6 @@ def child(
     server: McpServer,
     connection: Connection,
     *,
-    gateway: str,
     state_dir: str,
     log_level: str,
     config_access: str = "",
@@ -47,7 +46,6 @@ def child(
         args={
             "server": server,
             "connection": connection,
-            "gateway": gateway,
             "state_dir": state_dir,
             "log_level": log_level,
             "config_access": config_access,

@@ -1,9 +1,9 @@
 """What the actor of one MCP server understands, and what it says of itself.
 
 Down: `CallTool` (an ask: its answer is a `ToolOutcome`, also when the tool failed), `CancelCall`, the asks
-`ReadResource` and `GetPrompt`, and `SetServerLog`; from the supervisor `Up` of the gateway, which is then
+`ReadResource` and `GetPrompt`, `SetServerLog`, and `TellTools`; from the supervisor `Up` of a gateway, which is then
 told the catalogue again.
-Up, to the gateway: `Catalogue` whenever what the server offers is known anew, `ToolProgress` during calls.
+Up, to the gateways: `Catalogue` whenever what the server offers is known anew, `ToolProgress` during calls.
 """
 
 from __future__ import annotations
@@ -139,6 +139,12 @@ class SetServerLog(msgspec.Struct, frozen=True, tag=True):
     """DEBUG, INFO, WARNING, ERROR or CRITICAL."""
 
 
+class TellTools(msgspec.Struct, frozen=True, tag=True):
+    """`Catalogue` goes to that gateway too, now and on every change; repeats count once."""
+
+    to: str
+
+
 class ToolProgress(msgspec.Struct, frozen=True, tag=True):
     """Event: a running call says how far it is."""
 
@@ -148,4 +154,4 @@ class ToolProgress(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
-McpServerMessage = CallTool | CancelCall | ReadResource | GetPrompt | SetServerLog | Down | Up | Nudge
+McpServerMessage = CallTool | CancelCall | ReadResource | GetPrompt | SetServerLog | TellTools | Down | Up | Nudge

@@ -205,7 +205,10 @@ class Context(Protocol):
         ...
 
     def watch(self, prefix: str = "") -> None:
-        """Down and Up of every actor whose path starts with `prefix` are offered to own mailbox, until own end."""
+        """Down and Up of every actor whose path starts with `prefix` are offered to own mailbox, until own end.
+
+        One with a `*` in it is a shell pattern for the whole path.
+        """
         ...
 
     def report(self, **facts: str | int | float | bool | None) -> None:

@@ -195,6 +195,10 @@ async def serve(state: Path, overrides: dict[str, Any], snapshot: Snapshot, said
     host, port = listeners[0].socket.getsockname()[:2]
     host = shown(host)
     trees: list[Tree] = []
+
+    async def status_json() -> bytes:
+        return msgspec.json.encode(trees[0].status()) if trees else b"{}"
+
     spec = product(
         # what the first reading did to the files is told by the watcher, which reports all problems
         watcher={"state_dir": str(state), "overrides": overrides, "said": said},
@@ -204,8 +208,8 @@ async def serve(state: Path, overrides: dict[str, Any], snapshot: Snapshot, said
             "listeners": listeners,
             "loopback": is_loopback(snapshot),
             "moved": lambda host, port: publish(state, shown(host), port, snapshot.websocket.endpoint),
-            "status": lambda: msgspec.json.encode(trees[0].status()) if trees else b"{}",
         },
+        reporter={"status": status_json},
     )
     stop = Stop(snapshot.drain_s)
     try:

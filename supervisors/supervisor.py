@@ -192,7 +192,7 @@ class Tree:
     def announce(self, event: Down | Up) -> None:
         """Tell the watchers; never the actor itself."""
         for slot, prefixes in self.watchers.items():
-            if slot.path != event.path and any(event.path.startswith(prefix) for prefix in prefixes):
+            if slot.path != event.path and any(concerns(prefix, event.path) for prefix in prefixes):
                 slot.box.put(event)
 
     def fail(self, error: Exception) -> None:
@@ -255,6 +255,11 @@ async def running(root: Group, *, rng: random.Random | None = None) -> AsyncIter
         raise tree.fatal
     if ended is not None:
         raise ended
+
+
+def concerns(wanted: str, path: str) -> bool:
+    """Whether a path is one that a watcher wants: by its beginning, or as a whole by a pattern with a `*`."""
+    return fnmatch.fnmatchcase(path, wanted) if "*" in wanted else path.startswith(wanted)
 
 
 __all__ = ["Escalated", "Tree", "running"]

@@ -9,7 +9,12 @@ from protocol.spec import Child, Group, Intensity, OnLimit
 
 
 def product(
-    *, watcher: Mapping[str, Any], writer: Mapping[str, Any], local: Mapping[str, Any], gateway: Mapping[str, Any]
+    *,
+    watcher: Mapping[str, Any],
+    writer: Mapping[str, Any],
+    local: Mapping[str, Any],
+    gateway: Mapping[str, Any],
+    reporter: Mapping[str, Any],
 ) -> Group:
     """The tree; the arguments are the `args` of the actors that need some.
 
@@ -28,6 +33,7 @@ def product(
                 park_s=60.0,
                 args=watcher,
             ),
+            Child("reporter", "supervisors.reporter:run", on_limit=OnLimit.PARK, park_s=60.0, args=reporter),
             Child("logs", "actors.logs:run", redeliver=True, on_limit=OnLimit.PARK, park_s=60.0),
             Group(
                 "store",

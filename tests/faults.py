@@ -11,11 +11,12 @@ import typing
 from dataclasses import dataclass
 from typing import Any
 
-from protocol import gateway, local_model, logs, mcp_server, roster, session, streamer, watcher, writer
+from protocol import gateway, local_model, logs, mcp_server, reporter, roster, session, streamer, watcher, writer
 
 VOCABULARY: dict[str, Any] = {
     "watcher": watcher.WatcherMessage,
     "logs": logs.LogsMessage,
+    "reporter": reporter.ReporterMessage,
     "store/writer": writer.WriterMessage,
     "llm/local": local_model.LocalModelMessage,
     "llm/streamer": streamer.StreamerMessage,
@@ -81,6 +82,7 @@ ROWS = [
     Row("mcp/demo", "ReadResource", "read resource"),
     Row("mcp/demo", "GetPrompt", "get prompt"),
     Row("mcp/demo", "SetServerLog", "server log"),
+    Row("mcp/demo", "TellTools", "tell tools"),
     Row("mcp/demo", "Nudge", "nudge"),
     # The gateway: turns of the batch in hand have a gap; all else goes on.
     Row("front/gateway", "Pieces"),
@@ -107,6 +109,8 @@ ROWS = [
     Row("watcher", "ListVersions", "list versions"),
     Row("watcher", "Rollback", "roll back"),
     Row("watcher", "Nudge", "nudge"),
+    Row("reporter", "GetStatus", "status"),
+    Row("reporter", "Nudge", "nudge"),
     Row("logs", "Configured", "configure"),
     Row("logs", "Nudge", "nudge"),
     Row("roster", "Configured", "configure"),

@@ -14,8 +14,8 @@ import trio
 from actors.server_child import child
 from protocol.errors import Fault
 from protocol.mail import Mailbox, Ref
-from protocol.mcp_server import CallTool, Catalogue, ToolOutcome
-from protocol.spec import Child, Context, Group
+from protocol.mcp_server import CallTool, Catalogue, TellTools, ToolOutcome
+from protocol.spec import Child, Context, Down, Group, Up
 from protocol.watcher import Connection, McpServer
 from supervisors.supervisor import Tree, running
 
@@ -60,9 +60,13 @@ class House:
     def __init__(self) -> None:
         self._told, self.told = trio.open_memory_channel[Any](math.inf)
 
-    async def gateway(self, box: Mailbox[Any], _: Context) -> None:
+    async def gateway(self, box: Mailbox[Any], ctx: Context) -> None:
+        ctx.watch("mcp")
         async for message in box:
-            self._told.send_nowait(message)
+            if isinstance(message, Up):
+                ctx.ref(message.path).offer(TellTools(to=ctx.path))
+            elif not isinstance(message, Down):
+                self._told.send_nowait(message)
 
     async def watcher(self, box: Mailbox[Any], ctx: Context) -> None:
         ctx.watch("mcp")
@@ -106,7 +110,6 @@ async def house(
         child(
             server,
             on or connection(),
-            gateway="front/gateway",
             state_dir=str(state),
             log_level=log_level,
             config_access=config_access,

@@ -188,6 +188,10 @@ async def service(
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
         trees: list[Tree] = []
         moved: list[tuple[str, int]] = []
+
+        async def status_json() -> bytes:
+            return msgspec.json.encode(trees[0].status())
+
         spec = product(
             watcher={"state_dir": str(state), "overrides": {}},
             writer={"path": str(state / "chat_history.db"), "type": "auto_persist"},
@@ -195,9 +199,9 @@ async def service(
             gateway={
                 "listeners": listeners,
                 "loopback": True,
-                "status": lambda: status_json(trees[0]),
                 "moved": lambda host, port: moved.append((host, port)),
             },
+            reporter={"status": status_json},
         )
         async with running(spec) as tree:
             trees.append(tree)
@@ -206,11 +210,6 @@ async def service(
             for name in servers or {}:
                 await connected(running_service, name)
             yield running_service
-
-
-def status_json(tree: Tree) -> bytes:
-    """As `/status` answers."""
-    return msgspec.json.encode(tree.status())
 
 
 def front_of(s: Service) -> Any:

@@ -70,7 +70,7 @@ def children(group: Group) -> Iterator[Child]:
 
 def actors() -> set[str]:
     """Modules of the actors: those that the tree names, and those of its dynamic children."""
-    tree = product(watcher={}, writer={}, local={}, gateway={})
+    tree = product(watcher={}, writer={}, local={}, gateway={}, reporter={})
     return {str(child.run).partition(":")[0] for child in children(tree)} | {"actors.session", "actors.mcp_server"}
 
 
@@ -98,14 +98,14 @@ def test_module(path: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(actors()))
 def test_an_actor_is_three_files_of_one_name(name: str) -> None:
-    actor = name.removeprefix("actors.")
-    for path in (f"protocol/{actor}.py", f"actors/{actor}.py", f"tests/test_{actor}.py"):
+    package, _, actor = name.partition(".")
+    for path in (f"protocol/{actor}.py", f"{package}/{actor}.py", f"tests/test_{actor}.py"):
         assert (ROOT / path).is_file(), path
     assert callable(importlib.import_module(name).run)
 
 
 def test_names_in_the_tree_resolve() -> None:
-    for child in children(product(watcher={}, writer={}, local={}, gateway={})):
+    for child in children(product(watcher={}, writer={}, local={}, gateway={}, reporter={})):
         for dotted in filter(None, (child.run, child.keep)):
             module, _, function = str(dotted).partition(":")
             assert callable(getattr(importlib.import_module(module), function)), dotted

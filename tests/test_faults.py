@@ -19,7 +19,8 @@ import yaml
 from protocol import errors
 from protocol.gateway import StopTaking
 from protocol.mail import Request
-from protocol.mcp_server import Catalogue, GetPrompt, ReadResource, SetServerLog
+from protocol.mcp_server import Catalogue, GetPrompt, ReadResource, SetServerLog, TellTools
+from protocol.reporter import GetStatus
 from protocol.spec import Child, Down, Group, Status, Up
 from protocol.watcher import GetConfig, GetSnapshot, ListVersions, Rollback, SetConfig, SetLocalModel, Subscribe
 from protocol.writer import (
@@ -249,6 +250,8 @@ SCENES["read saved"] = asking(WRITER, ReadSaved("local", "s1"))
 SCENES["load saved"] = asking(WRITER, LoadSaved("local", "s1", "fresh"))
 SCENES["delete saved"] = asking(WRITER, DeleteSaved("local", "s1"))
 SCENES["list conversations"] = asking(WRITER, ListConversations("local"))
+SCENES["status"] = asking("reporter", GetStatus())
+SCENES["tell tools"] = offering(DEMO_SERVER, TellTools("front/gateway"))
 SCENES["in use"] = offering(WRITER, InUse([]))
 SCENES["server log"] = offering(DEMO_SERVER, SetServerLog("INFO"))
 SCENES["read resource"] = asking(DEMO_SERVER, ReadResource("demo://readme"))
@@ -363,7 +366,8 @@ def paths(group: Group, above: str = "") -> list[str]:
 
 
 def test_the_matrix_has_a_row_for_every_actor_and_every_message() -> None:
-    tree = {path.replace("mcp/*", "mcp/demo") for path in paths(product(watcher={}, writer={}, local={}, gateway={}))}
+    whole = product(watcher={}, writer={}, local={}, gateway={}, reporter={})
+    tree = {path.replace("mcp/*", "mcp/demo") for path in paths(whole)}
     assert set(VOCABULARY) == tree
     for actor in VOCABULARY:
         assert {row.message for row in ROWS if row.actor == actor} >= words(actor), actor

@@ -80,10 +80,14 @@ async def test_parts_that_fell_before_the_front_was_there_are_named(tmp_path: Pa
                 {"path": "mcp/c", "kind": "actor", "state": "running", "last_error": "long ago"},
             ],
         }
-        front.status = lambda: msgspec.json.encode(tree)
-        assert pages.notes(front) == ["mcp/a is down: restarting", "mcp/b is down: its command is missing"]
-        front.status = lambda: b"{}"  # what is said of a tree that is not there yet
-        assert pages.notes(front) == []
+
+        async def status() -> bytes:
+            return msgspec.json.encode(tree)
+
+        front.status = status
+        assert await pages.notes(front) == ["mcp/a is down: restarting", "mcp/b is down: its command is missing"]
+        tree = {}  # what is said of a tree that is not there yet
+        assert await pages.notes(front) == []
 
 
 async def test_a_key_that_is_missing_is_named_and_its_value_never(
@@ -114,7 +118,7 @@ async def test_status_is_for_operators_of_this_machine(tmp_path: Path) -> None:
 async def test_a_page_that_fails_is_a_500_without_its_reason(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with service(tmp_path, say("x")) as s, nothing_left(s):
 
-        def broken() -> bytes:
+        async def broken() -> bytes:
             raise ZeroDivisionError("inner words")
 
         front_of(s).status = broken
