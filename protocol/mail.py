@@ -19,7 +19,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from typing import Any, Generic, NoReturn, Protocol, TypeVar, cast
+from typing import Generic, NoReturn, Protocol, TypeVar, cast
 
 import msgspec
 import trio
@@ -92,8 +92,8 @@ class Mailbox(Generic[M]):
 
     # The sending side, used through a Ref.
 
-    def put(self, message: object, reply: Reply | None = None) -> bool:
-        """Queue without waiting; False (and counted) when full, closed or down."""
+    def put(self, message: object, reply: Reply | None = None, *, waits: bool = False) -> bool:
+        """Queue without waiting; False (and counted) when full, closed or down. `waits` is for other processes."""
         if self._closed or self._down:
             self.counters.dead += 1
             return False
@@ -265,10 +265,50 @@ class Mailbox(Generic[M]):
         self.lost, self._hand, self._current = hand, None, None
 
 
+class Inlet(Protocol):
+    """The sending side of a mailbox, here (`Mailbox`) or in another process; used through a Ref."""
+
+    @property
+    def closed(self) -> bool:
+        """Nobody takes messages, or nobody can be reached; a Ref looks the address up again."""
+        ...
+
+    @property
+    def depth(self) -> int:
+        """Messages that wait, or are under way; `limit` while nothing is taken."""
+        ...
+
+    @property
+    def limit(self) -> int:
+        """How many may."""
+        ...
+
+    @property
+    def counters(self) -> Counters:
+        """What it has seen; of another process, all mail to it."""
+        ...
+
+    def put(self, message: object, reply: Reply | None = None, *, waits: bool = False) -> bool:
+        """Take a message without waiting; False: not taken, counted.
+
+        Args:
+            waits: the sender has waited for room, and would go on to: a full mailbox may not drop it later.
+        """
+        ...
+
+    def nudge(self) -> None:
+        """Set the actor's wake flag; without effect across processes."""
+        ...
+
+    async def wait_for_room(self) -> None:
+        """Wait until a message may be taken, or until it closes."""
+        ...
+
+
 class Directory(Protocol):
     """Where references find mailboxes by path."""
 
-    def mailbox(self, path: str) -> Mailbox[Any] | None:
+    def mailbox(self, path: str) -> Inlet | None:
         """The mailbox of a slot, or None (counted as a dead letter) when there is no such slot."""
         ...
 
@@ -281,9 +321,9 @@ class Ref(Generic[M]):
     def __init__(self, directory: Directory, path: str) -> None:
         self.path = path
         self._directory = directory
-        self._box: Mailbox[Any] | None = None
+        self._box: Inlet | None = None
 
-    def _find(self) -> Mailbox[Any] | None:
+    def _find(self) -> Inlet | None:
         # A retired slot's path may be taken again by a new slot: look again when the cached one is closed.
         if self._box is None or self._box.closed:
             self._box = self._directory.mailbox(self.path)
@@ -300,7 +340,7 @@ class Ref(Generic[M]):
             box = self._find()
             if box is None or box.closed:
                 raise Gone(self.path)
-            if box.depth < box.limit and box.put(message):
+            if box.depth < box.limit and box.put(message, waits=True):
                 return
             await box.wait_for_room()
 
@@ -356,6 +396,7 @@ __all__ = [
     "Directory",
     "Fault",
     "Gone",
+    "Inlet",
     "MailError",
     "Mailbox",
     "Nudge",

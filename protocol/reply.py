@@ -6,6 +6,7 @@ by the supervisor, or closed by the asker's own end; whatever comes after the fi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -37,14 +38,17 @@ class Overloaded(MailError):
 class Reply:
     """A one-shot reply slot. Made by `ask`; answered by the actor; ended with `Gone` by the supervisor."""
 
-    __slots__ = ("_done", "_error", "_hand", "_task", "_value")
+    __slots__ = ("_done", "_error", "_hand", "_hook", "_task", "_value", "answered")
 
     def __init__(self) -> None:
+        self.answered = False
+        """Closed by an answer or a fault; not by the asker's end."""
         self._done = False
         self._hand: set[Reply] | None = None  # the asks in hand of the mailbox that it was taken from
         self._value: Any = None
         self._error: Exception | None = None
         self._task: trio.lowlevel.Task | None = None
+        self._hook: Callable[[Reply], None] | None = None
 
     @property
     def open(self) -> bool:
@@ -57,6 +61,25 @@ class Reply:
             self._hand = hand
             hand.add(self)
 
+    def when_closed(self, hook: Callable[[Reply], None]) -> None:
+        """Call `hook` once, when the slot closes: answered, faulted, or given up. It must not wait or raise."""
+        self._hook = hook
+
+    @property
+    def value(self) -> Any:
+        """What it was answered with; None if it was not."""
+        return self._value
+
+    @property
+    def error(self) -> Exception | None:
+        """What it was faulted with."""
+        return self._error
+
+    def give_up(self) -> None:
+        """Nobody waits for the answer any more; whatever comes is ignored."""
+        if not self._done:
+            self._close()
+
     def answer(self, value: object) -> None:
         """Answer with a value; ignored if the slot is closed already."""
         self._settle(value, None)
@@ -68,8 +91,8 @@ class Reply:
     def _settle(self, value: object, error: Exception | None) -> None:
         if self._done:
             return
+        self._value, self._error, self.answered = value, error, True
         self._close()
-        self._value, self._error = value, error
         if self._task is not None:
             task, self._task = self._task, None
             trio.lowlevel.reschedule(task)
@@ -78,6 +101,9 @@ class Reply:
         self._done = True
         if self._hand is not None:
             self._hand.discard(self)
+        if self._hook is not None:
+            hook, self._hook = self._hook, None
+            hook(self)
 
     async def wait(self) -> Any:
         """Wait for the answer; closes the slot when cancelled."""

@@ -18,11 +18,11 @@ import fnmatch
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import trio
 
-from protocol.mail import Mailbox, Ref
+from protocol.mail import Inlet, Mailbox, Ref
 from protocol.spec import Child, Down, Group, Status, Up
 from supervisors.branch import Branch, Escalated
 from supervisors.member import Member
@@ -30,6 +30,22 @@ from supervisors.slot import Slot
 from supervisors.status import LoopLag, Node, of_tree
 
 Tap = Callable[[object], None]
+
+
+class Abroad(Protocol):
+    """The rest of the product, in other processes; what a tree hands on that is not its own."""
+
+    def attach(self, tree: Tree) -> None:
+        """The tree is there, and takes mail from now on."""
+        ...
+
+    def inlet(self, path: str) -> Inlet | None:
+        """The sending side to an address in another process; None when no process has it."""
+        ...
+
+    def told(self, event: Down | Up) -> None:
+        """An actor of this tree ended or is ready."""
+        ...
 
 
 class Tree:
@@ -55,6 +71,8 @@ class Tree:
         """KeyboardInterrupt or the like, raised by an actor; the tree is being stopped for it."""
         self.body = trio.CancelScope()
         self.lag = LoopLag()
+        self.abroad: Abroad | None = None
+        """The other processes; None: there are none."""
         self._stop = trio.Event()
         self._changes = trio.lowlevel.ParkingLot()
         self._taps: dict[str, Tap] = {}
@@ -66,13 +84,27 @@ class Tree:
         """A reference to any address; it may come and go."""
         return Ref(self, path)
 
-    def mailbox(self, path: str) -> Mailbox[Any] | None:
-        """The mailbox of a slot; None, counted as a dead letter, when there is no such slot."""
+    def mailbox(self, path: str) -> Inlet | None:
+        """The mailbox of a slot, here or abroad; None, counted as a dead letter, when there is no such slot."""
+        slot = self.slots.get(path)
+        if slot is not None:
+            return slot.box
+        inlet = self.abroad.inlet(path) if self.abroad is not None else None
+        if inlet is None:
+            self.dead_letters += 1
+        return inlet
+
+    def house(self, path: str) -> Mailbox[Any] | None:
+        """The mailbox of a slot of this tree, for mail from abroad; None, counted as a dead letter, without one."""
         slot = self.slots.get(path)
         if slot is None:
             self.dead_letters += 1
             return None
         return slot.box
+
+    def up(self) -> list[Up]:
+        """The actors of this tree that are ready."""
+        return [Up(slot.path, slot.incarnation) for slot in self.slots.values() if slot.status is Status.RUNNING]
 
     def enter(self, slot: Slot) -> None:
         """A new slot has its path from now on."""
@@ -190,7 +222,13 @@ class Tree:
         self._changes.unpark_all()
 
     def announce(self, event: Down | Up) -> None:
-        """Tell the watchers; never the actor itself."""
+        """Tell the watchers, here and abroad; never the actor itself."""
+        self.announce_abroad(event)
+        if self.abroad is not None:
+            self.abroad.told(event)
+
+    def announce_abroad(self, event: Down | Up) -> None:
+        """Tell the watchers here what happened to an actor, of this tree or of another process."""
         for slot, prefixes in self.watchers.items():
             if slot.path != event.path and any(concerns(prefix, event.path) for prefix in prefixes):
                 slot.box.put(event)
@@ -232,15 +270,21 @@ class Tree:
 
 
 @asynccontextmanager
-async def running(root: Group, *, rng: random.Random | None = None) -> AsyncIterator[Tree]:
+async def running(
+    root: Group, *, rng: random.Random | None = None, abroad: Abroad | None = None
+) -> AsyncIterator[Tree]:
     """Run a tree: the body begins when every child is ready, parked or done, and after it all are stopped.
 
     Args:
         root: its name is not part of the paths.
         rng: for the backoff's jitter; seeded by tests.
+        abroad: the other processes, for mail to addresses that are not in this tree.
     Raises: Escalated when the root group gives up during the start; later that is `Tree.failed`.
     """
     tree = Tree(root, rng or random.Random())  # noqa: S311 - jitter is no secret
+    if abroad is not None:
+        tree.abroad = abroad
+        abroad.attach(tree)
     ended: BaseException | None = None
     async with trio.open_nursery() as nursery:
         nursery.start_soon(tree.live, name=f"tree {root.name}")
@@ -262,4 +306,4 @@ def concerns(wanted: str, path: str) -> bool:
     return fnmatch.fnmatchcase(path, wanted) if "*" in wanted else path.startswith(wanted)
 
 
-__all__ = ["Escalated", "Tree", "running"]
+__all__ = ["Abroad", "Escalated", "Tree", "running"]

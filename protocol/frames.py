@@ -1,0 +1,208 @@
+"""What processes say to each other on a port, and how it becomes bytes; free of I/O.
+
+A frame is a u32 length (big-endian) and a msgpack array of items, each a tagged array. `Packer` gathers items
+into frames; `Unpacker` makes items of whatever bytes come, at any split. An item of more than `WHOLE` bytes
+travels as `Part`s of the whole, one at a time, between which other items go; what goes to the same address
+waits behind it, so that order is kept. Bodies stay undecoded (`msgspec.Raw`): who delivers a message decodes it.
+
+May assume that peers are the same user's processes of the same version, but trusts no size. What can fail:
+`BadFrame`, at the receiver: the port cannot be used any more; `TooLarge`, at the sender: nothing was queued.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from protocol.errors import FaultBody
+from protocol.spec import Down, Up
+
+WINDOW = 256  # messages under way in one direction: sent, and not yet in (or before) their mailbox
+WHOLE = 256 * 1024  # bytes; an item above it travels in parts
+PART = 64 * 1024  # bytes of one part: what a small message may have to wait for
+MOST = 64 * 1024 * 1024  # bytes of one item
+FRAME = 1024 * 1024  # bytes at which a frame is closed and the next one begun
+FRAME_MOST = FRAME + WHOLE + PART + 1024  # bytes that a receiver takes
+
+
+class BadFrame(Exception):
+    """The peer sent what is no frame of ours."""
+
+
+class TooLarge(Exception):
+    """An item of more than MOST bytes."""
+
+
+# Mail. `body` is the message itself where it is packed, and Raw where it was unpacked.
+
+
+class Cast(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
+    """A message that is not answered."""
+
+    to: str
+    waits: bool
+    """The sender waits for room (`send`); else it is dropped by a full mailbox (`offer`)."""
+    body: msgspec.Raw
+
+
+class Asked(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False):
+    """A message that is answered by exactly one of Answered, Faulted and Missed, unless it is Dropped."""
+
+    id: int
+    """Chosen by the asker; unique on this port."""
+    to: str
+    body: msgspec.Raw
+
+
+class Answered(msgspec.Struct, frozen=True, array_like=True, tag=3, gc=False):
+    """The answer."""
+
+    id: int
+    body: msgspec.Raw
+
+
+class Faulted(msgspec.Struct, frozen=True, array_like=True, tag=4):
+    """The actor answered with a fault."""
+
+    id: int
+    fault: FaultBody
+
+
+class Missed(msgspec.Struct, frozen=True, array_like=True, tag=5):
+    """Nobody answers."""
+
+    id: int
+    how: str
+    """`gone`, `overloaded` or `too_slow`"""
+    text: str
+
+
+class Dropped(msgspec.Struct, frozen=True, array_like=True, tag=6):
+    """The asker gave up."""
+
+    id: int
+
+
+# The flow.
+
+
+class Credit(msgspec.Struct, frozen=True, array_like=True, tag=7):
+    """So many messages (casts and asks) are no longer under way: as many more may be sent."""
+
+    count: int
+
+
+class Full(msgspec.Struct, frozen=True, array_like=True, tag=8):
+    """Messages wait before that mailbox: no more to it until Room."""
+
+    to: str
+
+
+class Room(msgspec.Struct, frozen=True, array_like=True, tag=9):
+    """That mailbox takes messages again."""
+
+    to: str
+
+
+class Part(msgspec.Struct, frozen=True, array_like=True, tag=10):
+    """Some bytes of a large item."""
+
+    data: memoryview
+    last: bool
+
+
+# What peers know of each other.
+
+
+class Hello(msgspec.Struct, frozen=True, array_like=True, tag=11):
+    """The first item of mail on every port: that process takes mail."""
+
+    role: str
+    incarnation: int
+    up: list[Up]
+    """Its actors that are ready."""
+
+
+class Told(msgspec.Struct, frozen=True, array_like=True, tag=12):
+    """An actor of that process ended or is ready."""
+
+    event: Down | Up
+
+
+# Between a process and the one that started it; only on a port that was made for it.
+
+
+class Boot(msgspec.Struct, frozen=True, array_like=True, tag=20):
+    """To a new process, first: what it is."""
+
+    role: str
+    incarnation: int
+    args: dict[str, Any]
+
+
+class Ready(msgspec.Struct, frozen=True, array_like=True, tag=21):
+    """From a process: its part of the tree runs."""
+
+
+class Ping(msgspec.Struct, frozen=True, array_like=True, tag=22):
+    """To a process: say that you live."""
+
+    n: int
+
+
+class Pong(msgspec.Struct, frozen=True, array_like=True, tag=23):
+    """The answer to Ping."""
+
+    n: int
+    lag_ms: float
+    """Longest stretch in which its loop did not look at I/O, lately."""
+    rss_bytes: int
+    cpu_s: float
+    """CPU time used so far."""
+
+
+class Report(msgspec.Struct, frozen=True, array_like=True, tag=24):
+    """To a process: your part of the status tree."""
+
+    id: int
+
+
+class Reported(msgspec.Struct, frozen=True, array_like=True, tag=25):
+    """The answer to Report."""
+
+    id: int
+    node: msgspec.Raw
+
+
+class Drain(msgspec.Struct, frozen=True, array_like=True, tag=26):
+    """To a process: take nothing new, end what runs."""
+
+
+class Quit(msgspec.Struct, frozen=True, array_like=True, tag=27):
+    """To a process: stop in order."""
+
+
+ControlItem = Boot | Ready | Ping | Pong | Report | Reported | Drain | Quit
+Item = (
+    Cast
+    | Asked
+    | Answered
+    | Faulted
+    | Missed
+    | Dropped
+    | Credit
+    | Full
+    | Room
+    | Part
+    | Hello
+    | Told
+    | Boot
+    | Ready
+    | Ping
+    | Pong
+    | Report
+    | Reported
+    | Drain
+    | Quit
+)
