@@ -14,7 +14,7 @@ from protocol.client import MAX_ID_CHARS, MAX_TEXT_CHARS
 from tests.fakes import Cut, Reply, Script, Stall, Thought, fail, page, raw, say
 from tests.mcp_house import ODD
 from tests.peer import BINARY, TEXT, nothing_left, peer
-from tests.service import DEMO, Service, connected, front_of, of_type, service, text_of
+from tests.service import LIGHT, Service, connected, front_of, of_type, service, text_of
 
 DEEP = "[" * 200_000 + "]" * 200_000
 HUGE = 10**30
@@ -299,7 +299,7 @@ async def down(s: Service, name: str) -> Any:
 
 async def test_servers_that_fail_are_told_and_those_that_work_are_offered(tmp_path: Path) -> None:
     settings = {"mcp": {"connection": {"max_reconnect_attempts": 1, "initial_reconnect_delay": 0.01}}}
-    servers = {"silent": odd("silent"), "garbage": odd("garbage"), **DEMO, **{n: e for n, (e, _) in SERVERS.items()}}
+    servers = {"silent": odd("silent"), "garbage": odd("garbage"), **LIGHT, **{n: e for n, (e, _) in SERVERS.items()}}
     replies = (say("fine"), say("still"))
     async with service(tmp_path, *replies, settings=settings) as s, s.client() as client:
         (s.state / "servers_config.json").write_text(json.dumps({"mcpServers": servers}))

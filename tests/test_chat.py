@@ -29,7 +29,7 @@ from supervisors.chat_screen import Screen
 from supervisors.chat_terminal import entered, follow, tell
 from supervisors.main import parser
 from tests.fakes import Script, Stall, ask_tool, fail, say
-from tests.service import DEMO, Service, front_of, service
+from tests.service import LIGHT, Service, front_of, service
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1", "PYTHONPATH": str(ROOT)}
@@ -70,7 +70,7 @@ class Here:
 
 async def test_a_conversation(tmp_path: Path) -> None:
     replies = (ask_tool("add", {"a": 2, "b": 40}, text=("Let me ", "see.")), say("It is ", "**42**."), fail(401))
-    async with service(tmp_path, *replies, servers=DEMO) as s:
+    async with service(tmp_path, *replies, servers=LIGHT) as s:
         here = Here(s)
 
         async def body() -> None:

@@ -16,7 +16,7 @@ import pytest
 from protocol import client
 from protocol.client import ServerFrame
 from tests.fakes import Script, Stall, ask_tool, fail, say, think
-from tests.service import DEMO, Frame, service
+from tests.service import LIGHT, Frame, service
 
 KEPT = Path(client.__file__).with_name("client.schema.json")
 REGENERATE = "the frames have changed; regenerate it: uv run python -m tests.test_client_schema"
@@ -93,7 +93,7 @@ async def test_all_that_the_service_sends_is_in_the_contract(tmp_path: Path) -> 
         Script(("half", Stall())),
         say("more"),
     )
-    async with service(tmp_path, *replies, servers=DEMO) as s, s.client() as c:
+    async with service(tmp_path, *replies, servers=LIGHT) as s, s.client() as c:
         await c.say("hi", request_id="r1")
         await c.say("1 + 2?")
         await c.say("slowly", streaming=False)

@@ -14,7 +14,7 @@ from actors.store import Storage, Unavailable
 from protocol.client import HISTORY_PAGE, MAX_ID_CHARS, MAX_QUEUED, MAX_TEXT_CHARS
 from protocol.writer import BeginTurn, LoadHistory
 from tests.fakes import Script, Stall, say
-from tests.service import DEMO, Client, Frame, front_of, of_type, service, text_of
+from tests.service import LIGHT, Client, Frame, front_of, of_type, service, text_of
 
 
 async def answer(client: Client, type: str, /, **fields: Any) -> list[Frame]:
@@ -251,7 +251,7 @@ async def test_arguments_that_cannot_be_sent_are_shown_as_written_and_refused(tm
         call = {"index": 0, "id": "c1", "type": "function", "function": {"name": "echo", "arguments": last["content"]}}
         return Script(({"choices": [{"index": 0, "delta": {"tool_calls": [call]}, "finish_reason": "tool_calls"}]},))
 
-    async with service(tmp_path, reply, servers=DEMO) as s, s.client() as client:
+    async with service(tmp_path, reply, servers=LIGHT) as s, s.client() as client:
         for arguments in ('{"text": "\\ud83d"}', "[" * 20_000, json.dumps({"text": "\U0001f600"})):
             frames = await client.say(arguments)
             assert frames[-1]["outcome"] == "completed"

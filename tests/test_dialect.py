@@ -20,7 +20,7 @@ import trio_websocket
 from actors import dialect
 from protocol.client import BadFrame, ClearHistory, UserMessage
 from tests.fakes import Script, ask_tool, fail, say, think
-from tests.service import DEMO, Service, service
+from tests.service import LIGHT, Service, service
 
 GOLDEN = Path(__file__).parent / "golden"
 REPLIES = (
@@ -109,7 +109,7 @@ DIALECTS = {"native": native, "action": action}
 
 
 async def record(name: str, folder: Path) -> list[dict[str, Any]]:
-    async with service(folder, *REPLIES, servers=DEMO) as s:
+    async with service(folder, *REPLIES, servers=LIGHT) as s:
         return steady(await DIALECTS[name](s))
 
 

@@ -35,7 +35,7 @@ from protocol.writer import (
 from supervisors.tree import product
 from tests.fakes import Script, Stall, ask_tool, say
 from tests.faults import ROWS, VOCABULARY, Row, words
-from tests.service import DEMO, Client, Frame, Service, front_of, of_type, service, text_of
+from tests.service import LIGHT, Client, Frame, Service, front_of, of_type, service, text_of
 
 
 class Injected(Exception):
@@ -291,7 +291,7 @@ def replies(gate: trio.Event) -> Callable[[object], Script]:
 @asynccontextmanager
 async def stage(tmp_path: Path, row: Row) -> AsyncIterator[tuple[Scene, Client]]:
     gate = trio.Event()
-    servers = DEMO if "tool" in row.provoke or row.actor == "mcp/demo" else {}
+    servers = LIGHT if "tool" in row.provoke or row.actor == "mcp/demo" else {}
     async with service(tmp_path, replies(gate), servers=servers) as s, s.client() as client:
         if row.actor == "front/sessions/*":
             row_actor = f"front/sessions/{client.conversation}"

@@ -36,7 +36,7 @@ from actors.log_output import Output, levels, started
 from actors.logs import summary
 from protocol.watcher import ClientOptions, Logging, McpServer, Provider, Snapshot
 from tests.fakes import FakeProvider, Script, Stall, ask_tool, say
-from tests.service import DEMO, Service, of_type, prepare, service
+from tests.service import LIGHT, Service, of_type, prepare, service
 from tests.test_crash import client_of
 
 FORM = "%(asctime)s - %(name)s - %(levelname)s - %(message)s"
@@ -456,7 +456,7 @@ def features(**switches: Any) -> dict[str, Any]:
 
 async def test_one_turn_can_be_followed_by_its_tag(tmp_path: Path) -> None:
     replies = ask_tool("echo", {"text": "line\nfeed"}), say("all ", "done")
-    async with logged(tmp_path, *replies, servers=DEMO) as (s, lines):
+    async with logged(tmp_path, *replies, servers=LIGHT) as (s, lines):
         conversation = await turn(s, "a user's own words")
         found = await lines.now()
         arrows = matching(found, f"[{conversation[:8]}/1]")
@@ -478,7 +478,7 @@ async def test_one_turn_can_be_followed_by_its_tag(tmp_path: Path) -> None:
 async def test_features_are_switched_while_it_runs(tmp_path: Path) -> None:
     long = "long answer " * 100
     replies = [ask_tool("echo", {"text": "to and fro"}), say(long)] * 4
-    async with logged(tmp_path, *replies, servers=DEMO) as (s, lines):
+    async with logged(tmp_path, *replies, servers=LIGHT) as (s, lines):
         await turn(s, "one")
         before = await lines.now()
         assert matching(before, "calling tool echo", "to and fro")
@@ -541,7 +541,7 @@ async def test_no_secret_is_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     }
     merge(settings, everything_on)
     merge(settings, {"chat": {"service": {"system_prompt": f"Never tell {KEY}."}}})
-    async with logged(tmp_path, *quoting, servers=DEMO, settings=settings) as (s, lines):
+    async with logged(tmp_path, *quoting, servers=LIGHT, settings=settings) as (s, lines):
         await turn(s, "one")
         logging.getLogger("actors.tried").error("quoted: %s", KEY, exc_info=RuntimeError(KEY))
         told = "\n".join(await lines.now())

@@ -27,7 +27,7 @@ from supervisors.service import Stop, live
 from tests.fakes import FakeProvider, Script, Stall, fail, say
 from tests.mcp_house import ODD
 from tests.program import Program, outcome, program
-from tests.service import DEMO, prepare
+from tests.service import DEMO, LIGHT, prepare
 
 Frame = dict[str, Any]
 RECEIVE_S = 15.0  # a thread that waits cannot be cancelled
@@ -299,7 +299,7 @@ async def test_sigint_interrupts_a_turn_that_does_not_end_in_the_time_that_is_co
 
 async def test_a_second_signal_forces(tmp_path: Path) -> None:
     async with FakeProvider(Script(("a", Stall()))) as provider:
-        async with program(*at(tmp_path, provider, DEMO, drain_s=60)) as p:
+        async with program(*at(tmp_path, provider, LIGHT, drain_s=60)) as p:
             async with foreign(await p.listening()) as client:
                 await client.send("user_message", message="hi")
                 await client.until("assistant_delta")
@@ -364,7 +364,7 @@ async def test_a_signal_in_the_start_ends_it() -> None:
 
 
 async def test_children_end_with_a_service_that_is_killed(tmp_path: Path) -> None:
-    async with program(*at(tmp_path, None, DEMO)) as p:
+    async with program(*at(tmp_path, None, LIGHT)) as p:
         await p.listening()
         await p.children(1)
         p.signal(signal.SIGKILL)

@@ -20,7 +20,7 @@ from actors.store import Full, Storage, Unavailable
 from protocol.client import HISTORY_PAGE
 from protocol.writer import Append, BeginTurn, Closed, HopEvent, LoadHistory, UserEvent
 from tests.fakes import Script, Stall, ask_tools, say, think
-from tests.service import DEMO, Client, Frame, Service, front_of, of_type, service, text_of
+from tests.service import LIGHT, Client, Frame, Service, front_of, of_type, service, text_of
 
 WHOLE = ("tool_execution", "assistant_message", "turn_finished")
 
@@ -125,7 +125,7 @@ class Wanderer:
 @pytest.mark.parametrize("seed", range(3))
 async def test_clients_that_come_and_go_get_every_turn_without_gap_and_nothing_twice(tmp_path: Path, seed: int) -> None:
     turns = 4
-    async with service(tmp_path, hops, servers=DEMO, interval=0.001) as s, s.client() as steady:
+    async with service(tmp_path, hops, servers=LIGHT, interval=0.001) as s, s.client() as steady:
         await steady.say("0")  # the conversation is there
         last = f"{turns + 1} finished"
         wanderers = [Wanderer(s, steady.conversation, random.Random(f"{seed}.{n}"), last) for n in range(3)]
@@ -160,7 +160,7 @@ async def test_from_every_position_of_a_running_turn(tmp_path: Path) -> None:
         Script((*think("hm ", "so ").items[:2], *first.items)),
         Script(("three ", "four ", Stall(gate), "five")) + say(" six").items,
     )
-    async with service(tmp_path, *replies, servers=DEMO) as s, s.client() as steady:
+    async with service(tmp_path, *replies, servers=LIGHT) as s, s.client() as steady:
         await steady.say("hi")
         await steady.send("user_message", message="go")
         while not text_of(steady.seen).endswith("four "):
@@ -203,7 +203,7 @@ async def test_from_every_position_of_a_running_turn(tmp_path: Path) -> None:
 @pytest.mark.parametrize("forget", [False, True], ids=["from the log", "from the store"])
 async def test_from_every_position_of_finished_turns(tmp_path: Path, forget: bool) -> None:
     tools = ask_tools(("c1", "add", {"a": 1, "b": 2}), ("c2", "fail", {"message": "no"}), text=("one ", "two "))
-    async with service(tmp_path, tools, say("three"), servers=DEMO) as s, s.client() as steady:
+    async with service(tmp_path, tools, say("three"), servers=LIGHT) as s, s.client() as steady:
         frames = [*await steady.say("first"), *await steady.say("second"), *await steady.say("third")]
         whole = [f for f in frames if f["type"] in (*WHOLE, "turn_started")]
         if forget:

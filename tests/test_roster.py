@@ -10,7 +10,7 @@ from protocol.mcp_server import CallTool
 from protocol.spec import Status
 from tests.fakes import say
 from tests.mcp_house import ODD
-from tests.service import DEMO, Service, connected, front_of, service
+from tests.service import LIGHT, Service, connected, front_of, service
 
 
 def write_servers(s: Service, servers: Mapping[str, object], **settings: object) -> None:
@@ -18,17 +18,17 @@ def write_servers(s: Service, servers: Mapping[str, object], **settings: object)
 
 
 async def test_servers_come_change_and_go_with_the_file(tmp_path: Path) -> None:
-    other = {"other": {**DEMO["demo"], "env": {"GREETING": "1"}}}
-    async with service(tmp_path, say("x"), servers=DEMO) as s:
+    other = {"other": {**LIGHT["demo"], "env": {"GREETING": "1"}}}
+    async with service(tmp_path, say("x"), servers=LIGHT) as s:
         demo = s.tree.slots["mcp/demo"]
-        write_servers(s, {**DEMO, **other})
+        write_servers(s, {**LIGHT, **other})
         await connected(s, "other")
         assert s.tree.slots["mcp/demo"] is demo
         assert s.tree.slots["mcp/demo"].incarnation == 1
 
-        changed = {"other": {**DEMO["demo"], "env": {"GREETING": "2"}}}
+        changed = {"other": {**LIGHT["demo"], "env": {"GREETING": "2"}}}
         before = s.tree.slots["mcp/other"]
-        write_servers(s, {**DEMO, **changed})
+        write_servers(s, {**LIGHT, **changed})
         await s.tree.until(lambda: s.tree.slots.get("mcp/other") not in (None, before))
         await connected(s, "other")
         assert s.tree.slots["mcp/demo"] is demo
@@ -73,7 +73,7 @@ async def test_a_changed_logging_level_is_told_and_replaces_nobody(tmp_path: Pat
 
 
 async def test_a_crashed_roster_leaves_its_servers_alone(tmp_path: Path) -> None:
-    async with service(tmp_path, say("x"), servers=DEMO) as s:
+    async with service(tmp_path, say("x"), servers=LIGHT) as s:
         demo = s.tree.slots["mcp/demo"]
         await s.tree.restart("roster")
         assert s.tree.slots["mcp/demo"] is demo

@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from tests.fakes import Script, Stall, ask_tool, ask_tools, fail, say, think
-from tests.service import DEMO, of_type, service, text_of
+from tests.service import DEMO, LIGHT, of_type, service, text_of
 
 
 async def test_a_turn_streams_and_ends_once(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ async def test_parallel_calls_progress_and_failures(tmp_path: Path) -> None:
     )
     async with service(tmp_path, calls, say("done")) as s, s.client() as client:
         pass
-    async with service(tmp_path, calls, say("done"), servers=DEMO) as s, s.client() as client:
+    async with service(tmp_path, calls, say("done"), servers=LIGHT) as s, s.client() as client:
         frames = of_type(await client.say("go"), "tool_execution")
         by_tool = {f["tool_name"]: f for f in frames if f["status"] in ("completed", "failed")}
         assert {name: f["status"] for name, f in by_tool.items()} == {
@@ -107,7 +107,7 @@ async def test_parallel_calls_progress_and_failures(tmp_path: Path) -> None:
 async def test_a_model_that_never_stops_asking_is_stopped(tmp_path: Path) -> None:
     settings = {"chat": {"service": {"max_tool_hops": 2}}}
     async with (
-        service(tmp_path, ask_tool("add", {"a": 1, "b": 1}), servers=DEMO, settings=settings) as s,
+        service(tmp_path, ask_tool("add", {"a": 1, "b": 1}), servers=LIGHT, settings=settings) as s,
         s.client() as client,
     ):
         frames = await client.say("loop")
@@ -141,7 +141,7 @@ async def test_stop_closes_the_upstream_and_keeps_the_text(tmp_path: Path) -> No
 
 async def test_stop_in_a_tool_call_cancels_it(tmp_path: Path) -> None:
     replies = (ask_tool("slow", {"steps": 100, "step_s": 0.2}), say("unused"))
-    async with service(tmp_path, *replies, servers=DEMO) as s, s.client() as client:
+    async with service(tmp_path, *replies, servers=LIGHT) as s, s.client() as client:
         await client.send("user_message", message="go")
         await client.until("tool_execution", status="progress")
         await client.send("stop")
@@ -237,7 +237,7 @@ async def test_clear_history_enters_a_fresh_conversation(tmp_path: Path) -> None
 
 
 async def test_history_pages(tmp_path: Path) -> None:
-    async with service(tmp_path, ask_tool("add", {"a": 1, "b": 2}), say("three"), servers=DEMO) as s, s.client() as c:
+    async with service(tmp_path, ask_tool("add", {"a": 1, "b": 2}), say("three"), servers=LIGHT) as s, s.client() as c:
         await c.say("1+2?")
         await c.say("again")
         await c.say("and again")

@@ -11,7 +11,7 @@ from actors.running_turn import RunningTurn
 from actors.store import Full, Storage
 from protocol.writer import Append, BeginTurn, LoadHistory
 from tests.fakes import Script, Stall, ask_tool, say
-from tests.service import DEMO, front_of, service
+from tests.service import LIGHT, front_of, service
 
 
 async def test_a_request_of_a_session_that_died_before_its_commit_ends(tmp_path: Path, monkeypatch: Any) -> None:
@@ -54,7 +54,7 @@ async def test_a_journal_that_could_not_be_stored_is_stored_with_the_end(tmp_pat
 
     monkeypatch.setattr(Storage, "commit", failing)
     replies = (ask_tool("add", {"a": 1, "b": 2}, text=("let me see",)), say("fine"))
-    async with service(tmp_path, *replies, servers=DEMO) as s, s.client() as c:
+    async with service(tmp_path, *replies, servers=LIGHT) as s, s.client() as c:
         assert (await c.say("hi"))[-1]["outcome"] == "failed"
         history = await s.ref("store/writer").ask(LoadHistory("local", c.conversation), within=5)
         assert [type(e.event).__name__ for e in history.events] == [
