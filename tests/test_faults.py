@@ -302,6 +302,8 @@ async def stage(tmp_path: Path, row: Row) -> AsyncIterator[tuple[Scene, Client]]
                 front = front_of(s)
                 moved = max(front.sockets.values(), key=lambda socket: socket.number)
                 front.enter(moved, front.conversations[client.conversation])
+            await other.send("stop")  # whoever says nothing yet might resume, and is shown nothing for a second
+            await other.until("error", error_code="TURN_NOT_RUNNING")
             yield Scene(s, client, Fault(s, row), gate, row), other
 
 
