@@ -183,7 +183,13 @@ class Quit(msgspec.Struct, frozen=True, array_like=True, tag=27):
     """To a process: stop in order."""
 
 
-ControlItem = Boot | Ready | Ping | Pong | Report | Reported | Drain | Quit
+class Failed(msgspec.Struct, frozen=True, array_like=True, tag=28):
+    """From a process, last: why it ends by itself."""
+
+    reason: str
+
+
+ControlItem = Boot | Ready | Ping | Pong | Report | Reported | Drain | Quit | Failed
 Item = (
     Cast
     | Asked
@@ -205,4 +211,5 @@ Item = (
     | Reported
     | Drain
     | Quit
+    | Failed
 )
