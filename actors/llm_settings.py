@@ -78,6 +78,20 @@ class BreakerSettings(Section):
     )
 
 
+class PricesSettings(Section):
+    """`llm.providers.<name>.client.prices`, in any currency."""
+
+    input: float | None = Field(
+        _CLIENT.prices.input, ge=0, le=10**9, description="price of a million tokens that the model reads"
+    )
+    output: float | None = Field(
+        _CLIENT.prices.output, ge=0, le=10**9, description="price of a million tokens that it writes"
+    )
+    cached: float | None = Field(
+        _CLIENT.prices.cached, ge=0, le=10**9, description="price of a million tokens read before; null: as input"
+    )
+
+
 class ClientSettings(Section):
     """`llm.providers.<name>.client`: nothing of it is sent to the model."""
 
@@ -119,6 +133,7 @@ class ClientSettings(Section):
         le=10**9,
         description="tokens of the model's context window (estimated): what does not fit leaves, the oldest first",
     )
+    prices: PricesSettings = Field(default_factory=lambda: PricesSettings.model_validate({}))
 
 
 class ProviderSettings(Section):

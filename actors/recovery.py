@@ -9,8 +9,13 @@ crash is not known, so asking the model again under the same id could contradict
 
 from __future__ import annotations
 
+from functools import reduce
+from typing import Any
+
+from actors.annotations import annotations_of
 from actors.rows import ALL_OPEN, DELTAS, Row, add_events, events_between, find_end, rows
 from actors.schema import Database
+from actors.usage import added
 from protocol.writer import Closed, Event, HopEvent, ToolEnded, ToolStarted
 
 SEQ_GAP = 1_000_000  # past anything that a client can have seen of a log whose end was not stored
@@ -62,26 +67,20 @@ def ending(stored: list[Event], deltas: list[Row], seq: int) -> list[Event]:
         hops.append(hop)
         events.append(hop)
     message = "".join(hop.content for hop in hops)
+    used: dict[str, Any] = reduce(added, (hop.usage for hop in hops), {})
     closed = Closed(
         outcome="interrupted",
         seq=seq + 1 if message else seq,  # `assistant_message` has the one before
         message=message,
         thinking="".join(hop.thinking for hop in hops),
-        usage=_summed(hops),
+        usage=used or None,
         model=hops[-1].model if hops else "",
         finish_reason="",
         error=None,
+        provider=hops[-1].provider if hops else "",
+        annotations=annotations_of(hops),
     )
     return [*events, closed]
-
-
-def _summed(hops: list[HopEvent]) -> dict[str, int | float] | None:
-    total: dict[str, int | float] = {}
-    for hop in hops:
-        for name, value in (hop.usage or {}).items():
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                total[name] = total.get(name, 0) + value
-    return total or None
 
 
 __all__ = ["SEQ_GAP", "UNKNOWN", "ending", "recover"]

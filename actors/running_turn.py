@@ -15,8 +15,10 @@ from typing import Any
 import msgspec
 
 from actors import context_window, message_content, system_prompt, transcript
+from actors.annotations import annotations_of
 from actors.catalogue import Merged
 from actors.turnlog import TurnLog
+from actors.usage import added, priced
 from protocol.client import LeftOut, ToolExecution, TurnFinished, TurnStarted, error_frame
 from protocol.errors import Fault, FaultBody
 from protocol.mcp_server import Catalogue
@@ -65,14 +67,17 @@ class RunningTurn:
         """When it began here, and when the model was last asked; for the log."""
         self.last: Finished | None = None
         """How the last request ended."""
-        provider = self.provider
-        self.model = provider.model if provider is not None else ""
+        self.asks = snapshot.llm.active
+        """The provider that is asked: the active one, and after a fallback has answered that one, to whom alone what
+        it has sent beside the text may go back."""
+        self.model = active.model if active is not None else ""
         self.usage: dict[str, Any] = {}
         """Summed over the hops."""
         for event in events:
             if isinstance(event, HopEvent):
-                self._count(event.usage)
+                self.usage = added(self.usage, event.usage)
                 self.model = event.model or self.model
+                self._stay(event.provider)
         self.left_out: LeftOut | None = None
         """What the last request had no room for."""
         self.planned: list[tuple[str, ToolCall]] = []
@@ -86,7 +91,7 @@ class RunningTurn:
     @property
     def provider(self) -> Provider | None:
         """Who is asked; None where the configuration names nobody."""
-        return self.snapshot.llm.providers.get(self.snapshot.llm.active)
+        return self.snapshot.llm.providers.get(self.asks)
 
     @property
     def refusal(self) -> Fault | None:
@@ -97,7 +102,7 @@ class RunningTurn:
         """What the model is told: the earlier turns' events, then this one's, as far as they fit (`left_out`)."""
         provider, self.left_out = self.provider, None
         vision = provider is None or provider.client.vision
-        messages = transcript.for_model(self.prompt, [*before, *self.events], self.snapshot.llm.active, vision=vision)
+        messages = transcript.for_model(self.prompt, [*before, *self.events], self.asks, vision=vision)
         if provider is None or provider.client.context_tokens is None:
             return messages
         most = context_window.room(provider.client.context_tokens, provider.parameters, self.tools)
@@ -112,7 +117,8 @@ class RunningTurn:
             turn=self.turn,
             message=self.user.content,
             model=self.model,
-            provider=self.snapshot.llm.active,
+            provider=self.asks,
+            fallbacks=[name for name in self.snapshot.llm.fallbacks if name != self.asks],
             left_out=self.left_out,
             request_id=echo_of(self.user.request_id),
         )
@@ -124,19 +130,18 @@ class RunningTurn:
 
     def answered(self, finished: Finished) -> list[str]:
         """A request ended well; returns our ids of the calls that it asks for."""
-        self.last = finished
+        self._stay(finished.provider)
+        provider = self.provider
+        usage = priced(finished.usage, provider.client.prices) if provider is not None else finished.usage
+        self.last = msgspec.structs.replace(finished, usage=usage)
         self.model = finished.model or self.model
-        self._count(finished.usage)
+        self.usage = added(self.usage, usage)
         self.planned = [(secrets.token_hex(8), call) for call in finished.tool_calls]
         return [call_id for call_id, _ in self.planned]
 
-    def _count(self, usage: dict[str, Any] | None) -> None:
-        for key, value in (usage or {}).items():
-            before = self.usage.get(key)
-            if isinstance(value, int | float) and isinstance(before, int | float):
-                self.usage[key] = before + value
-            else:
-                self.usage[key] = value
+    def _stay(self, provider: str) -> None:
+        if provider in self.snapshot.llm.providers:
+            self.asks = provider
 
     def _hop_event(self, calls: list[ToolCall]) -> list[Event]:
         if not self.hop_open:
@@ -153,11 +158,12 @@ class RunningTurn:
                 thinking=thinking,
                 tool_calls=calls,
                 raw=last.raw if last is not None else {},
-                provider=self.snapshot.llm.active,
+                provider=self.asks,
                 model=self.model,
                 usage=last.usage if last is not None else None,
                 finish_reason=last.finish_reason if last is not None else "",
                 left_out=msgspec.to_builtins(self.left_out) if self.left_out is not None else {},
+                annotations=last.annotations if last is not None else [],
             )
         ]
 
@@ -211,6 +217,8 @@ class RunningTurn:
             model=self.model,
             finish_reason=self.last.finish_reason if self.last is not None else "",
             error=fault,
+            provider=self.asks,
+            annotations=annotations_of(self.events),
         )
         self.events.append(closed)
         return [*events, closed], closed

@@ -321,7 +321,7 @@ class Session:
         complete = Complete(
             request=request,
             to=self.front.ctx.path,
-            provider=running.snapshot.llm.active,
+            provider=running.asks,
             model=provider.model if provider is not None else "",
             messages=running.messages(self.events),
             tools=running.tools,

@@ -120,6 +120,10 @@ def _turn_messages(turn: int, stored: list[StoredEvent], queued: Sequence[int]) 
                 at=_time(closed.at),
                 thinking=ended.thinking or None,
                 tools=tools,
+                usage=ended.usage,
+                model=ended.model,
+                provider=ended.provider,
+                annotations=ended.annotations,
             )
         )
     return messages
@@ -257,4 +261,6 @@ def assistant_message(turn: int, closed: Closed) -> AssistantMessage:
         status=STATUS_OF.get(closed.outcome, closed.outcome),
         thinking=closed.thinking or None,
         usage=closed.usage,
+        provider=closed.provider,
+        annotations=closed.annotations,
     )

@@ -207,6 +207,8 @@ class TurnStarted(msgspec.Struct, frozen=True, tag="turn_started", omit_defaults
     message: Any
     model: str
     provider: str
+    fallbacks: list[str] = []
+    """Providers that are asked in this order when that one fails before it has said anything."""
     left_out: LeftOut | None = None
     """Absent: nothing."""
     request_id: str | None = None
@@ -259,6 +261,11 @@ class AssistantMessage(msgspec.Struct, frozen=True, tag="assistant_message", omi
     """complete, stopped, interrupted or failed."""
     thinking: str | None = None
     usage: dict[str, Any] | None = None
+    """Tokens as the provider counts them, of all its answers in this turn; `cost` where prices are configured."""
+    provider: str = ""
+    """Who gave the last answer: the asked one, or a fallback."""
+    annotations: list[dict[str, Any]] = []
+    """What the text refers to, in the provider's form; indexes are characters of `message`."""
 
 
 class TurnFinished(msgspec.Struct, frozen=True, tag="turn_finished", omit_defaults=True):
@@ -302,6 +309,11 @@ class HistoryMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     at: datetime.datetime
     thinking: str | None = None
     tools: list[ToolUse] = []
+    usage: dict[str, Any] | None = None
+    """Of an answer, as the three below; see `assistant_message`."""
+    model: str = ""
+    provider: str = ""
+    annotations: list[dict[str, Any]] = []
 
 
 class HistoryPage(msgspec.Struct, frozen=True, tag="history", omit_defaults=True):

@@ -117,7 +117,17 @@ class BreakerOptions(msgspec.Struct, frozen=True):
     failures: int = 8
     """Failed tries in a row after which it is not asked for a while; 0: it is always asked."""
     rest: float = 10.0
-    """Seconds of that while; doubled each time that it fails again, up to a minute."""
+    """Seconds of that while; doubled each time that it fails again, up to six times."""
+
+
+class PriceOptions(msgspec.Struct, frozen=True):
+    """`client.prices`: what a provider takes for a million tokens, in whatever currency the operator counts."""
+
+    input: float | None = None
+    """None: not known, so nothing is counted for them; likewise below."""
+    output: float | None = None
+    cached: float | None = None
+    """Of those that the provider had read before; None: as any other."""
 
 
 class ClientOptions(msgspec.Struct, frozen=True):
@@ -149,6 +159,7 @@ class ClientOptions(msgspec.Struct, frozen=True):
     """What the model can read and write in one request, in tokens; None: unlimited, as far as we know."""
     vision: bool = True
     """The model can be sent images; false: it reads text only."""
+    prices: PriceOptions = PriceOptions()
     small: bool = False
     """A model that calls no tools: it is offered none, and told nothing of servers. Set for the local model only."""
 

@@ -47,6 +47,8 @@ class HopEvent(msgspec.Struct, frozen=True, tag="hop"):
     finish_reason: str
     left_out: dict[str, int] = {}
     """`turns` and `messages` that this request was not told for want of room; empty: all was told."""
+    annotations: list[dict[str, Any]] = []
+    """What the answer refers to, as the streamer said it."""
 
 
 class ToolStarted(msgspec.Struct, frozen=True, tag="tool_started"):
@@ -90,10 +92,14 @@ class Closed(msgspec.Struct, frozen=True, tag="closed"):
     """All hops' text, joined."""
     thinking: str
     usage: dict[str, Any] | None
-    """Summed over hops where they are numbers."""
+    """Summed over hops where they are numbers; `cost` where prices are configured, or the provider told it."""
     model: str
     finish_reason: str
     error: FaultBody | None
+    provider: str = ""
+    """Who gave the last answer."""
+    annotations: list[dict[str, Any]] = []
+    """All hops', in the places of the joined text."""
 
 
 Event = UserEvent | HopEvent | ToolStarted | ToolEnded | Closed

@@ -86,6 +86,12 @@ SHOWN = {
     "llm.providers.<name>.client.breaker.rest": "tests/test_streamer.py::*",
     "llm.providers.<name>.client.retries": HERE + "test_client_options",
     "llm.providers.<name>.client.stream": HERE + "test_client_options",
+    "llm.providers.<name>.client.prices.input": "tests/test_usage.py::"
+    "test_what_an_answer_costs_is_told_and_kept_and_prices_change_live",
+    "llm.providers.<name>.client.prices.output": "tests/test_usage.py::"
+    "test_what_an_answer_costs_is_told_and_kept_and_prices_change_live",
+    "llm.providers.<name>.client.prices.cached": "tests/test_usage.py::"
+    "test_what_an_answer_costs_is_told_and_kept_and_prices_change_live",
     "llm.providers.<name>.client.vision": "tests/test_message_content.py::"
     "test_images_are_limited_kept_and_refused_by_a_provider_of_text_only",
     "llm.providers.<name>.client.context_tokens": "tests/test_context_window.py::"

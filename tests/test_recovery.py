@@ -35,7 +35,8 @@ def test_a_running_turn_is_closed_with_what_is_stored(tmp_path: Path) -> None:
         assert isinstance(end, Closed)
         assert (end.outcome, end.message, end.thinking) == ("interrupted", "Let me add. It is", "hm, ah")
         assert end.seq == 12 + SEQ_GAP + 2, "assistant_message has the one between"
-        assert end.usage == {"total_tokens": 1}
+        assert end.usage == {"total_tokens": 1, "id": "u"}
+        assert (end.provider, end.annotations) == ("p", [])
         assert history(s).running == []
         do(s, begin(2))
         assert history(s).running == [2]
