@@ -6,6 +6,7 @@ program has ended, with the end of what it wrote to standard error. Figures come
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -22,6 +23,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 TICKS = os.sysconf("SC_CLK_TCK")
 PAGE_KB = os.sysconf("SC_PAGE_SIZE") // 1024
+NICE = -15  # of what is started, where that is allowed: others on the machine then disturb less
 END_S = 30.0  # for a program to end after it was told to; then it is killed
 
 
@@ -48,6 +50,9 @@ class Program:
             cwd=ROOT,
             env={**os.environ, **(env or {})},
         )
+        # before it starts threads or processes, which inherit it
+        with contextlib.suppress(PermissionError):
+            os.setpriority(os.PRIO_PROCESS, self._process.pid, NICE)
         self._lines = b""
 
     @property

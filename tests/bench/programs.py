@@ -90,6 +90,14 @@ class Upstream:
         """As a provider's."""
         return f"http://127.0.0.1:{self.port}/v1"
 
+    def hold(self) -> None:
+        """Streams stop after their first token until `release`."""
+        self.program.ask("hold", WITHIN_S)
+
+    def release(self) -> None:
+        """All streams go on, at their pace."""
+        self.program.ask("release", WITHIN_S)
+
     def mark(self) -> dict[str, Any]:
         """`made` tokens so far, worst lateness since the last mark `late_us`, streams `running`."""
         return self.program.ask("mark", WITHIN_S)
@@ -113,7 +121,7 @@ class Load:
         right(self._program.answer(within))
 
     def go(self, within: float) -> None:
-        """Ask on every socket; returns when every stream has begun. Raises Stuck, Wrong."""
+        """Ask on every socket, a few at a time; returns when every stream has begun. Raises Stuck, Wrong."""
         right(self._program.ask("go", within))
 
     def mark(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@
  *
  * Answers each command on standard input by one line of JSON:
  *   (start)    when all sockets are welcomed
- *   go         when every stream has begun; asks on every socket at once
+ *   go         when every stream has begun; asks on every socket, at most 64 ahead of those that have
  *   mark       tokens and frames since the last mark, and quantiles of their lateness
  *   finish     when every stream has ended
  *   serial N   N turns one after the other over all sockets: quantiles of the time to the first token
@@ -17,6 +17,7 @@
 #include "common.h"
 
 enum { CONNECTING, UPGRADING, OPEN };
+enum { AHEAD = 64 };
 
 typedef struct {
     int fd, state, writing, asking, begun, ended;
@@ -25,7 +26,7 @@ typedef struct {
     Buf in, out;
 } Socket;
 
-static int epoll, port, count, opened, direct, pending, started, finished, rate;
+static int epoll, port, count, opened, direct, started, finished, rate;
 static const char *path;
 static uint32_t tokens, thinking;
 static Socket *sockets;
@@ -33,7 +34,7 @@ static uint32_t *lateness; /* in units of 100 ns */
 static size_t late_n, late_cap;
 static uint64_t all_tokens, all_frames, all_bytes, wrong, mark_tokens, mark_frames, mark_bytes, mark_ns;
 static char complaint[256];
-static int going, finishing;
+static int going, finishing, asked_n;
 static uint64_t serial_left, *firsts;
 static size_t firsts_n;
 
@@ -140,11 +141,21 @@ static void ask(Socket *s) {
 
 static void next_serial(Socket *s);
 
+/* A few ahead of the answers: how a burst of questions is taken is another table's subject. */
+static void ask_more(void) {
+    for (; going && asked_n < count && asked_n - started < AHEAD; asked_n++) {
+        Socket *s = &sockets[asked_n];
+        if (s->fd >= 0) ask(s);
+        else started++, finished++;
+    }
+}
+
 static void begun(Socket *s, uint64_t now) {
     if (s->begun) return;
     s->begun = 1;
     started++;
     if (serial_left) firsts[firsts_n++] = now - s->asked;
+    ask_more();
 }
 
 static void ended(Socket *s) {
@@ -290,7 +301,6 @@ static void readable(Socket *s) {
 
 static void writable(Socket *s) {
     if (s->state == CONNECTING) {
-        pending--;
         if (direct) {
             s->state = OPEN;
             opened++;
@@ -307,11 +317,10 @@ static void writable(Socket *s) {
 
 static void connect_some(void) {
     static int made;
-    for (; made < count && made - opened < 32; made++) {
+    for (; made < count && made - opened < AHEAD; made++) {
         Socket *s = &sockets[made];
         s->fd = connecting(port);
         s->writing = 1;
-        pending++;
         watch(epoll, EPOLL_CTL_ADD, s->fd, EPOLLIN | EPOLLOUT, s);
     }
 }
@@ -330,9 +339,9 @@ static void next_serial(Socket *s) {
 
 static void obey(const char *line) {
     if (!strcmp(line, "go")) {
-        started = finished = 0;
+        started = finished = asked_n = 0;
         going = 1;
-        for (int i = 0; i < count; i++) if (sockets[i].fd >= 0) ask(&sockets[i]); else started++, finished++;
+        ask_more();
     } else if (!strcmp(line, "mark")) {
         mark();
     } else if (!strcmp(line, "finish")) {

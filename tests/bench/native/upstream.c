@@ -6,9 +6,13 @@
  * was made, which is when it was sent, or when it was due if the peer did not take the one before. Streams begin
  * at different moments of their first interval, as real ones do: tokens of many streams do not come in one lump.
  *
- * Says `port N` on standard output. Commands on standard input: `mark` answers a line of JSON with the tokens
- * made and the worst lateness since the last one, which shows whether this program kept up. Ends with its input. */
+ * Says `port N` on standard output. Commands on standard input: after `hold` a stream stops with its first token
+ * until `release`, so that all of them run when it counts; `mark` does nothing. Each answers a line of JSON with
+ * the tokens made and the worst lateness since the last one, which shows whether this program kept up. Ends with
+ * its input. */
 #include "common.h"
+
+struct List;
 
 typedef struct Conn {
     int fd;
@@ -16,52 +20,70 @@ typedef struct Conn {
     int active, blocked, writing;
     uint32_t id, index, tokens, thinking;
     uint64_t interval, due;
-    int place; /* in the heap, or in the list of those without a pace; -1: in none */
+    struct List *list; /* in which it waits for its next token, and where */
+    int place;
     char model[64];
 } Conn;
 
-static int epoll, listener;
-static Conn **heap, **flat;
-static int heap_n, heap_cap, flat_n, flat_cap;
+typedef struct List {
+    Conn **of;
+    int n, cap;
+} List;
+
+static int epoll, listener, holding;
+static List paced, flat, held; /* a heap by `due`; streams without a pace; streams that wait for `release` */
 static uint64_t made, late;
 static uint32_t streams, running;
 
-static void put(int i, Conn *c) {
-    heap[i] = c;
+static void put(List *l, int i, Conn *c) {
+    l->of[i] = c;
     c->place = i;
 }
 
 static void sift(int i) {
-    Conn *c = heap[i];
-    while (i && heap[(i - 1) / 2]->due > c->due) put(i, heap[(i - 1) / 2]), i = (i - 1) / 2;
-    for (int child; (child = 2 * i + 1) < heap_n; i = child) {
-        if (child + 1 < heap_n && heap[child + 1]->due < heap[child]->due) child++;
-        if (heap[child]->due >= c->due) break;
-        put(i, heap[child]);
+    List *l = &paced;
+    Conn *c = l->of[i];
+    while (i && l->of[(i - 1) / 2]->due > c->due) put(l, i, l->of[(i - 1) / 2]), i = (i - 1) / 2;
+    for (int child; (child = 2 * i + 1) < l->n; i = child) {
+        if (child + 1 < l->n && l->of[child + 1]->due < l->of[child]->due) child++;
+        if (l->of[child]->due >= c->due) break;
+        put(l, i, l->of[child]);
     }
-    put(i, c);
+    put(l, i, c);
 }
 
+/* Its next token is made when it is due; in a held program, not before `release` if it has had one. */
 static void schedule(Conn *c) {
-    Conn ***list = c->interval ? &heap : &flat;
-    int *n = c->interval ? &heap_n : &flat_n, *cap = c->interval ? &heap_cap : &flat_cap;
-    if (c->place >= 0) return;
-    if (*n == *cap) *list = realloc(*list, sizeof(Conn *) * (size_t)(*cap = *cap ? *cap * 2 : 64));
-    (*list)[*n] = c;
-    c->place = (*n)++;
-    if (c->interval) sift(c->place);
+    if (c->list) return;
+    List *l = c->list = holding && c->index ? &held : c->interval ? &paced : &flat;
+    if (l->n == l->cap) l->of = realloc(l->of, sizeof(Conn *) * (size_t)(l->cap = l->cap ? l->cap * 2 : 64));
+    put(l, l->n++, c);
+    if (l == &paced) sift(c->place);
 }
 
 static void unschedule(Conn *c) {
-    if (c->place < 0) return;
+    if (!c->list) return;
+    List *l = c->list;
     int i = c->place;
-    c->place = -1;
-    if (c->interval) {
-        Conn *last = heap[--heap_n];
-        if (last != c) put(i, last), sift(i);
-    } else {
-        Conn *last = flat[--flat_n];
-        if (last != c) flat[i] = last, last->place = i;
+    c->list = NULL;
+    Conn *last = l->of[--l->n];
+    if (last == c) return;
+    put(l, i, last);
+    if (l == &paced) sift(i);
+}
+
+/* A golden section spreads the phases of however many streams evenly over an interval; the first has none. */
+static void begin_pace(Conn *c) {
+    c->due = now_ns() + (uint64_t)((double)c->interval * ((double)((c->id - 1) * 2654435769u) / 4294967296.0));
+}
+
+static void release(void) {
+    holding = 0;
+    while (held.n) {
+        Conn *c = held.of[held.n - 1];
+        unschedule(c);
+        begin_pace(c);
+        schedule(c);
     }
 }
 
@@ -130,6 +152,9 @@ static int token(Conn *c, uint64_t now) {
         c->blocked = 1;
         unschedule(c);
         rewatch(c);
+    } else if (holding) {
+        unschedule(c);
+        schedule(c);
     } else if (c->interval) {
         sift(c->place);
     }
@@ -147,8 +172,8 @@ static void answer(Conn *c) {
     c->thinking = 0;
     sscanf(c->model, "bench-%u-%u-%u", &rate, &c->tokens, &c->thinking);
     c->interval = rate ? 1000000000ull / rate : 0;
-    /* a golden section spreads the phases of however many streams evenly over an interval; the first has none */
-    c->due = now_ns() + (uint64_t)((double)c->interval * ((double)((c->id - 1) * 2654435769u) / 4294967296.0));
+    begin_pace(c);
+    if (holding) c->due = now_ns();
     c->blocked = 0;
     c->active = 1;
     running++;
@@ -206,7 +231,6 @@ static void arrive(void) {
         no_delay(fd);
         Conn *c = calloc(1, sizeof *c);
         c->fd = fd;
-        c->place = -1;
         watch(epoll, EPOLL_CTL_ADD, fd, EPOLLIN, c);
     }
 }
@@ -224,13 +248,13 @@ int main(void) {
     for (;;) {
         uint64_t now = now_ns();
         struct timespec wait = {0, 0}, *timeout = NULL;
-        if (heap_n) {
-            uint64_t left = heap[0]->due > now ? heap[0]->due - now : 0;
+        if (paced.n) {
+            uint64_t left = paced.of[0]->due > now ? paced.of[0]->due - now : 0;
             wait.tv_sec = (time_t)(left / 1000000000ull);
             wait.tv_nsec = (long)(left % 1000000000ull);
         }
-        if (heap_n || flat_n) timeout = &wait;
-        if (flat_n) wait.tv_sec = wait.tv_nsec = 0;
+        if (paced.n || flat.n) timeout = &wait;
+        if (flat.n) wait.tv_sec = wait.tv_nsec = 0;
         int n = epoll_pwait2(epoll, events, 512, timeout, NULL);
         for (int i = 0; i < n; i++) {
             void *who = events[i].data.ptr;
@@ -239,6 +263,8 @@ int main(void) {
             } else if (who == &in) {
                 for (int got; (got = command(line, sizeof line));) {
                     if (got < 0) return 0;
+                    if (!strcmp(line, "hold")) holding = 1;
+                    if (!strcmp(line, "release")) release();
                     printf("{\"made\":%llu,\"late_us\":%llu,\"running\":%u}\n", (unsigned long long)made,
                            (unsigned long long)(late / 1000), running);
                     late = 0;
@@ -251,12 +277,12 @@ int main(void) {
             }
         }
         now = now_ns();
-        while (heap_n && heap[0]->due <= now) {
-            Conn *c = heap[0];
+        while (paced.n && paced.of[0]->due <= now) {
+            Conn *c = paced.of[0];
             if (token(c, now)) hang_up(c);
         }
-        for (int i = flat_n - 1; i >= 0; i--) {
-            Conn *c = flat[i];
+        for (int i = flat.n - 1; i >= 0; i--) {
+            Conn *c = flat.of[i];
             if (token(c, now_ns())) hang_up(c);
         }
     }

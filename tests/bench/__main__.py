@@ -1,0 +1,46 @@
+"""The command: measures one table and writes it as Markdown to standard output.
+
+    uv run --group bench python -m tests.bench TABLE
+
+Linux only, with a C compiler. The machine should have nothing else to do: each table ends with its load averages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+
+from tests.bench.options import Options
+from tests.bench.processes import uptime
+from tests.bench.programs import NoCompiler
+from tests.bench.subjects import Missing
+
+TABLES = ("relay", "ttft", "idle", "store", "retention", "crash", "actors", "mcp")
+"""Each is a module here with `run(options) -> str`."""
+
+
+def main() -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__.partition("\n")[0])
+    parser.add_argument("table", choices=TABLES)
+    parser.add_argument("--repetitions", type=int, default=5, help="interleaved; the median counts (default: 5)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of one measurement (default: 5)")
+    parser.add_argument("--only", nargs="+", default=(), metavar="NAME", help="subjects to measure")
+    parser.add_argument("--small", action="store_true", help="few of everything: whether it works")
+    parser.add_argument("--profile", type=Path, metavar="DIR", help="put profiles of our service there")
+    given = parser.parse_args()
+    options = Options(given.repetitions, given.seconds, tuple(given.only), given.small, given.profile)
+    before = uptime()
+    try:
+        made = importlib.import_module(f"tests.bench.{given.table}").run(options)
+    except (NoCompiler, Missing) as error:
+        print(error, file=sys.stderr)  # noqa: T201 - a command's output
+        return 1
+    print(f"{made}\n\nMachine: {before} before, {uptime()} after.")  # noqa: T201 - a command's output
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,166 @@
+"""Retention beside running streams: how late deltas are while a sweep runs, against the same run without it.
+
+Each run begins with a copy of the same store of 100,000 events, most of them over the limits, and has clients in
+old conversations beside the streams. With the sweep, its interval becomes almost nothing by an edit of the
+configuration; without it, the same edit says another long time. Pairs are interleaved, the order alternates.
+After each run the store is read: saved and live conversations must be what they were.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+from websockets.sync.client import connect
+
+from tests.bench.figures import spread, table
+from tests.bench.options import Options
+from tests.bench.prefill import Prefilled, contents, count, prefill
+from tests.bench.processes import Stuck, cpu_s
+from tests.bench.programs import Load, Programs, Script, Upstream, compiled, load, upstream
+from tests.bench.subjects import Running, ours, settings, write_settings
+
+STREAMS = 50
+RATE = 50
+LIVE = 20  # old conversations with a client in each
+LONGEST_S = 90.0  # a sweep is waited for that long
+SWEPT_PER_S = 4000  # events, at least: the streams of a run with a sweep last accordingly
+SETTLE_S = 1.0  # after the streams have begun
+SWEPT = "retention removed"  # what the service logs at a sweep's end
+LATER, NEVER, AT_ONCE = 90_000.0, 100_000.0, 0.001  # minutes between sweeps
+WITHIN_RATIO, WITHIN_MS = 1.10, 1.0  # the budget: either
+
+
+class Run(NamedTuple):
+    """One run."""
+
+    p50_ms: float
+    p99_ms: float
+    max_ms: float
+    seconds: float
+    cores: float
+    """Processor time used per second."""
+    removed: int
+    """Events."""
+
+
+def run(options: Options) -> str:
+    """The table, and the verdict."""
+    pairs: list[tuple[Run, Run]] = []
+    seconds = options.seconds
+    with compiled() as programs, TemporaryDirectory(prefix="bench-store-") as folder:
+        store = prefill(Path(folder) / "prefilled.db", options.of(100_000, 2_000), options.of(LIVE, 2))
+        options.say(f"a store of {store.events} events")
+        for number in range(options.repetitions):
+            runs: dict[bool, Run] = {}
+            # the first sweep says how long the runs without one are
+            for sweeping in (True, False) if number % 2 == 0 else (False, True):
+                runs[sweeping] = measure(programs, store, options.of(STREAMS, 5), None if sweeping else seconds)
+                options.say(f"pair {number + 1}, {'with' if sweeping else 'without'} a sweep: {runs[sweeping]}")
+                seconds = runs[sweeping].seconds
+            pairs.append((runs[True], runs[False]))
+    return report(pairs, store)
+
+
+def measure(programs: Programs, store: Prefilled, streams: int, seconds: float | None) -> Run:
+    """One run of so many seconds; None: with a sweep, until it has ended."""
+    longest = 3 + store.events / SWEPT_PER_S
+    script = Script(RATE, int(RATE * ((seconds or longest) + 4)), RATE)
+    with ExitStack() as stack:
+        source = stack.enter_context(upstream(programs))
+        configured = settings(source, script, interval(NEVER))
+        with ours(source, script, configured, store=store.path) as service:
+            assert service.state is not None
+            with clients(service, store.live), load(programs, service.port, service.path, streams, script) as load_:
+                found = watched(service, source, load_, configured, seconds)
+                load_.finish(LONGEST_S)
+            service.program.end()
+            database = service.state / "chat_history.db"
+            for kept in (store.live, store.saved):
+                assert contents(database, kept) == contents(store.path, kept), "retention took what it must not take"
+            return found._replace(removed=store.events + streams * 3 - count(database))
+
+
+def watched(
+    service: Running, source: Upstream, streams: Load, configured: dict[str, object], seconds: float | None
+) -> Run:
+    """From an edit of the configuration to the end of its sweep, or so many seconds."""
+    assert service.state is not None
+    streams.ready(LONGEST_S)
+    source.hold()
+    streams.go(LONGEST_S)
+    source.release()
+    time.sleep(SETTLE_S)
+    streams.mark()
+    used = cpu_s(service.pid)
+    merged = {**configured, **interval(AT_ONCE if seconds is None else LATER)}
+    write_settings(service.state, merged)
+    if seconds is None:
+        wait_for(service, SWEPT)
+    else:
+        time.sleep(seconds)
+    used = cpu_s(service.pid) - used
+    marked = streams.mark()
+    p50_ms, p99_ms, max_ms = (marked[name] / 1000 for name in ("p50_us", "p99_us", "max_us"))
+    return Run(p50_ms, p99_ms, max_ms, marked["seconds"], used / marked["seconds"], removed=0)
+
+
+def interval(minutes: float) -> dict[str, object]:
+    """The changes that say how often there is a sweep, and that its end is logged."""
+    return {
+        "chat": {"storage": {"persistence": {"retention": {"cleanup_interval_minutes": minutes}}}},
+        "logging": {"level": "WARNING", "modules": {"writer": "INFO"}},
+    }
+
+
+def wait_for(service: Running, words: str) -> None:
+    """Until the service's log has those words. Raises Stuck."""
+    until = time.monotonic() + LONGEST_S
+    while words not in service.program.log:
+        if time.monotonic() > until:
+            raise Stuck(f"no {words!r} within {LONGEST_S:g} s: {service.program.log[-2000:]}")
+        time.sleep(0.05)
+
+
+@contextmanager
+def clients(service: Running, conversations: list[str]) -> Iterator[None]:
+    """A client in each of those conversations, which says nothing."""
+    with ExitStack() as stack:
+        address = f"ws://127.0.0.1:{service.port}{service.path.partition('?')[0]}"
+        for name in conversations:
+            socket = stack.enter_context(connect(f"{address}?conversation={name}", open_timeout=LONGEST_S))
+            assert f'"{name}"' in str(socket.recv(LONGEST_S)), "the conversation could not be entered"
+        yield
+
+
+def report(pairs: list[tuple[Run, Run]], store: Prefilled) -> str:
+    """The table of all runs, and whether the budget was met."""
+    rows = [
+        (
+            title,
+            spread([r.p50_ms for r in runs], 2),
+            spread([r.p99_ms for r in runs], 2),
+            spread([r.max_ms for r in runs]),
+            spread([r.cores for r in runs], 2),
+            spread([r.seconds for r in runs]),
+            spread([r.removed for r in runs], 0),
+        )
+        for title, runs in zip(("with a sweep", "without"), map(list, zip(*pairs, strict=True)), strict=True)
+    ]
+    ratios = [swept.p99_ms / plain.p99_ms for swept, plain in pairs]
+    more = [swept.p99_ms - plain.p99_ms for swept, plain in pairs]
+    met = sorted(ratios)[len(ratios) // 2] <= WITHIN_RATIO or sorted(more)[len(more) // 2] < WITHIN_MS
+    return "\n".join(
+        (
+            table(("", "p50 ms", "p99 ms", "max ms", "cores", "seconds", "events removed"), rows),
+            "",
+            f"A store of {store.events:,} events, {STREAMS} streams of {RATE} tokens a second. p99 with a sweep "
+            f"over p99 without: {spread(ratios, 2)}, difference {spread(more, 2)} ms in {len(pairs)} pairs; the budget "
+            f"(ratio at most {WITHIN_RATIO} or less than {WITHIN_MS:g} ms) is {'met' if met else 'missed'}. All "
+            f"{len(store.saved)} saved and {len(store.live)} live conversations were untouched in every run.",
+        )
+    )
