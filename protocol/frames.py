@@ -1,12 +1,9 @@
-"""What processes say to each other on a port, and how it becomes bytes; free of I/O.
+"""What processes say to each other on a port: the items of frames.
 
-A frame is a u32 length (big-endian) and a msgpack array of items, each a tagged array. `Packer` gathers items
-into frames; `Unpacker` makes items of whatever bytes come, at any split. An item of more than `WHOLE` bytes
-travels as `Part`s of the whole, one at a time, between which other items go; what goes to the same address
-waits behind it, so that order is kept. Bodies stay undecoded (`msgspec.Raw`): who delivers a message decodes it.
-
-May assume that peers are the same user's processes of the same version, but trusts no size. What can fail:
-`BadFrame`, at the receiver: the port cannot be used any more; `TooLarge`, at the sender: nothing was queued.
+A port carries mail (casts, asks and what comes of them), the flow of it, what happens to actors, and, where it
+leads to the process that started us or that we started, control items. `protocol.packing` makes frames of items
+and items of frames. Bodies are bytes here: who delivers a message decodes it (`protocol.vocabulary`), so one
+that cannot be decoded spoils no frame.
 """
 
 from __future__ import annotations
@@ -18,23 +15,9 @@ import msgspec
 from protocol.errors import FaultBody
 from protocol.spec import Down, Up
 
-WINDOW = 256  # messages under way in one direction: sent, and not yet in (or before) their mailbox
-WHOLE = 256 * 1024  # bytes; an item above it travels in parts
-PART = 64 * 1024  # bytes of one part: what a small message may have to wait for
-MOST = 64 * 1024 * 1024  # bytes of one item
-FRAME = 1024 * 1024  # bytes at which a frame is closed and the next one begun
-FRAME_MOST = FRAME + WHOLE + PART + 1024  # bytes that a receiver takes
+MOST = 64 * 1024 * 1024  # bytes of the body of one item
 
-
-class BadFrame(Exception):
-    """The peer sent what is no frame of ours."""
-
-
-class TooLarge(Exception):
-    """An item of more than MOST bytes."""
-
-
-# Mail. `body` is the message itself where it is packed, and Raw where it was unpacked.
+# Mail. `body` is a message or an answer in msgpack; where it was unpacked, a part of what was received.
 
 
 class Cast(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
@@ -43,7 +26,7 @@ class Cast(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
     to: str
     waits: bool
     """The sender waits for room (`send`); else it is dropped by a full mailbox (`offer`)."""
-    body: msgspec.Raw
+    body: memoryview
 
 
 class Asked(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False):
@@ -52,14 +35,14 @@ class Asked(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False):
     id: int
     """Chosen by the asker; unique on this port."""
     to: str
-    body: msgspec.Raw
+    body: memoryview
 
 
 class Answered(msgspec.Struct, frozen=True, array_like=True, tag=3, gc=False):
     """The answer."""
 
     id: int
-    body: msgspec.Raw
+    body: memoryview
 
 
 class Faulted(msgspec.Struct, frozen=True, array_like=True, tag=4):
@@ -173,6 +156,7 @@ class Reported(msgspec.Struct, frozen=True, array_like=True, tag=25):
 
     id: int
     node: msgspec.Raw
+    """A `supervisors.status.Node`, in msgpack."""
 
 
 class Drain(msgspec.Struct, frozen=True, array_like=True, tag=26):
