@@ -13,12 +13,12 @@ import contextlib
 import fcntl
 import http.client
 import importlib
-import json
 import logging
 import os
 import resource
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,24 +27,21 @@ import msgspec
 import trio
 
 from protocol.watcher import Snapshot
-from supervisors import config_commands
-from supervisors.service import EXIT_SOFTWARE, Stop, live
+from supervisors import config_commands, inline
+from supervisors.address import INSTANCE, CannotStart, shown
+from supervisors.inline import Start
+from supervisors.service import EXIT_SOFTWARE
 from supervisors.status import Node, render
-from supervisors.supervisor import Tree
-from supervisors.tree import product
 
 log = logging.getLogger("supervisors.main")
 
 EXIT_CANNOT_START = 1
-INSTANCE = "service.json"  # in the state directory while the service runs: pid and address
 LOCK = "service.lock"
+WATCH_S = 1.0  # between two looks of `status --watch`
+CLEAR = "\x1b[H\x1b[2J"  # the cursor home, the screen empty
 STATUS_S = 5.0  # for a running service to answer `status`
 MOST_BYTES = 64 * 2**20  # of such an answer; what answers may be something else
 OK, UNAVAILABLE = 200, 503
-
-
-class CannotStart(Exception):
-    """Why the service does not start, for the operator; no traceback."""
 
 
 def main() -> None:
@@ -75,6 +72,7 @@ def parser() -> argparse.ArgumentParser:
     status_parser = commands.add_parser("status", help="show the parts of a running service and how they are")
     state_option(status_parser)
     status_parser.add_argument("--json", action="store_true", help="as JSON, for programs")
+    status_parser.add_argument("--watch", action="store_true", help="again every second, until Ctrl-C")
     status_parser.set_defaults(command=status)
     chat_parser = commands.add_parser(
         "chat",
@@ -106,7 +104,22 @@ def run_options(to: argparse.ArgumentParser) -> None:
     to.add_argument(
         "--port", type=int, default=argparse.SUPPRESS, help="port to listen on, 0 for any free one (overrides likewise)"
     )
-    to.add_argument("--inline", action="store_true", help="everything in one process (the default for now)")
+    to.add_argument("--inline", action="store_true", help="everything in one process")
+    to.add_argument(
+        "--fronts",
+        type=positive,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="processes that clients are spread over (default: one per core)",
+    )
+
+
+def positive(text: str) -> int:
+    """A number from 1 on."""
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
 
 
 def state_dir(arguments: argparse.Namespace) -> Path:
@@ -137,7 +150,12 @@ def run(arguments: argparse.Namespace) -> int:
             raise CannotStart("; ".join(error.problems)) from error
         with start_logging(snapshot):
             allow_descriptors()
-            return trio.run(serve, state, overrides, snapshot, files.said)
+            start = Start(state, overrides, snapshot, files.said)
+            if arguments.inline or "MCP_ACTORS_PROCESSES" not in os.environ:
+                return trio.run(inline.serve, start)
+            placement = importlib.import_module("supervisors.placement")
+            code: int = trio.run(placement.serve, start, arguments.fronts)
+            return code
 
 
 @contextlib.contextmanager
@@ -189,101 +207,22 @@ def only_one(state: Path) -> Iterator[None]:
         yield
 
 
-async def serve(state: Path, overrides: dict[str, Any], snapshot: Snapshot, said: object) -> int:
-    """Run the service until a signal comes or it gives up. Returns the exit code."""
-    listeners = await listen(snapshot)
-    host, port = listeners[0].socket.getsockname()[:2]
-    host = shown(host)
-    trees: list[Tree] = []
-
-    async def status_json() -> bytes:
-        return msgspec.json.encode(trees[0].status()) if trees else b"{}"
-
-    spec = product(
-        # what the first reading did to the files is told by the watcher, which reports all problems
-        watcher={"state_dir": str(state), "overrides": overrides, "said": said},
-        writer={"path": database(state, snapshot), "type": snapshot.storage.type},
-        local={"state_dir": str(state)},
-        gateway={
-            "listeners": listeners,
-            "loopback": is_loopback(snapshot),
-            "moved": lambda host, port: publish(state, shown(host), port, snapshot.websocket.endpoint),
-        },
-        reporter={"status": status_json},
-    )
-    stop = Stop(snapshot.drain_s)
-    try:
-        # the handlers come first: a signal during the start must not cut it off half-way
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(stop.obey, signals)
-                with published(state, host, port, snapshot.websocket.endpoint):
-                    code = await live(spec, trees, stop, f"ws://{host}:{port}{snapshot.websocket.endpoint}")
-                nursery.cancel_scope.cancel()
-    finally:
-        for listener in listeners:
-            await listener.aclose()
-    return code
-
-
-async def listen(snapshot: Snapshot) -> list[trio.SocketListener]:
-    """Bind the configured address."""
-    websocket = snapshot.websocket
-    if not is_loopback(snapshot) and not websocket.allow_unauthenticated:
-        raise CannotStart(
-            f"{websocket.host} can be reached from other machines, and nobody is asked who they are; listen on "
-            "127.0.0.1 behind a proxy that does, or set chat.websocket.allow_unauthenticated: true"
-        )
-    try:
-        return await trio.open_tcp_listeners(websocket.port, host=websocket.host, backlog=4096)
-    except (OSError, ValueError) as error:  # ValueError: a name that cannot be one
-        raise CannotStart(
-            f"cannot listen on {websocket.host}:{websocket.port}: {getattr(error, 'strerror', None) or error}; "
-            "choose another port with --port (0: any free one)"
-        ) from error
-
-
-def is_loopback(snapshot: Snapshot) -> bool:
-    """Whether the configured host is this machine only."""
-    loopback: bool = importlib.import_module("actors.http").is_loopback(snapshot.websocket.host)
-    return loopback
-
-
-def shown(host: str) -> str:
-    """An address as it stands in a URL."""
-    return f"[{host}]" if ":" in host else host
-
-
-def database(state: Path, snapshot: Snapshot) -> str:
-    """Absolute path of the database."""
-    return str((state / snapshot.storage.db_path).resolve())
-
-
-@contextlib.contextmanager
-def published(state: Path, host: str, port: int, endpoint: str) -> Iterator[None]:
-    """While it runs, `actors-main status` and `chat` find the service by a file in the state directory."""
-    publish(state, host, port, endpoint)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):  # a read-only directory; a stale file is recognised by its pid
-            (state / INSTANCE).unlink(missing_ok=True)
-
-
-def publish(state: Path, host: str, port: int, endpoint: str) -> None:
-    """Write where the service listens."""
-    try:
-        text = json.dumps({"pid": os.getpid(), "host": host, "port": port, "endpoint": endpoint})
-        (state / INSTANCE).write_text(text + "\n")
-    except OSError as error:
-        log.warning("`actors-main status` and `chat` will not find this service: %s", error)
-
-
 # status
 
 
 def status(arguments: argparse.Namespace) -> int:
-    """Print the tree of the running service, and what an operator should know."""
+    """Print the tree of the running service, and what an operator should know; with `--watch` again and again."""
+    while True:
+        text = status_text(arguments)
+        sys.stdout.write(CLEAR + text if arguments.watch and not arguments.json else text)
+        sys.stdout.flush()
+        if not arguments.watch:
+            return 0
+        time.sleep(WATCH_S)  # a person looks on
+
+
+def status_text(arguments: argparse.Namespace) -> str:
+    """What `status` prints. Raises CannotStart."""
     host, port = running_service(state_dir(arguments))
     try:
         body = fetch(host, port, "/status", OK)
@@ -292,12 +231,9 @@ def status(arguments: argparse.Namespace) -> int:
     except (OSError, http.client.HTTPException, msgspec.MsgspecError) as error:
         raise CannotStart(f"the service at {shown(host)}:{port} does not say how it is: {error}") from error
     if arguments.json:
-        sys.stdout.write(body.decode() + "\n")
-    else:
-        lines = [f"! not ready: {reason}" for reason in ready.reasons] + [f"! {note}" for note in ready.notes]
-        sys.stdout.write("\n".join([render(node), *lines, ""] if lines else [render(node)]))
-    sys.stdout.flush()
-    return 0
+        return body.decode() + "\n"
+    lines = [f"! not ready: {reason}" for reason in ready.reasons] + [f"! {note}" for note in ready.notes]
+    return "\n".join([*lines, "", render(node)]) if lines else render(node)
 
 
 class Ready(msgspec.Struct, frozen=True):

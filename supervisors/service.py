@@ -13,18 +13,26 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import trio
 
+from protocol.errors import Fault
 from protocol.gateway import StopTaking
-from protocol.mail import MailError
-from protocol.spec import Group, Status
+from protocol.mail import MailError, Ref
+from protocol.spec import Group
 from protocol.watcher import GetSnapshot
+from protocol.writer import ListConversations
 from supervisors.supervisor import Escalated, Tree, running
+from supervisors.systemd import Manager
+
+if TYPE_CHECKING:
+    from supervisors.exchange import Exchange
 
 log = logging.getLogger("supervisors.service")
 
 EXIT_SOFTWARE = 70  # EX_SOFTWARE of sysexits.h
+FRONTS = "fronts/"  # where the processes of the fronts are in the root's tree
 FORCE_S = 15.0  # over the grace: for cut-off turns to be stored and shown
 ANSWER_S = 2.0  # for the watcher to say what is in force; it never waits for anything itself
 TWICE_S = 0.5  # the same signal again within this is the same: `uv run` passes it on to who has got it already
@@ -78,16 +86,24 @@ def kill_children() -> None:
                     os.kill(pid, signal.SIGKILL)
 
 
-async def live(spec: Group, trees: list[Tree], stop: Stop, address: str) -> int:
-    """Run the tree, which `trees` gets, until `stop` or its failure. Returns the exit code."""
+async def live(
+    spec: Group, trees: list[Tree], stop: Stop, address: str, manager: Manager, abroad: Exchange | None = None
+) -> int:
+    """Run the tree, which `trees` gets, until `stop` or its failure. Returns the exit code.
+
+    Args:
+        manager: told when turns can be taken, and that we live.
+        abroad: the way to actors in other processes; None: there are none.
+    """
     try:
         with stop.starting:
-            async with running(spec) as tree:
+            async with running(spec, abroad=abroad) as tree:
                 trees.append(tree)
                 stop.started = True
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(announce, tree, address)
-                    nursery.start_soon(drain, tree, stop, nursery.cancel_scope)
+                    nursery.start_soon(announce, tree, address, manager)
+                    nursery.start_soon(manager.keep_alive)
+                    nursery.start_soon(drain, tree, stop, nursery.cancel_scope, manager)
                     await tree.failed.wait()
                     log.critical("a core part kept failing, the service ends: %s", tree.error)
                     nursery.cancel_scope.cancel()
@@ -98,30 +114,53 @@ async def live(spec: Group, trees: list[Tree], stop: Stop, address: str) -> int:
     return 0  # it was told to stop before it had started
 
 
-async def announce(tree: Tree, address: str) -> None:
+async def announce(tree: Tree, address: str, manager: Manager) -> None:
     """Say on standard output, once, that turns can be taken; that may be long after the start."""
-    if tree.state("store/writer") is Status.PARKED:
-        log.error("no turns can be taken: the store does not open; see `actors-main status`")
-    await tree.reached("store/writer", Status.RUNNING)
+    store = tree.ref("store/writer")
+    told = False
+    while True:
+        try:
+            await store.ask(ListConversations(owner="", limit=1), within=ANSWER_S, again=True)
+            break
+        except (MailError, Fault) as error:  # parked, or its process does not start
+            if not told:
+                log.warning("no turns can be taken: the store does not open (%s); see `actors-main status`", error)
+            told = True
+    manager.tell("READY=1", f"STATUS=listening on {address}")
     try:
         print(f"listening on {address}", flush=True)  # noqa: T201 - the one line of standard output
     except OSError as error:  # nobody reads it, or its disk is full
         log.warning("listening on %s, which could not be written to standard output: %s", address, error)
 
 
-async def drain(tree: Tree, stop: Stop, done: trio.CancelScope) -> None:
+async def drain(tree: Tree, stop: Stop, done: trio.CancelScope, manager: Manager) -> None:
     """When the end is asked for, let running turns end, then let the tree stop."""
     await stop.asked.wait()
     grace_s = await configured_grace(tree, stop.grace_s)
     log.info("%s: stopping; running turns get %g s", stop.signal, grace_s)
-    ask = StopTaking(grace_s=grace_s)
+    manager.tell("STOPPING=1")
+    async with trio.open_nursery() as nursery:
+        for path in gateways(tree):
+            nursery.start_soon(drain_front, tree.ref(path), grace_s)
+    done.cancel()
+
+
+def gateways(tree: Tree) -> list[str]:
+    """Addresses of the gateways: of the only one, or of one per front process."""
+    if "front/gateway" in tree.slots:
+        return ["front/gateway"]
+    return [f"{path.removeprefix(FRONTS)}/gateway" for path in tree.slots if path.startswith(FRONTS)]
+
+
+async def drain_front(gateway: Ref[Any], grace_s: float) -> None:
+    """Let the running turns of a front end, and cut off those that do not within the grace."""
     try:
-        cut = await tree.ref("front/gateway").ask(ask, within=grace_s + FORCE_S, again=True)
+        cut = await gateway.ask(StopTaking(grace_s=grace_s), within=grace_s + FORCE_S, again=True)
+    except MailError as error:
+        log.warning("%s did not answer while stopping: %s", gateway.path, error)
+    else:
         if cut:
             log.warning("%d turns did not end in time and are kept as interrupted", cut)
-    except MailError as error:
-        log.warning("the gateway did not answer while stopping: %s", error)
-    done.cancel()
 
 
 async def configured_grace(tree: Tree, known_s: float) -> float:

@@ -24,6 +24,7 @@ from websockets.exceptions import ConnectionClosed
 from protocol.mail import Mailbox
 from protocol.spec import Child, Context, Group
 from supervisors.service import Stop, live
+from supervisors.systemd import Manager
 from tests.fakes import FakeProvider, Script, Stall, fail, say
 from tests.mcp_house import ODD
 from tests.program import Program, outcome, program
@@ -359,7 +360,7 @@ async def test_a_signal_in_the_start_ends_it() -> None:
     stop = Stop(1.0)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stop.obey, number)
-        assert await live(Group("root", (Child("slow", never_ready, shutdown_s=0.1),)), [], stop, "ws://nowhere") == 0
+        assert await live(Group("root", (Child("slow", never_ready, shutdown_s=0.1),)), [], stop, "ws://nowhere", Manager({})) == 0
         nursery.cancel_scope.cancel()
 
 

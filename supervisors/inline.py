@@ -1,0 +1,88 @@
+"""The service in one process: all of the tree, for tests and tiny machines, and where everything shares one fate."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import trio
+
+from protocol.watcher import Snapshot
+from supervisors.address import is_loopback, listen, publish, published, url
+from supervisors.service import Stop, live
+from supervisors.supervisor import Tree
+from supervisors.systemd import Manager
+from supervisors.tree import product
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a service starts with."""
+
+    state: Path
+    """The state directory, absolute."""
+    overrides: dict[str, Any]
+    """Of the configuration, by the command line."""
+    snapshot: Snapshot
+    """The configuration at the start."""
+    said: object
+    """What the first reading did to the files; told by the watcher, which reports all problems."""
+
+    @property
+    def watcher(self) -> dict[str, Any]:
+        """Args of the watcher."""
+        return {"state_dir": str(self.state), "overrides": self.overrides, "said": self.said}
+
+    @property
+    def writer(self) -> dict[str, Any]:
+        """Args of the writer."""
+        storage = self.snapshot.storage
+        return {"path": str((self.state / storage.db_path).resolve()), "type": storage.type}
+
+    @property
+    def local(self) -> dict[str, Any]:
+        """Args of the local model's actor."""
+        return {"state_dir": str(self.state)}
+
+    def moved(self, host: str, port: int) -> None:
+        """The service listens there now."""
+        publish(self.state, host, port, self.snapshot.websocket.endpoint)
+
+
+async def serve(start: Start) -> int:
+    """Run the service until a signal comes or it gives up. Returns the exit code. Raises CannotStart."""
+    listeners = await listen(start.snapshot)
+    endpoint = start.snapshot.websocket.endpoint
+    trees: list[Tree] = []
+
+    async def status_json() -> bytes:
+        return msgspec.json.encode(trees[0].status()) if trees else b"{}"
+
+    spec = product(
+        watcher=start.watcher,
+        writer=start.writer,
+        local=start.local,
+        gateway={
+            "listeners": listeners,
+            "loopback": is_loopback(start.snapshot.websocket.host),
+            "moved": start.moved,
+        },
+        reporter={"status": status_json},
+    )
+    stop = Stop(start.snapshot.drain_s)
+    try:
+        # the handlers come first: a signal during the start must not cut it off half-way
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(stop.obey, signals)
+                with published(start.state, listeners, endpoint):
+                    code = await live(spec, trees, stop, url(listeners, endpoint), Manager(os.environ))
+                nursery.cancel_scope.cancel()
+    finally:
+        for listener in listeners:
+            await listener.aclose()
+    return code
