@@ -216,6 +216,8 @@ class Gateway:
             self.front.announce(ConfigChanged(snapshot.version))
         if address(snapshot.websocket) != address(before.websocket):
             tasks.start_soon(self.front.listening.move, snapshot.websocket)
+        if snapshot.service.deltas != before.service.deltas:
+            self.front.flush.set()  # the tick that is waited for is that of the old configuration
 
     # What the supervisor says.
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 PROMISES = {
     # Overview and configuration
-    "Runtime configuration changes without restarts": "test_keys.py::test_what_the_next_turn_uses",
+    "Runtime configuration changes without restarts": "test_sweep.py::test_sweep",
     "Automatic parameter pass-through for any model": "test_keys.py::test_another_provider_in_mid_stream",
     "WebSocket-based frontend integration": "test_readme.py::test_the_javascript_example_runs",
     "Automatic conversation persistence": "test_scenarios.py::test_what_was_said_survives_a_restart",
