@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, cast
 
 import msgspec
 import trio
@@ -20,6 +21,9 @@ from protocol.spec import Status
 from supervisors.branch import Branch
 from supervisors.member import Member
 from supervisors.slot import Slot
+
+if TYPE_CHECKING:
+    from supervisors.supervisor import Tree
 
 LAG_WINDOW_S = 10.0  # the longest stretch of the last one to two windows is reported
 WORDS = {
@@ -32,6 +36,7 @@ WORDS = {
     Status.STOPPED: "stopped",
 }
 ALARMING = {"restarting", "parked"}
+PROCESS = "supervisors.process:run"  # what runs in the slot of a process
 BUSY_S = 1.0  # mail that waits longer than this is shown
 
 
@@ -64,7 +69,7 @@ class Node(msgspec.Struct, frozen=True):
     path: str
     """Address; empty for the root."""
     kind: str
-    """`actor` or `group`."""
+    """`actor`, `group`, or `process`: a child that has a tree of its own."""
     state: str
     """planned, starting, running, draining, restarting, parked or stopped."""
     pid: int
@@ -159,6 +164,55 @@ def of_member(member: Member) -> Node:
     return node
 
 
+class Process(Protocol):
+    """What the slot of a process keeps."""
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process that runs; None between two."""
+        ...
+
+    async def report(self, within: float) -> Node | None:
+        """Its status tree; None when it does not answer in that many seconds, or none runs."""
+        ...
+
+
+async def with_processes(tree: Tree, within: float) -> Node:
+    """The tree of this process and of all below it, with their numbers; all are asked at once.
+
+    Args:
+        within: seconds for each to answer; what does not is shown without its parts.
+    """
+    parts: dict[str, tuple[int | None, Node | None]] = {}
+
+    async def ask(path: str, process: Process) -> None:
+        parts[path] = process.pid, await process.report(within)
+
+    async with trio.open_nursery() as nursery:
+        for path, slot in tree.slots.items():
+            if slot.spec.run == PROCESS and slot.kept is not None:
+                nursery.start_soon(ask, path, cast(Process, slot.kept))  # that actor keeps nothing else
+    return _joined(tree.status(), parts)
+
+
+def _joined(node: Node, parts: Mapping[str, tuple[int | None, Node | None]]) -> Node:
+    children = [_joined(child, parts) for child in node.children]
+    if node.path not in parts:
+        return msgspec.structs.replace(node, children=children)
+    pid, part = parts[node.path]
+    facts = {name: fact for name, fact in node.facts.items() if name not in ("pid", "rss_mb", "lag_ms")}
+    node = msgspec.structs.replace(node, kind="process", pid=pid or 0, facts=facts)
+    if part is None:
+        return node
+    return msgspec.structs.replace(
+        node,
+        children=part.children,
+        rss_bytes=part.rss_bytes,
+        loop_lag_ms=part.loop_lag_ms,
+        dead_letters=part.dead_letters,
+    )
+
+
 def _mail(slot: Slot) -> Mail:
     box, counted = slot.box, slot.box.counters
     return Mail(
@@ -207,7 +261,7 @@ def _words(node: Node) -> Iterator[str]:
     yield node.state if node.uptime_s is None else f"{node.state} for {age(node.uptime_s)}"
     if node.retry_in_s is not None:
         yield f"next try in {age(node.retry_in_s)}" if node.retry_in_s else "next try now"
-    elif node.state == "parked" and node.kind == "actor":
+    elif node.state == "parked" and node.kind != "group":
         yield "no next try planned: restart it by hand"
     if node.restarts:
         yield f"{node.restarts} restart{'s' if node.restarts > 1 else ''}"
