@@ -195,7 +195,7 @@ class Completion:
     def finish(self) -> Finished:
         """The answer as a whole, when its end has come. Raises Complaint: it broke off before."""
         if not self.complete:
-            raise Complaint(Code.LLM_STREAM_BROKEN, "the answer broke off before its end")
+            raise Complaint(Code.LLM_STREAM_BROKEN, "the answer broke off before its end", retry=True)
         calls = self._calls.finish()
         raw = {**{key: "".join(strings) for key, strings in self._kept.items()}, **self._raw}
         if self._parts is not None:
@@ -249,7 +249,7 @@ class Completion:
 
     def _finish(self, reason: str) -> None:
         if reason == "error":
-            raise Complaint(Code.LLM_UNAVAILABLE, "the provider ended its answer with an error")
+            raise Complaint(Code.LLM_UNAVAILABLE, "the provider ended its answer with an error", retry=True)
         self.finish_reason = reason
 
     def _take_general(self, data: bytes, out: list[Piece]) -> None:
@@ -373,4 +373,5 @@ def _lenient(data: bytes, default: Any = _MISSING) -> Any:
 
 
 def _unreadable(data: bytes) -> Complaint:
-    return Complaint(Code.LLM_STREAM_BROKEN, "the answer is not readable", data[:1000].decode("utf-8", "replace"))
+    words = data[:1000].decode("utf-8", "replace")
+    return Complaint(Code.LLM_STREAM_BROKEN, "the answer is not readable", words, retry=True)

@@ -19,7 +19,6 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from email.utils import parsedate_to_datetime
-from typing import Any
 
 import httpx
 import msgspec
@@ -34,11 +33,14 @@ MAX_ERROR_BODY = 64 * 1024  # bytes read of an error's body; its words are in th
 CLOSE_S = 1.0  # bound of closing a client; an idle TLS connection may wait for its peer's farewell
 LOCAL = "or run `uv run --extra local actors-main` for a small model on this machine."
 
+_CODINGS = frozenset({"gzip", "x-gzip", "deflate"})  # that can be read although none is asked for
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _SHORTEST_SECRET = 4  # header values shorter than this ("1", "on") are no secrets, and would shred any text
 
-# Its line per request repeats the URL with its query, and some gateways take their key there.
-logging.getLogger("httpx").setLevel(logging.WARNING)
+# httpx's line per request repeats the URL with its query, where some gateways take their key; hpack's at DEBUG
+# quote the headers.
+for _name in ("httpx", "httpcore", "hpack"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
 
 
 class Sending(msgspec.Struct, frozen=True):
@@ -122,19 +124,26 @@ class Answer:
     def __init__(self, response: httpx.Response) -> None:
         self.status = response.status_code
         self.content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-        self.retry_after_s = _retry_after(response.headers)
-        encoded = response.headers.get("content-encoding", "identity") != "identity"
-        self._chunks = response.aiter_bytes() if encoded else response.aiter_raw()
+        self.after_s = _retry_after(response.headers)
+        """Seconds that it asks us to wait before we ask again; None: it does not say."""
+        self.again = response.headers.get("x-should-retry", "").strip().lower() != "false"
+        """Asking again is not forbidden (OpenAI and those that copy it say so)."""
+        codings = {coding.strip().lower() for coding in response.headers.get("content-encoding", "").split(",")}
+        codings -= {"", "identity"}
+        self._unread = "" if codings <= _CODINGS else ", ".join(sorted(codings))[:50]
+        self._chunks = response.aiter_bytes() if codings else response.aiter_raw()
 
     async def read_some(self) -> bytes:
         """Some of the body; b"" at its end. Raises Complaint LLM_STREAM_BROKEN when the connection breaks."""
+        if self._unread:
+            raise Complaint(Code.LLM_UNAVAILABLE, "its answer is compressed, which was not asked for", self._unread)
         try:
             return await anext(self._chunks)
         except StopAsyncIteration:
             return b""
         except (httpx.HTTPError, httpx.StreamError) as error:
             raise Complaint(
-                Code.LLM_STREAM_BROKEN, "the connection broke in the middle of the answer", _words(error)
+                Code.LLM_STREAM_BROKEN, "the connection broke in the middle of the answer", _words(error), retry=True
             ) from error
 
     async def read(self, most: int = MAX_EVENT) -> bytes:
@@ -181,14 +190,12 @@ class Client:
         )
 
     @asynccontextmanager
-    async def ask(self, body: dict[str, Any], sending: Sending) -> AsyncIterator[Answer]:
-        """Send one request; the answer's head has come when the block begins, all is closed when it ends.
+    async def ask(self, body: bytes, sending: Sending) -> AsyncIterator[Answer]:
+        """Send one request, a JSON text; the answer's head has come when the block begins, all is closed when it ends.
 
         Raises: Complaint, with `retry` set where nothing of an answer came.
         """
-        request = self._http.build_request(
-            "POST", self._url, content=msgspec.json.encode(body), headers=sending.headers
-        )
+        request = self._http.build_request("POST", self._url, content=body, headers=sending.headers)
         try:
             response = await self._http.send(request, stream=True)
         except (httpx.UnsupportedProtocol, httpx.LocalProtocolError, httpx.InvalidURL) as error:

@@ -37,6 +37,8 @@ BAD_KEY = re.compile(
 )
 """Said inside an answer of status 200, where no status tells it."""
 
+_OF_THE_REQUEST = frozenset({Code.LLM_REJECTED, Code.LLM_CONTEXT_TOO_LONG})
+
 _TAGS = re.compile(r"(?is)<(script|style|head)\b.*?</\1\s*>|<!--.*?-->|<[^>]*>")
 _TITLE = re.compile(r"(?is)<title[^>]*>(.*?)</title>")
 _SPACE = re.compile(r"\s+")
@@ -76,6 +78,11 @@ class Complaint(Exception):
         self.after_s = after_s
         self.retryable = retryable
 
+    @property
+    def elsewhere(self) -> bool:
+        """Another provider may answer the same request; where the request itself is refused, none is asked."""
+        return self.code not in _OF_THE_REQUEST
+
     def fault(self, provider: str, redact: Callable[[str], str]) -> Fault:
         """The typed error for the client; `redact` takes the secrets out of a text."""
         words = clean(redact(self.words))
@@ -94,8 +101,19 @@ def clean(text: str, most: int = LONGEST_WORDS) -> str:
     return text if len(text) <= most else text[: most - 3].rstrip() + "..."
 
 
-def of_status(status: int, body: bytes, after_s: float | None = None) -> Complaint:
-    """An answer whose HTTP status is not 2xx; `body` may be cut, empty or anything."""
+def of_status(status: int, body: bytes, after_s: float | None = None, again: bool = True) -> Complaint:
+    """An answer whose HTTP status is not 2xx; `body` may be cut, empty or anything.
+
+    Args:
+        after_s: seconds that the provider asks to wait.
+        again: the provider does not forbid another try.
+    """
+    complaint = _of_answer(status, body, after_s)
+    complaint.retry = complaint.retry and again
+    return complaint
+
+
+def _of_answer(status: int, body: bytes, after_s: float | None) -> Complaint:
     text = body.decode("utf-8", "replace")
     try:
         answer = msgspec.json.decode(body)
@@ -122,7 +140,7 @@ def of_error(error: Any) -> Complaint:
         return _judge(429, words, said, None)
     if "invalid_request" in said:
         return _judge(400, words, said, None)
-    return Complaint(Code.LLM_UNAVAILABLE, "the provider ended its answer with an error", words)
+    return Complaint(Code.LLM_UNAVAILABLE, "the provider ended its answer with an error", words, retry=True)
 
 
 def words_of(answer: Any) -> str:

@@ -15,9 +15,9 @@ from protocol.client import MAX_IMAGE_BYTES, MAX_PARTS, MAX_TEXT_CHARS, MAX_URL_
 from protocol.errors import Code, Fault
 from tests.fakes import Script, Stall, say
 from tests.service import of_type, service
+from tests.streaming import provider
 from tests.test_dialect import talk
 from tests.test_keys import change
-from tests.test_streamer import provider
 
 PIXEL = "data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\n").decode()
 

@@ -1,49 +1,22 @@
-"""The streamer over real sockets: what it asks, what comes back, and what ends it.
-
-The tree is the real one with three actors: a watcher that hands out the test's snapshot, a receiver that
-keeps every batch, and the streamer.
-"""
+"""The streamer over real sockets: what it asks, what comes back, and what ends it."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
-from actors import streamer
+from actors import outlet
 from actors.completion import Completion
 from actors.provider import prepare
 from protocol.errors import Code
-from protocol.mail import Mailbox
-from protocol.spec import Child, Context, Group, Status
-from protocol.streamer import Cancel, Complete, Failed, Finished, Piece, Pieces, Text, Thinking
-from protocol.watcher import (
-    ClientOptions,
-    Configured,
-    Connection,
-    Deltas,
-    GetSnapshot,
-    Llm,
-    Logging,
-    Mcp,
-    Provider,
-    Retention,
-    SavedSessions,
-    Service,
-    Snapshot,
-    Storage,
-    Subscribe,
-    ToolNotifications,
-    WebSocket,
-)
-from supervisors.supervisor import Tree, running
+from protocol.spec import Status
+from protocol.streamer import Piece, Text, Thinking
+from protocol.watcher import Configured
 from tests.fakes import (
     Asked,
     Cut,
@@ -60,125 +33,7 @@ from tests.fakes import (
     say,
     think,
 )
-
-KEY = "sk-planted-4711-secret"
-
-
-def snapshot(*providers: Provider, version: int = 1) -> Snapshot:
-    return Snapshot(
-        version=version,
-        websocket=WebSocket("127.0.0.1", 0, "/ws/chat", [], False, False, 1, 0, 0),
-        storage=Storage("memory", "x", Retention(None, None, None, 1), SavedSessions(True, None, None)),
-        service=Service("", True, Deltas(True, 200, 1024), 5, ToolNotifications(False, False, "", ""), {}, "new"),
-        llm=Llm(providers[0].name if providers else "", {provider.name: provider for provider in providers}),
-        mcp=Mcp("", Connection(1, 1, 1, 1, 1), {}),
-        logging=Logging("INFO", ""),
-        problems=[],
-        state_dir="",
-        drain_s=1,
-    )
-
-
-def provider(base_url: str, name: str = "p", key: str | None = None, parameters: Any = None, **client: Any) -> Provider:
-    return Provider(name, base_url, "m1", key, parameters or {}, ClientOptions(**client))
-
-
-@dataclass
-class Harness:
-    """A running tree and what its receiver got."""
-
-    tree: Tree
-    batches: list[list[Piece]]
-    gate: trio.Event
-    """The receiver takes messages once it is set."""
-    came: trio.lowlevel.ParkingLot
-    listener: str = "front/gateway"
-
-    def ask(self, request: int, said: str = "hi", to: str = "", **fields: Any) -> None:
-        values: dict[str, Any] = {"provider": "", "model": "", "tools": [], "conversation": "c"} | fields
-        messages = [{"role": "user", "content": said}]
-        to = to or self.listener
-        assert self.tree.ref("llm/streamer").offer(Complete(request=request, to=to, messages=messages, **values))
-
-    def cancel(self, request: int) -> None:
-        assert self.tree.ref("llm/streamer").offer(Cancel(self.listener, request))
-
-    def pieces(self, request: int) -> list[Piece]:
-        return [piece for batch in self.batches for piece in batch if piece.request == request]
-
-    def text(self, request: int) -> str:
-        return "".join(piece.text for piece in self.pieces(request) if isinstance(piece, Text))
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        while not condition():
-            await self.came.park()
-
-    async def end(self, request: int) -> Finished | Failed:
-        """The last piece of a request; checks that it is the only one of its kind, and the last."""
-        ends: list[Piece] = []
-
-        def ended() -> bool:
-            ends[:] = [piece for piece in self.pieces(request) if isinstance(piece, Finished | Failed)]
-            return bool(ends)
-
-        await self.until(ended)
-        assert ends == self.pieces(request)[-1:]
-        assert isinstance(ends[0], Finished | Failed)
-        return ends[0]
-
-    async def finished(self, request: int) -> Finished:
-        end = await self.end(request)
-        assert isinstance(end, Finished), end
-        return end
-
-    async def failed(self, request: int) -> Failed:
-        end = await self.end(request)
-        assert isinstance(end, Failed), end
-        return end
-
-    def facts(self) -> dict[str, Any]:
-        return dict(self.tree.slots["llm/streamer"].facts)
-
-
-@asynccontextmanager
-async def harness(*providers: Provider, taking: bool = True, mailbox: int = 256) -> AsyncIterator[Harness]:
-    batches: list[list[Piece]] = []
-    gate, came = trio.Event(), trio.lowlevel.ParkingLot()
-    if taking:
-        gate.set()
-
-    async def watcher(box: Mailbox[Any], ctx: Context) -> None:
-        current, subscribers = snapshot(*providers), set[str]()
-        async for message in box:
-            match message:
-                case GetSnapshot():
-                    box.reply(current)
-                case Subscribe(to):
-                    subscribers.add(to)
-                    ctx.ref(to).offer(Configured(current))
-                case Configured(current):
-                    for path in subscribers:
-                        ctx.ref(path).offer(message)
-
-    async def receiver(box: Mailbox[Any], ctx: Context) -> None:
-        ctx.ready()
-        await gate.wait()
-        async for message in box:
-            assert isinstance(message, Pieces)
-            batches.append(message.pieces)
-            came.unpark_all()
-
-    tree = Group(
-        "root",
-        (
-            Child("watcher", watcher),
-            Group("llm", (Child("streamer", streamer.run, args={"backoff_s": 0.001}, shutdown_s=0.2),)),
-            Group("front", (Child("gateway", receiver, mailbox=mailbox, shutdown_s=0.2),)),
-        ),
-    )
-    async with running(tree) as live:
-        yield Harness(live, batches, gate, came)
-
+from tests.streaming import KEY, Harness, harness, provider, snapshot
 
 # The request
 
@@ -366,7 +221,7 @@ async def test_the_same_number_again_replaces_the_running_request() -> None:
 
 
 async def test_a_receiver_that_does_not_take_stops_the_reading(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streamer, "MOST_WAITING", 50)
+    monkeypatch.setattr(outlet, "MOST_WAITING", 50)
     word = "x" * 10_000
     script = say(*[word] * 2000)  # 20 MB: more than the sockets hold
     async with FakeProvider(script) as upstream:
@@ -421,10 +276,6 @@ BROKEN: dict[str, tuple[Script, Code, str]] = {
     "cut": (Script(("some ", "text", Cut())), Code.LLM_STREAM_BROKEN, "some text"),
     "reset": (Script(("some ", "text", Cut(reset=True))), Code.LLM_STREAM_BROKEN, "some text"),
     "end without finish": (Script(("some",), done=False), Code.LLM_STREAM_BROKEN, "some"),
-    "nothing": (Script(done=False), Code.LLM_STREAM_BROKEN, ""),
-    "only the end mark": (Script(), Code.LLM_STREAM_BROKEN, ""),
-    "garbage": (raw(b"\x00\xff\xfe garbage\nmore"), Code.LLM_STREAM_BROKEN, ""),
-    "garbage in an event": (raw(b"data: {nonsense\n\n"), Code.LLM_STREAM_BROKEN, ""),
     "page": (page("<html><title>Log in</title><body><p>Please log in"), Code.LLM_UNAVAILABLE, ""),
     "page that says it is a stream": (raw(b"<!doctype html><p>Log in"), Code.LLM_UNAVAILABLE, ""),
     "error object": (raw(b'{"error":{"message":"out of order","code":400}}'), Code.LLM_REJECTED, ""),
@@ -482,6 +333,10 @@ AGAIN = {
     "429, a date in the past": fail(429, headers={"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}),
     "429, nonsense": fail(429, headers={"Retry-After": "soon"}),
     "no head": Script(before_head=Cut(reset=True)),
+    "nothing": Script(done=False),
+    "only the end mark": Script(),
+    "garbage": raw(b"\x00\xff\xfe garbage\nmore"),
+    "garbage in an event": raw(b"data: {nonsense\n\n"),
     "error object before any text": raw(b'data: {"error":{"message":"busy","code":503}}\n\n'),
 }
 

@@ -20,7 +20,7 @@ from protocol.errors import Code, Fault
 from protocol.streamer import Finished, ToolCall
 from protocol.watcher import Snapshot, ToolNotifications
 from protocol.writer import Closed, Event, HopEvent, StoredEvent, ToolEnded, ToolStarted, UserEvent
-from tests.test_streamer import provider, snapshot
+from tests.streaming import provider, snapshot
 from tests.wsframes import decoded
 
 NOTICES = ToolNotifications(enabled=True, show_args=True, icon="*", format="{icon} {tool_name} of {server}: {args}")

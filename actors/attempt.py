@@ -1,0 +1,142 @@
+"""One try of one request: a provider's answer from its head to its end, as pieces.
+
+Bounds: the first event by `first_token_timeout`, silence after it by `idle_timeout`, what may follow the end
+of the answer by constants; waiting for a slow receiver counts as none of them. Fails with `Complaint` (the
+provider's fault, or the way to it) or `EventTooLarge`; pieces that came before that stand.
+"""
+
+from __future__ import annotations
+
+import trio
+
+from actors.completion import Completion
+from actors.outlet import Outlet
+from actors.provider import MAX_ERROR_BODY, Answer, Client, Sending
+from actors.sse import MAX_EVENT, Decoder, EventTooLarge
+from actors.upstream import Turn
+from actors.verdict import Complaint, of_status
+from protocol.errors import Code
+from protocol.streamer import Finished
+from protocol.watcher import ClientOptions
+
+AFTER_FINISH_S = 5.0  # for usage and the end mark after the finish; some providers send neither
+AFTER_END_S = 0.1  # for the body's own end after the end mark, so that the connection can be used again
+
+_HEAD = 1024  # bytes at the beginning of a body that tell what it is, or are quoted if they do not
+_BLANK = b"\xef\xbb\xbf \t\r\n"  # what may stand before JSON: a byte order mark, and space
+_NO_STREAM = (b"{", b"[", b"<")  # no field of an event stream begins so: one JSON object, or a page
+
+
+async def attempt(
+    client: Client,
+    body: bytes,
+    sending: Sending,
+    options: ClientOptions,
+    completion: Completion,
+    outlet: Outlet,
+    turn: Turn,
+) -> Finished:
+    """Ask once; pieces go to the outlet. Raises Complaint, EventTooLarge."""
+    with trio.CancelScope(deadline=trio.current_time() + options.first_token_timeout) as silence:
+        async with client.ask(body, sending) as answer:
+            if not 200 <= answer.status < 300:
+                raise of_status(answer.status, await answer.read(MAX_ERROR_BODY), answer.after_s, answer.again)
+            if answer.content_type == "text/html":
+                raise _page(await answer.read(MAX_ERROR_BODY))
+            await _Reading(answer, completion, outlet, silence, options.idle_timeout, turn).stream()
+    if silence.cancelled_caught and not completion.complete:
+        if completion.events:
+            raise Complaint(
+                Code.LLM_STREAM_BROKEN,
+                f"nothing came for {options.idle_timeout:g} s, the answer broke off",
+                retry=True,
+            )
+        raise Complaint(Code.LLM_UNAVAILABLE, f"no answer within {options.first_token_timeout:g} s")
+    return completion.finish()
+
+
+class _Reading:
+    """The reading of one body."""
+
+    def __init__(
+        self,
+        answer: Answer,
+        completion: Completion,
+        outlet: Outlet,
+        silence: trio.CancelScope,
+        idle_s: float,
+        turn: Turn,
+    ) -> None:
+        self._answer = answer
+        self._completion = completion
+        self._outlet = outlet
+        self._silence = silence
+        self._idle_s = idle_s
+        self._turn = turn
+
+    async def stream(self) -> None:
+        """Read to the end, or to where the answer is complete."""
+        answer, completion, outlet = self._answer, self._completion, self._outlet
+        decoder = Decoder()
+        deadline = self._silence.deadline  # until the first event it stays: comments alone are no answer
+        head = b""
+        begun = False
+        while True:
+            try:
+                chunk = await answer.read_some()
+            except Complaint:
+                if completion.complete:
+                    return  # the answer was whole before the connection broke
+                raise
+            if not chunk:
+                break
+            if not begun and len(head) < _HEAD:
+                head += chunk[:_HEAD]
+                if head.lstrip(_BLANK)[:1] in _NO_STREAM:
+                    await self._whole(chunk)
+                    return
+            for event in decoder.feed(chunk):
+                completion.take(event, outlet.pieces)
+            if outlet.pieces:
+                outlet.wake()
+                if outlet.full:
+                    self._silence.deadline = float("inf")  # it is we who do not read
+                    await outlet.room()
+            if completion.complete:
+                deadline = trio.current_time() + (AFTER_END_S if completion.ended else AFTER_FINISH_S)
+            elif completion.events:
+                deadline = trio.current_time() + self._idle_s
+                if not begun:
+                    begun = True
+                    self._turn.answered()
+            self._silence.deadline = deadline
+        for event in decoder.close():
+            completion.take(event, outlet.pieces)
+        if not completion.events and head:
+            words = head.decode("utf-8", "replace")
+            raise Complaint(Code.LLM_STREAM_BROKEN, "the answer is no event stream", words, retry=True)
+
+    async def _whole(self, body: bytes) -> None:
+        """The body is no stream: asked for with `stream: false`, or an error, or a page."""
+        parts, size = [body], len(body)
+        while body and size <= MAX_EVENT:
+            self._silence.deadline = trio.current_time() + self._idle_s
+            body = await self._answer.read_some()
+            parts.append(body)
+            size += len(body)
+        if size > MAX_EVENT:
+            raise EventTooLarge
+        whole = b"".join(parts).lstrip(_BLANK)
+        if whole[:1] == b"<":
+            raise _page(whole[:MAX_ERROR_BODY])
+        self._completion.take_whole(whole, self._outlet.pieces)
+        self._outlet.wake()
+
+
+def _page(body: bytes) -> Complaint:
+    return Complaint(
+        Code.LLM_UNAVAILABLE,
+        "a web page came instead of an answer",
+        body.decode("utf-8", "replace"),
+        hint="Check the provider's base_url, and whether a proxy or login page is in the way.",
+    )
