@@ -18,8 +18,10 @@ from actors.catalogue import Merged, merge
 from actors.dialect import Speaker
 from actors.listening import Listening
 from actors.outbox import Outbox
+from actors.tally import Tally
 from actors.turnlog import TurnLog, frame_of, spoken
 from protocol.client import ServerFrame, encode
+from protocol.gateway import Figure
 from protocol.mail import Ref
 from protocol.mcp_server import Catalogue
 from protocol.session import Say
@@ -202,6 +204,8 @@ class Front:
         self.catalogues: dict[str, Catalogue] = {}
         """What the servers offer now, by name."""
         self.merged: Merged = merge({})
+        self.tally = Tally()
+        """What was counted since this process began."""
         self._numbers = count(1)
         self._requests = count(1)
 
@@ -297,6 +301,12 @@ class Front:
         for conversation in self.conversations.values():
             if conversation.live is not None:
                 yield conversation.live
+
+    def figures(self) -> list[Figure]:
+        """For `/metrics`."""
+        running = sum(1 for _ in self.running())
+        now = {"sockets": len(self.sockets), "conversations": len(self.conversations), "running_turns": running}
+        return [*self.tally.figures(), *(Figure(name, count, {}) for name, count in now.items())]
 
     def drop_requests(self, conversation_id: str, but: TurnLog | None) -> list[int]:
         """Forget the conversation's requests, but those that fill that log; returns their numbers."""

@@ -21,7 +21,7 @@ from actors.listening import Listening
 from actors.turnlog import Lost, TurnLog
 from protocol.client import ConfigChanged, Degraded, Recovered, ToolExecution
 from protocol.errors import Fault
-from protocol.gateway import GatewayMessage, StopTaking
+from protocol.gateway import GatewayMessage, GetFigures, StopTaking
 from protocol.mail import Mailbox, MailError, Reply
 from protocol.mcp_server import Catalogue, TellTools, ToolProgress
 from protocol.reporter import GetStatus
@@ -93,6 +93,8 @@ async def run(box: Mailbox[GatewayMessage], ctx: Context) -> None:
                     gateway.came_up(message)
                 case StopTaking():
                     tasks.start_soon(gateway.stop_taking, message.grace_s, box, box.reply_slot)
+                case GetFigures():
+                    box.reply(front.figures())
                 case _:
                     pass  # a nudge: nothing to do
         tasks.cancel_scope.cancel()

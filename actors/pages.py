@@ -1,6 +1,6 @@
-"""What the gateway's port answers to plain HTTP: health, readiness, status, schema and the chat page.
+"""What the gateway's port answers to plain HTTP: health, readiness, status, metrics, schema and the chat page.
 
-Only GET and HEAD. `/status` is for operators: it is answered while the listener is loopback-only.
+Only GET and HEAD. `/status` and `/metrics` are for operators: they are answered while the listener is loopback-only.
 """
 
 from __future__ import annotations
@@ -9,19 +9,23 @@ import base64
 import html
 import importlib.resources
 import os
+from contextlib import suppress
 from functools import cache
 
 import msgspec
+import trio
 
-from actors import rest
+from actors import metrics, rest
 from actors.front import Front
 from actors.http import Head, response
 from protocol.client import schema
 from protocol.errors import Fault
+from protocol.gateway import GetFigures
 from protocol.mail import MailError
 from protocol.watcher import Snapshot
 from protocol.writer import ListUnfinished
 
+FIGURES_S = 2.0  # for another front to say what it has counted
 READY_S = 2.0  # for the store to answer a readiness probe
 DOWN = ("restarting", "parked")  # states of the tree's actors
 JSON = "application/json"
@@ -66,6 +70,10 @@ async def _page(front: Front, head: Head) -> Page:
             if not front.loopback:
                 return 403, b"the status is for operators of this machine\n", TEXT, []
             return await _status(front)
+        case "/metrics":
+            if not front.loopback:
+                return 403, b"the metrics are for operators of this machine\n", TEXT, []
+            return await _metrics(front)
         case "/schema":
             return 200, msgspec.json.format(msgspec.json.encode(schema())), JSON, []
         case front.snapshot.websocket.endpoint:
@@ -79,6 +87,24 @@ async def _status(front: Front) -> Page:
         return 200, await front.status(), JSON, []
     except MailError as error:
         return 503, f"the supervisor does not say how its parts are: {error}\n".encode(), TEXT, []
+
+
+async def _metrics(front: Front) -> Page:
+    try:
+        tree = metrics.tree_of(await front.status())
+    except MailError as error:
+        return 503, f"the supervisor does not say how its parts are: {error}\n".encode(), TEXT, []
+    found = [*metrics.of_tree(tree), *front.figures()]
+
+    async def ask(path: str) -> None:
+        with suppress(MailError, Fault):  # one that is being restarted has nothing to say
+            found.extend(await front.ctx.ref(path).ask(GetFigures(), within=FIGURES_S))
+
+    async with trio.open_nursery() as asking:
+        for path in metrics.gateways(tree):
+            if path != front.ctx.path:
+                asking.start_soon(ask, path)
+    return 200, metrics.render(found).encode(), metrics.CONTENT_TYPE, []
 
 
 async def _ready(front: Front) -> Page:
@@ -121,7 +147,7 @@ _parts = msgspec.json.Decoder(Part)
 
 
 async def down(front: Front) -> list[Part]:
-    """The actors that are not there, by path. Raises MailError. The tree knows of those too that fell before the front was there."""
+    """The actors that are not there, by path; also those that fell before the front was there. Raises MailError."""
     found, waiting = [], [_parts.decode(await front.status())]
     while waiting:
         part = waiting.pop()

@@ -211,9 +211,11 @@ class Session:
             if decision.request != running.log.request:
                 continue
             turn_lines.answered(running, self.front.snapshot, decision)
+            calls = running.answered(decision) if isinstance(decision, Finished) else []
+            self.front.tally.request(running.provider, running.last or decision)
             match decision:
                 case Finished():
-                    self.perform(self.turns.finished(running.turn, running.answered(decision)))
+                    self.perform(self.turns.finished(running.turn, calls))
                 case Failed():
                     self.perform(self.turns.failed(running.turn, decision.fault))
                 case Lost():
@@ -447,6 +449,7 @@ class Session:
     def _publish(self, turn_log: TurnLog, closed: Closed, storage: FaultBody | None) -> None:
         outcome, error = show_end(turn_log, closed, storage)
         turn_lines.ended(turn_log, outcome, error, self.running)
+        self.front.tally.turn(outcome)
         self.users.pop(turn_log.turn, None)
         self.running = None
         self.conversation.finish()

@@ -58,6 +58,7 @@ class ToolCalls:
                 scope.cancel()
             self._ctx.ref(f"mcp/{call.server}").offer(CancelCall(call_id))
             self._front.calls.pop(call_id, None)
+            self._front.tally.tool_call(call.server, "cancelled")
 
     async def _call(self, turn: RunningTurn, started: ToolStarted) -> None:
         began = trio.current_time()
@@ -70,6 +71,7 @@ class ToolCalls:
         self._front.calls.pop(started.call_id, None)
         elapsed_ms = int((trio.current_time() - began) * 1000)
         ended = turn.end_call(started, "completed" if outcome.ok else "failed", outcome.text, elapsed_ms)
+        self._front.tally.tool_call(started.server, ended.status)
         append = Append(self._conversation.id, turn.turn, started.call_id, [ended])
         self._tasks.start_soon(insist, self._ctx.ref("store/writer"), append)
         self._conversation.pump()

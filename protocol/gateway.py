@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from protocol.mail import Nudge, Request
 from protocol.mcp_server import Catalogue, ToolProgress
 from protocol.spec import Down, Up
@@ -18,4 +20,18 @@ class StopTaking(Request[int], frozen=True, tag=True):
     grace_s: float
 
 
-GatewayMessage = Pieces | ToolProgress | Catalogue | Configured | Down | Up | StopTaking | Nudge
+class Figure(msgspec.Struct, frozen=True):
+    """One number of `/metrics`."""
+
+    name: str
+    """Of `actors.metrics.TABLE`."""
+    value: float
+    labels: dict[str, str]
+    """Names of the configuration, and words of ours; nothing of conversations or owners."""
+
+
+class GetFigures(Request[list[Figure]], frozen=True, tag=True):
+    """Ask: what this front has counted since its process began, and how much there is now."""
+
+
+GatewayMessage = Pieces | ToolProgress | Catalogue | Configured | Down | Up | StopTaking | GetFigures | Nudge

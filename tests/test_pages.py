@@ -109,7 +109,7 @@ async def test_a_key_that_is_missing_is_named_and_its_value_never(
 async def test_status_is_for_operators_of_this_machine(tmp_path: Path) -> None:
     async with service(tmp_path, say("x")) as s:
         front_of(s).listening.loopback = False
-        assert (await s.get("/status"))[0] == 403
+        assert (await s.get("/status"))[0] == (await s.get("/metrics"))[0] == 403
         assert (await s.raw(b"GET /healthz HTTP/1.1\r\nHost: chat.example\r\n\r\n"))[0] == 200
         front_of(s).listening.loopback = True
         assert json.loads((await s.get("/status"))[2])["children"]
