@@ -33,14 +33,19 @@ SHOWN = {
     "chat.storage.persistence.db_path": HERE + "test_where_is_stored_counts_after_a_restart",
     "chat.service.drain_s": "tests/test_main.py::"
     "test_sigint_interrupts_a_turn_that_does_not_end_in_the_time_that_is_configured_by_then",
-    "llm.fallbacks": "tests/test_streamer.py::*",
+    "llm.fallbacks": "tests/test_asking.py::test_a_fallback_answers_what_is_not_the_requests_fault",
     "llm.providers.<name>.client.prewarm": "tests/test_streamer.py::*",
-    "llm.providers.<name>.client.limits.concurrent": "tests/test_streamer.py::*",
-    "llm.providers.<name>.client.limits.per_minute": "tests/test_streamer.py::*",
-    "llm.providers.<name>.client.limits.queue": "tests/test_streamer.py::*",
-    "llm.providers.<name>.client.limits.wait": "tests/test_streamer.py::*",
-    "llm.providers.<name>.client.breaker.failures": "tests/test_streamer.py::*",
-    "llm.providers.<name>.client.breaker.rest": "tests/test_streamer.py::*",
+    "llm.providers.<name>.client.limits.concurrent": "tests/test_upstream.py::"
+    "test_so_many_requests_at_a_time_the_others_wait_in_order",
+    "llm.providers.<name>.client.limits.per_minute": "tests/test_upstream.py::"
+    "test_so_many_requests_a_minute_further_tries_included",
+    "llm.providers.<name>.client.limits.queue": "tests/test_upstream.py::"
+    "test_so_many_requests_at_a_time_the_others_wait_in_order",
+    "llm.providers.<name>.client.limits.wait": "tests/test_upstream.py::test_a_turn_that_does_not_come_in_time",
+    "llm.providers.<name>.client.breaker.failures": "tests/test_upstream.py::"
+    "test_a_provider_that_fails_is_left_alone_and_asked_again_by_one",
+    "llm.providers.<name>.client.breaker.rest": "tests/test_upstream.py::"
+    "test_a_provider_that_fails_is_left_alone_and_asked_again_by_one",
     "llm.providers.<name>.client.prices.input": "tests/test_usage.py::"
     "test_what_an_answer_costs_is_told_and_kept_and_prices_change_live",
     "llm.providers.<name>.client.prices.output": "tests/test_usage.py::"
