@@ -32,7 +32,9 @@ def route(request: Complete, llm: Llm) -> list[tuple[Provider, Complete]]:
             hint=f"Set llm.active to one of: {', '.join(sorted(llm.providers))}; {LOCAL}",
         )
     found = [(llm.providers[name], request)]
-    others = dict.fromkeys(other for other in llm.fallbacks if other != name and other in llm.providers)
+    # A turn that a fallback answered stays with it; if it fails too, the active one has its second chance.
+    order = [llm.active, *llm.fallbacks] if name in llm.fallbacks else llm.fallbacks
+    others = dict.fromkeys(other for other in order if other != name and other in llm.providers)
     if not others:
         return found
     images = _with_images(request.messages)

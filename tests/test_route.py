@@ -51,7 +51,9 @@ def names(*args: Any, **kwargs: Any) -> list[str]:
 def test_the_asked_one_first_then_the_fallbacks_each_once() -> None:
     assert names(asked(), llm()) == ["p"]
     assert names(asked(), llm("r", "q", "r", "gone")) == ["p", "r", "q"]
-    assert names(asked("q"), llm("p", "q", "r")) == ["q", "p", "r"]
+    assert names(asked("q"), llm("q", "r")) == ["q", "p", "r"]  # the turn stayed with a fallback
+    assert names(asked("q"), llm("r")) == ["q", "r"]
+    assert names(asked("q"), llm()) == ["q"]
 
 
 def test_who_is_not_there_cannot_be_asked() -> None:
