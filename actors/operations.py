@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from actors import rows, saved
+from actors import claims, recovery, rows, saved
+from actors.fence import Fence
 from actors.schema import Database
 from protocol.writer import (
     Append,
     AppendDeltas,
     BeginTurn,
     DeleteSaved,
-    Done,
     Enter,
+    FrontGone,
     ListConversations,
     ListSaved,
     ListUnfinished,
@@ -19,35 +20,43 @@ from protocol.writer import (
     Operation,
     Query,
     ReadSaved,
+    Release,
     SaveSession,
     StartTurn,
+    TakeUnfinished,
 )
 
 
-def apply(db: Database, operation: Operation, now: float) -> object:
+def apply(db: Database, operation: Operation, now: float, fence: Fence) -> object:
     """Do one operation; answers what its asker gets, a `Fault` included.
 
+    Args:
+        fence: which fronts may write; who is gone is noted in it.
     Raises: what the driver and the encoder raise; the caller then undoes what was begun.
     """
     match operation:
         case BeginTurn():
-            return rows.begin(db, operation, now)
+            return rows.begin(db, operation, now, fence)
         case Append():
-            return rows.append(db, operation, now)
+            return rows.append(db, operation, now, fence)
         case AppendDeltas():
-            for delta in operation.deltas:
-                rows.add_delta(db, delta)
-            return Done()
+            return rows.append_deltas(db, operation, fence)
         case Enter():
-            return rows.enter(db, operation, now)
+            return rows.enter(db, operation, now, fence)
         case StartTurn():
-            return rows.start(db, operation)
+            return rows.start(db, operation, fence)
         case SaveSession():
             return saved.save(db, operation, now)
         case LoadSaved():
-            return saved.load(db, operation, now)
+            return saved.load(db, operation, now, fence)
         case DeleteSaved():
             return saved.delete(db, operation)
+        case TakeUnfinished():
+            return claims.take_unfinished(db, operation, fence)
+        case Release():
+            return claims.release(db, operation)
+        case FrontGone():
+            return recovery.front_gone(db, operation, now, fence)
 
 
 def ask(db: Database, query: Query) -> object:

@@ -1,10 +1,13 @@
-"""What becomes of the turns that ran when the service died: each ends as `interrupted`, with what is stored.
+"""What becomes of the turns that ran when the service, or one of its fronts, died.
 
-Runs once, when a service opens its store and before anything else is written; a restart of the writer
-inside a running service recovers nothing, since the turns are alive then. Turns that waited go on waiting.
+When a service opens its store, before anything else is written, each that ran ends as `interrupted`, with what is
+stored; a restart of the writer inside a running service recovers nothing, since the turns are alive then, and a
+store that is opened again beside living fronts only what is of dead ones. Turns that waited go on waiting.
 
-A running turn is closed even where nothing of it is stored: what was shown in the last moments before the
-crash is not known, so asking the model again under the same id could contradict what a client saw.
+At a start a running turn is closed even where nothing of it is stored: what was shown in the last moments before
+the crash is not known, so asking the model again under the same id could contradict what a client saw. A front
+that is not alone says the moment it shows something, so a turn that it died with before that is asked again, but
+not for ever: it may be what killed it.
 """
 
 from __future__ import annotations
@@ -13,25 +16,92 @@ from functools import reduce
 from typing import Any
 
 from actors.annotations import annotations_of
-from actors.rows import ALL_OPEN, DELTAS, Row, add_events, events_between, find_end, rows
+from actors.claims import held, holders
+from actors.fence import Fence
+from actors.rows import (
+    ALL_OPEN,
+    DELTAS,
+    OPEN_TURNS,
+    SET_FRONT,
+    Row,
+    add_events,
+    events_between,
+    find_end,
+    one,
+    rows,
+)
 from actors.schema import Database
 from actors.usage import added
-from protocol.writer import Closed, Event, HopEvent, ToolEnded, ToolStarted
+from protocol.claim import parsed
+from protocol.writer import Closed, Done, Event, FrontGone, HopEvent, ToolEnded, ToolStarted
 
 SEQ_GAP = 1_000_000  # past anything that a client can have seen of a log whose end was not stored
+ASKS = 3  # how often a turn that has shown nothing is asked, where the front that asks dies each time
 UNKNOWN = "The outcome of this call is unknown: the service stopped while it ran. It was not repeated."
 
 
-def recover(db: Database, now: float) -> int:
-    """Close every running turn, within the caller's transaction; answers how many there were."""
-    running = [row for row in rows(db, ALL_OPEN) if row[2] == "running"]
-    for conversation, turn, _, seq, _, name in running:
+LOST = "SELECT lost FROM turn WHERE conversation = ? AND turn = ?"
+SET_LOST = "UPDATE turn SET state = 'queued', lost = lost + 1 WHERE conversation = ? AND turn = ?"
+
+
+def recover(db: Database, now: float, fence: Fence) -> int:
+    """Close every turn that nobody runs any more, within the caller's transaction; answers how many there were."""
+    closed = 0
+    for front in holders(db):
+        if fence.was_left(front):
+            closed += _let_go(db, front, now, again=not fence.is_gone(front))
+    for conversation, turn, state, _, _, name, front in rows(db, ALL_OPEN):
+        if state == "running" and not front:
+            _close(db, conversation, turn, name, now)
+            closed += 1
+    return closed
+
+
+def front_gone(db: Database, message: FrontGone, now: float, fence: Fence) -> Done:
+    """`FrontGone`."""
+    fence.shut(message.front)
+    _let_go(db, message.front, now, again=True)
+    return Done()
+
+
+def _let_go(db: Database, front: str, now: float, *, again: bool) -> int:
+    """What that front and its earlier lives have becomes nobody's; answers how many turns were closed.
+
+    Args:
+        again: a turn that had shown nothing waits to be asked again.
+    """
+    gone, closed = parsed(front), 0
+    if gone is None:
+        return 0
+    for conversation, name, holder in held(db, gone):
+        life = parsed(holder)
+        if life is None or life.life > gone.life:
+            continue
+        for turn, state in rows(db, OPEN_TURNS, conversation):
+            if state == "running" and not (again and _ask_again(db, conversation, turn, name)):
+                _close(db, conversation, turn, name, now)
+                closed += 1
+        db.execute(SET_FRONT, ("", conversation))
+    return closed
+
+
+def _ask_again(db: Database, conversation: int, turn: int, name: str) -> bool:
+    end = find_end(db, name, turn)
+    if end is None or end.last > 1 or end.seq or end.deltas:
+        return False  # something of it was shown, or a tool was called
+    (lost,) = one(db, LOST, conversation, turn) or (0,)
+    if lost + 1 >= ASKS:
+        return False
+    db.execute(SET_LOST, (conversation, turn))
+    return True
+
+
+def _close(db: Database, conversation: int, turn: int, name: str, now: float) -> None:
+    end = find_end(db, name, turn)
+    if end is not None:
         stored = [row.event for row in events_between(db, conversation, turn, turn)]
         deltas = rows(db, DELTAS, conversation, turn)
-        end = find_end(db, name, turn)
-        if end is not None:
-            add_events(db, end, ending(stored, deltas, seq + SEQ_GAP), now)
-    return len(running)
+        add_events(db, end, ending(stored, deltas, end.seq + SEQ_GAP), now)
 
 
 def ending(stored: list[Event], deltas: list[Row], seq: int) -> list[Event]:
@@ -83,4 +153,4 @@ def ending(stored: list[Event], deltas: list[Row], seq: int) -> list[Event]:
     return [*events, closed]
 
 
-__all__ = ["SEQ_GAP", "UNKNOWN", "ending", "recover"]
+__all__ = ["SEQ_GAP", "UNKNOWN", "ending", "front_gone", "recover"]

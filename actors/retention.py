@@ -66,7 +66,7 @@ NEWEST = (
     "WHERE owner = ? AND entered_at < ? ORDER BY entered_at DESC LIMIT ?"
 )
 LOOK = "SELECT owner, id, entered_at, saved_turn FROM conversation WHERE n = ?"
-REMOVE = "UPDATE conversation SET id = 'removed ' || n, owner = '' WHERE n = ?"
+REMOVE = "UPDATE conversation SET id = 'removed ' || n, owner = '', front = '' WHERE n = ?"
 ANY_REMOVED = "SELECT n FROM conversation WHERE owner = ? LIMIT 1"
 SOME_EVENTS = "SELECT turn, pos FROM event WHERE conversation = ? ORDER BY turn, pos LIMIT 1 OFFSET ?"
 DROP_EVENTS = "DELETE FROM event WHERE conversation = ? AND (turn, pos) <= (?, ?)"

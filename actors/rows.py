@@ -6,7 +6,8 @@ written nothing, so it never costs the others in its transaction anything.
 
 Every operation may come twice, also long after the first time, and changes nothing the second time:
 begun turns are known by `request_id`, appended events by `key`, deltas by `seq`. A closed turn takes
-nothing more. The SQL is in constants, and a test asks the planner that each is bound by an index.
+nothing more; and from a front no conversation takes what is not its own (`actors.fence`). The SQL is in
+constants, and a test asks the planner that each is bound by an index.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from actors.fence import Fence, moved
 from actors.schema import Database, SQLiteValue
 from protocol.errors import Code, Fault
 from protocol.writer import (
     Append,
+    AppendDeltas,
     Began,
     BeginTurn,
     Closed,
@@ -46,16 +49,18 @@ LIST_MAX = 100  # conversations of one page, whatever was asked
 TITLE_CHARS = 100  # more does not fit into a list
 LATEST = 1e15  # seconds; later than any time
 
-FIND_CONVERSATION = "SELECT n, owner, last_turn FROM conversation WHERE id = ?"
-FIND_LATEST = "SELECT id FROM conversation WHERE owner = ? ORDER BY entered_at DESC, n DESC LIMIT 1"
+FIND_CONVERSATION = "SELECT n, owner, last_turn, front FROM conversation WHERE id = ?"
+FIND_LATEST = "SELECT id, n, front FROM conversation WHERE owner = ? ORDER BY entered_at DESC, n DESC LIMIT 1"
 LAST_ENTERED = "SELECT max(entered_at) FROM conversation"
 ADD_CONVERSATION = (
-    "INSERT INTO conversation (id, owner, created_at, entered_at, updated_at, last_turn) VALUES (?, ?, ?, ?, ?, 0)"
+    "INSERT INTO conversation (id, owner, front, created_at, entered_at, updated_at, last_turn) "
+    "VALUES (?, ?, ?, ?, ?, ?, 0)"
 )
 LIST_CONVERSATIONS = (
     "SELECT id, title, messages, created_at, updated_at, entered_at FROM conversation "
     "WHERE owner = ? AND entered_at < ? AND messages > 0 ORDER BY entered_at DESC LIMIT ?"
 )
+SET_FRONT = "UPDATE conversation SET front = ? WHERE n = ?"
 SET_TITLE = "UPDATE conversation SET title = ? WHERE n = ?"
 SET_ENTERED = "UPDATE conversation SET entered_at = ? WHERE n = ?"
 SET_BEGUN = "UPDATE conversation SET entered_at = ?, updated_at = ?, last_turn = ?, messages = messages + 1 WHERE n = ?"
@@ -66,8 +71,8 @@ ADD_TURN = (
     "ON CONFLICT (conversation, request_id) DO NOTHING"
 )
 FIND_TURN = (
-    "SELECT turn.conversation, state, hop, seq FROM conversation JOIN turn ON turn.conversation = conversation.n "
-    "WHERE conversation.id = ? AND turn.turn = ?"
+    "SELECT turn.conversation, state, hop, seq, front FROM conversation "
+    "JOIN turn ON turn.conversation = conversation.n WHERE conversation.id = ? AND turn.turn = ?"
 )
 SET_STATE = "UPDATE turn SET state = ? WHERE conversation = ? AND turn = ?"
 SET_REACHED = "UPDATE turn SET hop = ?, seq = ? WHERE conversation = ? AND turn = ?"
@@ -79,7 +84,7 @@ FIND_END = (
     "ORDER BY pos DESC LIMIT 1), "
     "EXISTS (SELECT 1 FROM event "
     "WHERE event.conversation = turn.conversation AND event.turn = turn.turn AND key = ?), "
-    "EXISTS (SELECT 1 FROM delta WHERE delta.conversation = turn.conversation AND delta.turn = turn.turn) "
+    "EXISTS (SELECT 1 FROM delta WHERE delta.conversation = turn.conversation AND delta.turn = turn.turn), front "
     "FROM conversation JOIN turn ON turn.conversation = conversation.n WHERE conversation.id = ? AND turn.turn = ?"
 )
 FIND_CALL = "SELECT 1 FROM event WHERE conversation = ? AND turn = ? AND kind = 'tool_started' LIMIT 1"
@@ -93,7 +98,7 @@ OPEN_TURNS = (
     "SELECT turn, state FROM turn WHERE conversation = ? AND state IN ('queued', 'running') ORDER BY conversation, turn"
 )
 ALL_OPEN = (
-    "SELECT turn.conversation, turn.turn, state, seq, owner, id FROM turn JOIN conversation "
+    "SELECT turn.conversation, turn.turn, state, seq, owner, id, front FROM turn JOIN conversation "
     "ON conversation.n = turn.conversation WHERE state IN ('queued', 'running') ORDER BY turn.conversation, turn.turn"
 )
 DELTAS = "SELECT hop, text, thinking FROM delta WHERE conversation = ? AND turn = ? ORDER BY seq"
@@ -117,11 +122,15 @@ def rows(db: Database, sql: str, *bindings: SQLiteValue) -> list[Row]:
 # Conversations.
 
 
-def enter(db: Database, message: Enter, now: float) -> Entered | Fault:
+def enter(db: Database, message: Enter, now: float, fence: Fence) -> Entered | Fault:
     """`Enter`."""
+    if (fault := fence.refuses(message.front, "")) is not None:
+        return fault
     if message.wanted == "latest":
         latest = one(db, FIND_LATEST, message.owner)
-        return Entered(latest[0], new=False) if latest else Entered(message.fresh_id, new=True)
+        if latest is None:
+            return Entered(message.fresh_id, True, message.front)
+        return _entered(db, *latest, front=message.front)
     fresh = message.wanted in ("new", "new!")
     name = message.fresh_id if fresh else message.wanted
     found = one(db, FIND_CONVERSATION, name)
@@ -129,14 +138,24 @@ def enter(db: Database, message: Enter, now: float) -> Entered | Fault:
         return Fault(Code.NOT_FOUND, NO_CONVERSATION)
     if found is not None:
         db.execute(SET_ENTERED, (now, found[0]))
-    elif message.wanted == "new!":
-        add_conversation(db, name, message.owner, now)
-    return Entered(name, new=found is None and message.wanted == "new")
+        return _entered(db, name, found[0], found[3], front=message.front)
+    if message.wanted == "new!":
+        add_conversation(db, name, message.owner, now, message.front)
+    return Entered(name, message.wanted == "new", message.front)
 
 
-def add_conversation(db: Database, name: str, owner: str, now: float) -> int:
+def _entered(db: Database, name: str, conversation: int, holder: str, *, front: str) -> Entered:
+    """One that has a row; nobody's becomes the front's."""
+    if front and not holder:
+        holder = front
+        db.execute(SET_FRONT, (front, conversation))
+    states = {state for _, state in rows(db, OPEN_TURNS, conversation)} if front and holder == front else set()
+    return Entered(name, False, holder, waiting=states == {"queued"})
+
+
+def add_conversation(db: Database, name: str, owner: str, now: float, front: str = "") -> int:
     """Make one, entered; answers its number."""
-    db.execute(ADD_CONVERSATION, (name, owner, now, now, now))
+    db.execute(ADD_CONVERSATION, (name, owner, front, now, now, now))
     return db.last_insert_rowid()
 
 
@@ -158,16 +177,18 @@ def list_conversations(db: Database, query: ListConversations) -> ConversationPa
 # Turns.
 
 
-def begin(db: Database, message: BeginTurn, now: float) -> Began | Fault:
+def begin(db: Database, message: BeginTurn, now: float, fence: Fence) -> Began | Fault:
     """`BeginTurn`."""
     found = one(db, FIND_CONVERSATION, message.conversation)
     if found is not None and found[1] != message.owner:
         return Fault(Code.NOT_FOUND, NO_CONVERSATION)
-    conversation, _, last_turn = found or (0, "", 0)
+    conversation, _, last_turn, holder = found or (0, "", 0, "")
+    if (fault := fence.refuses(message.front, holder)) is not None:
+        return fault
     request_id = message.event.request_id
     if message.turn > last_turn:
         if not conversation:
-            conversation = add_conversation(db, message.conversation, message.owner, now)
+            conversation = add_conversation(db, message.conversation, message.owner, now, message.front)
         state = "queued" if message.queued else "running"
         db.execute(ADD_TURN, (conversation, message.turn, request_id, state))
         if db.changes():
@@ -175,6 +196,8 @@ def begin(db: Database, message: BeginTurn, now: float) -> Began | Fault:
             db.execute(SET_BEGUN, (now, now, message.turn, conversation))
             if not last_turn:
                 db.execute(SET_TITLE, (title(message.event.content), conversation))
+            if found is not None and message.front and not holder:
+                db.execute(SET_FRONT, (message.front, conversation))  # it let go of it a moment ago
             return Began(turn=message.turn, repeated=False)
     earlier = one(db, FIND_REQUEST, conversation, request_id)
     if earlier is None:
@@ -183,14 +206,24 @@ def begin(db: Database, message: BeginTurn, now: float) -> Began | Fault:
     return Began(turn=earlier[0], repeated=True)
 
 
-def start(db: Database, message: StartTurn) -> Done | Fault:
+def start(db: Database, message: StartTurn, fence: Fence) -> Done | Fault:
     """`StartTurn`."""
     found = one(db, FIND_TURN, message.conversation, message.turn)
     if found is None:
         return Fault(Code.NOT_FOUND, NO_TURN)
-    if found[1] == "queued":
-        db.execute(SET_STATE, ("running", found[0], message.turn))
+    conversation, state, _, _, holder = found
+    if (fault := _writing(message.front, holder, state, fence)) is not None:
+        return fault
+    if state == "queued":
+        db.execute(SET_STATE, ("running", conversation, message.turn))
     return Done()
+
+
+def _writing(front: str, holder: str, state: str, fence: Fence) -> Fault | None:
+    """Why a front may not write into a turn of that state; a repeat of what closed it is harmless once it let go."""
+    if front and state in OPEN and not holder:
+        return moved()
+    return fence.refuses(front, holder if state in OPEN else "")
 
 
 class End(NamedTuple):
@@ -207,6 +240,8 @@ class End(NamedTuple):
     """An event came under the key that was asked for."""
     deltas: int
     """Some are stored."""
+    front: str
+    """Whose its conversation is."""
 
 
 def find_end(db: Database, conversation: str, turn: int, key: str = "") -> End | None:
@@ -215,11 +250,13 @@ def find_end(db: Database, conversation: str, turn: int, key: str = "") -> End |
     return None if found is None else End(*found)
 
 
-def append(db: Database, message: Append, now: float) -> Done | Fault:
+def append(db: Database, message: Append, now: float, fence: Fence) -> Done | Fault:
     """`Append`."""
     end = find_end(db, message.conversation, message.turn, message.key)
     if end is None:
         return Fault(Code.NOT_FOUND, NO_TURN)
+    if (fault := _writing(message.front, end.front, end.state, fence)) is not None:
+        return fault
     if end.state in OPEN and not end.repeated:
         add_events(db, end, message.events, now, message.key)
     return Done()
@@ -227,7 +264,7 @@ def append(db: Database, message: Append, now: float) -> Done | Fault:
 
 def add_events(db: Database, end: End, events: list[Event], now: float, key: str | None = None) -> None:
     """Append to an open turn; what comes after a `Closed` is dropped."""
-    conversation, turn, _, hop, seq, last, _, _ = end
+    conversation, turn, _, hop, seq, last, _, _, _ = end
     closed: Closed | None = None
     for pos, event in enumerate(events, last + 1):
         _add_event(db, conversation, turn, pos, event, now, key)
@@ -259,14 +296,25 @@ def _add_event(
     db.execute(ADD_EVENT, (conversation, turn, pos, key, kind, now, body))
 
 
-def add_delta(db: Database, delta: Delta) -> None:
-    """One delta of an `AppendDeltas`; nothing where its turn is not there or has ended."""
+def append_deltas(db: Database, message: AppendDeltas, fence: Fence) -> Done | Fault:
+    """`AppendDeltas`."""
+    if (fault := fence.refuses(message.front, "")) is not None:
+        return fault
+    for delta in message.deltas:
+        _add_delta(db, delta, message.front)
+    return Done()
+
+
+def _add_delta(db: Database, delta: Delta, front: str) -> None:
     found = one(db, FIND_TURN, delta.conversation, delta.turn)
     if found is None or found[1] not in OPEN or delta.hop <= found[2]:
         return  # the turn is over, or the hop's whole text is stored: a late tick has nothing to add
-    conversation, _, hop, seq = found
-    row = (conversation, delta.turn, delta.seq, delta.hop, delta.text, delta.thinking)
-    db.execute(ADD_DELTA, row)
+    conversation, _, hop, seq, holder = found
+    if front and holder != front:
+        return
+    if delta.text or delta.thinking:
+        row = (conversation, delta.turn, delta.seq, delta.hop, delta.text, delta.thinking)
+        db.execute(ADD_DELTA, row)
     if delta.seq > seq:
         db.execute(SET_REACHED, (hop, delta.seq, conversation, delta.turn))
 
@@ -290,7 +338,7 @@ def history(db: Database, query: LoadHistory) -> History:
         return History(events=[], more=False, last_turn=0, queued=[], running=[])
     if found is None or found[1] != query.owner:
         raise Fault(Code.NOT_FOUND, NO_CONVERSATION)
-    conversation, _, last_turn = found
+    conversation, _, last_turn, _ = found
     limit = min(max(query.limit, 1), PAGE_MAX)
     before = query.before or LAST_TURN
     if query.after:
@@ -311,5 +359,5 @@ def history(db: Database, query: LoadHistory) -> History:
 
 def unfinished(db: Database) -> list[Unfinished]:
     """`ListUnfinished`."""
-    waiting = dict.fromkeys((owner, name) for _, _, state, _, owner, name in rows(db, ALL_OPEN) if state == "queued")
+    waiting = dict.fromkeys((row[4], row[5]) for row in rows(db, ALL_OPEN) if row[2] == "queued")
     return [Unfinished(owner, name) for owner, name in waiting]

@@ -10,6 +10,7 @@ As `actors.rows`, all of it runs inside a transaction of the store, and may come
 
 from __future__ import annotations
 
+from actors.fence import Fence
 from actors.rows import (
     FIND_CONVERSATION,
     LAST_TURN,
@@ -88,8 +89,10 @@ def save(db: Database, message: SaveSession, now: float) -> Saved | Fault:
     return Saved(message.saved_id, message.name, message.conversation, last[0], messages, now)
 
 
-def load(db: Database, message: LoadSaved, now: float) -> Loaded | Fault:
+def load(db: Database, message: LoadSaved, now: float, fence: Fence) -> Loaded | Fault:
     """`LoadSaved`."""
+    if (fault := fence.refuses(message.front, "")) is not None:
+        return fault
     earlier = one(db, FIND_CONVERSATION, message.fresh_id)
     if earlier is not None and earlier[1] == message.owner:
         return Loaded(message.fresh_id, earlier[2])
@@ -97,7 +100,7 @@ def load(db: Database, message: LoadSaved, now: float) -> Loaded | Fault:
     if found is None or earlier is not None:
         return Fault(Code.SESSION_NOT_FOUND)
     source, kept = found
-    copy = add_conversation(db, message.fresh_id, message.owner, now)
+    copy = add_conversation(db, message.fresh_id, message.owner, now, message.front)
     db.execute(COPY_TURNS, (copy, source, kept.up_to_turn))
     db.execute(COPY_EVENTS, (copy, source, kept.up_to_turn))
     db.execute(COPY_FACTS, (kept.up_to_turn, kept.messages, source, copy))

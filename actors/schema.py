@@ -159,8 +159,18 @@ def _events(db: Database) -> None:
     )
 
 
+def _claims(db: Database) -> None:
+    db.execute(
+        """
+        ALTER TABLE conversation ADD COLUMN front TEXT NOT NULL DEFAULT ''; -- whose it is; empty: nobody's
+        CREATE INDEX conversation_front ON conversation (front) WHERE front <> '';
+        ALTER TABLE turn ADD COLUMN lost INTEGER NOT NULL DEFAULT 0; -- with a front, before anything was shown
+        """
+    )
+
+
 Step = Callable[[Database], None]
-MIGRATIONS: tuple[Step, ...] = (_conversations, _turns, _deltas, _saved, _events)
+MIGRATIONS: tuple[Step, ...] = (_conversations, _turns, _deltas, _saved, _events, _claims)
 """Step number n (from 1) makes `user_version` n."""
 
 

@@ -26,6 +26,7 @@ import trio
 
 from actors import operations, recovery, retention, rows
 from actors.database_file import Unusable, lock, make, size
+from actors.fence import Fence
 from actors.retention import Limits, Removed
 from actors.schema import Database, Unfit, inspect, migrate
 from protocol.errors import Code, Fault
@@ -105,11 +106,15 @@ class Store:
     Args:
         path: absolute, or `MEMORY`.
         watch: called with each connection as it is made, before anything is done with it.
+        fence: which fronts may write; it outlives the store where that is opened again.
     """
 
-    def __init__(self, path: str, watch: Callable[[Database], None] = lambda _: None) -> None:
+    def __init__(
+        self, path: str, watch: Callable[[Database], None] = lambda _: None, fence: Fence | None = None
+    ) -> None:
         self.path = path
         self._watch = watch
+        self._fence = fence if fence is not None else Fence()
         self._lock: int | None = None
         self._writer: Database | None = None
         self._reader: Database | None = None
@@ -220,7 +225,7 @@ class Store:
         with self._errors():
             try:
                 with self._transaction(db, "BEGIN IMMEDIATE"):
-                    return [operations.apply(db, operation, self._clock()) for operation in batch]
+                    return [operations.apply(db, operation, self._clock(), self._fence) for operation in batch]
             except Exception as error:
                 if isinstance(error, apsw.Error) and _translated(error, self.path) is not None:
                     raise
@@ -231,7 +236,7 @@ class Store:
     def _apply_alone(self, db: Database, operation: Operation) -> object:
         db.execute("SAVEPOINT one")
         try:
-            answer = operations.apply(db, operation, self._clock())
+            answer = operations.apply(db, operation, self._clock(), self._fence)
         except Exception as error:  # the boundary between one asker's data and everybody else's
             if isinstance(error, apsw.Error) and _translated(error, self.path) is not None:
                 raise
@@ -250,9 +255,9 @@ class Store:
                 return operations.ask(db, query)
 
     def recover(self) -> int:
-        """Close the turns that ran when the last service died, as `interrupted`; answers how many."""
+        """Close the turns that ran when the last service, or a front of this one, died; answers how many."""
         with self._errors(), self._transaction(self._db, "BEGIN IMMEDIATE"):
-            return recovery.recover(self._db, self._clock())
+            return recovery.recover(self._db, self._clock(), self._fence)
 
     def sweep(self, limits: Limits, live: Container[str], removed: Removed) -> Iterator[None]:
         """Retention in slices: each `next` is one short durable transaction, and commits go between them.
@@ -340,15 +345,15 @@ class Storage:
     Whoever opened it must `aclose` it, or its threads keep the process from ending.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, fence: Fence | None = None) -> None:
         self._writing = Thread("store writer")
         self._reading = self._writing if path == MEMORY else Thread("store reader")
-        self.store = Store(path, self._writing.adopt)
+        self.store = Store(path, self._writing.adopt, fence)
 
     @classmethod
-    async def open(cls, path: str) -> Self:
+    async def open(cls, path: str, fence: Fence | None = None) -> Self:
         """Open the store of that path. Raises: StoreError."""
-        storage = cls(path)
+        storage = cls(path, fence)
         try:
             await storage._writing.run(storage.store.open)
         except BaseException:

@@ -9,7 +9,9 @@ Beside them a sweep now and then removes what is over the limits (`actors.sweepe
 
 Args: `path` (absolute) of the database file; `type`: `memory` for none. It assumes to be the only process on
 that file, and that its slot keeps `keep` across incarnations: with it turns are recovered once per service
-start, not per restart of this actor, and a store in memory outlives a crash.
+start, not per restart of this actor, and a store in memory outlives a crash. Where several fronts run, also
+`run`, the id of this start of the service, and `living`, the ids of the fronts that live now (None: unknown, all
+of this run do): their turns are not recovered. Who dies later it hears from the root and from other fronts.
 
 What can fail: see `actors.store`. A full disk and what passes by itself is answered with a fault, and tried
 again with every batch; what only an operator can help parks the actor with a text that says how.
@@ -24,13 +26,15 @@ from typing import cast, get_args
 
 import trio
 
+from actors.fence import Fence
 from actors.store import MEMORY, Busy, Fatal, Full, Storage, StoreError
 from actors.sweeper import Known, Sweeper
+from protocol.claim import gone
 from protocol.errors import Code, Fault
 from protocol.mail import Mailbox, Reply
-from protocol.spec import Context, KeepContext, Parked
+from protocol.spec import Context, Down, KeepContext, Parked, Up
 from protocol.watcher import Configured, Subscribe
-from protocol.writer import Entered, InUse, Loaded, Operation, Query, WriterMessage
+from protocol.writer import Entered, FrontGone, InUse, Loaded, Operation, Query, WriterMessage
 
 BATCH_MAX = 256  # operations of one transaction: more does not make one cheaper, but all wait longer
 QUERIES_MAX = 256  # queries that may wait for the reader; more are refused as OVERLOADED
@@ -48,7 +52,11 @@ log = logging.getLogger(__name__)
 class Kept:
     """What the writer's slot keeps while its incarnations come and go."""
 
-    def __init__(self) -> None:
+    def __init__(self, fence: Fence) -> None:
+        self.fence = fence
+        """Which fronts may write."""
+        self.owed: list[FrontGone] = []
+        """Deaths that could not be written down yet."""
         self.recovered = False
         """The turns of the service's last run are closed; those that run now are alive."""
         self.memory: Storage | None = None
@@ -58,9 +66,9 @@ class Kept:
 
 
 @asynccontextmanager
-async def keep(_: KeepContext) -> AsyncIterator[Kept]:
+async def keep(ctx: KeepContext) -> AsyncIterator[Kept]:
     """The `keep` of the writer's slot."""
-    kept = Kept()
+    kept = Kept(Fence(ctx.args.get("run", ""), ctx.args.get("living")))
     try:
         yield kept
     finally:
@@ -95,10 +103,10 @@ async def run(box: Mailbox[WriterMessage], ctx: Context) -> None:
 async def _opened(kept: Kept, ctx: Context) -> AsyncIterator[Storage]:
     if ctx.args.get("type") == "memory":
         if kept.memory is None:
-            kept.memory = await Storage.open(MEMORY)
+            kept.memory = await Storage.open(MEMORY, kept.fence)
         yield kept.memory
         return
-    storage = await Storage.open(ctx.args["path"])
+    storage = await Storage.open(ctx.args["path"], kept.fence)
     try:
         yield storage
     finally:
@@ -129,6 +137,8 @@ class Writer:
                 self._ctx.report(file=self._storage.store.path)
                 self._ctx.ready()
                 self._ctx.ref("watcher").offer(Subscribe(to=self._ctx.path))
+                if self._kept.fence.run:
+                    self._ctx.watch("front")
                 sweeping.start_soon(self._sweeper.run)
                 async for first in self._box:
                     batch = [(first, self._box.reply_slot), *self._box.drain(BATCH_MAX - 1)]
@@ -138,8 +148,8 @@ class Writer:
     async def _take(
         self, batch: list[tuple[WriterMessage, Reply | None]], send: trio.MemorySendChannel[Waiting]
     ) -> None:
-        operations: list[Operation] = []
-        slots: list[Reply | None] = []
+        operations: list[Operation] = [*self._kept.owed]
+        slots: list[Reply | None] = [None for _ in operations]
         queries: list[Waiting] = []
         for message, reply in batch:
             if isinstance(message, OPERATIONS):
@@ -147,6 +157,10 @@ class Writer:
                 slots.append(reply)
             elif isinstance(message, QUERIES) and reply is not None:
                 queries.append((cast(Query, message), reply))
+            elif isinstance(message, Down | Up):
+                if front := gone(self._kept.fence.run, message):
+                    operations.append(FrontGone(front))
+                    slots.append(None)
             elif isinstance(message, InUse):
                 self._kept.known.take(message)
             elif isinstance(message, Configured):
@@ -158,6 +172,8 @@ class Writer:
                 for slot in slots:
                     self._box.settle(slot, Fault(Code.STORAGE_UNAVAILABLE))
                 raise
+            done = zip(operations, answers, strict=True)
+            self._kept.owed = [op for op, answer in done if isinstance(op, FrontGone) and isinstance(answer, Fault)]
             for slot, answer in zip(slots, answers, strict=True):
                 self._box.settle(slot, answer)
                 if isinstance(answer, Entered | Loaded):

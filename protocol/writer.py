@@ -3,6 +3,9 @@
 Every operation is idempotent by the ids that it carries, so one whose answer was lost is simply sent
 again. Faults: STORAGE_FULL and STORAGE_UNAVAILABLE; NOT_FOUND from queries of a conversation that is not
 the owner's or not there at all.
+
+`front` in an operation is the id of the front that sends it (`protocol.claim`). MOVED: that front is taken for
+dead, or the conversation is another's; nothing was written, and it must let go of the conversation.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import msgspec
 
 from protocol.errors import FaultBody
 from protocol.mail import Nudge, Request
+from protocol.spec import Down, Up
 from protocol.streamer import ToolCall
 from protocol.watcher import Configured
 
@@ -120,18 +124,23 @@ class Entered(msgspec.Struct, frozen=True):
     conversation: str
     new: bool
     """It has no row yet: it gets one with its first message."""
+    front: str = ""
+    """Whose it is now: the asker's, unless another had it. Empty: nobody's."""
+    waiting: bool = False
+    """It is the asker's, and turns wait in it that nobody runs: the asker must see to them."""
 
 
 class Enter(Request[Entered], frozen=True, tag=True):
     """An owner enters a conversation: `wanted` is an id, `new`, `latest`, or `new!` (new, with its row at once).
 
-    NOT_FOUND: an id that is unknown or somebody else's.
+    It becomes the asking front's where it was nobody's. NOT_FOUND: an id that is unknown or somebody else's.
     """
 
     owner: str
     wanted: str
     fresh_id: str
     """The id to use where a new conversation is entered; makes a repeat harmless."""
+    front: str = ""
 
 
 class Began(msgspec.Struct, frozen=True):
@@ -153,6 +162,7 @@ class BeginTurn(Request[Began], frozen=True, tag=True):
     event: UserEvent
     queued: bool
     """It waits behind a running turn."""
+    front: str = ""
 
 
 class StartTurn(Request[Done], frozen=True, tag=True):
@@ -160,6 +170,7 @@ class StartTurn(Request[Done], frozen=True, tag=True):
 
     conversation: str
     turn: int
+    front: str = ""
 
 
 class Append(Request[Done], frozen=True, tag=True):
@@ -174,6 +185,7 @@ class Append(Request[Done], frozen=True, tag=True):
     key: str
     """Unique within the turn."""
     events: list[Event]
+    front: str = ""
 
 
 class Delta(msgspec.Struct, frozen=True, gc=False):
@@ -186,12 +198,17 @@ class Delta(msgspec.Struct, frozen=True, gc=False):
     """Of the last piece in it."""
     text: str
     thinking: str
+    """Both empty: only that the turn has shown something is kept."""
 
 
 class AppendDeltas(Request[Done], frozen=True, tag=True):
-    """One per tick for all running turns; a repeat (same turn and seq) changes nothing."""
+    """One per tick for all running turns; a repeat (same turn and seq) changes nothing.
+
+    Turns of conversations that are another front's are passed over; MOVED only where the asker is taken for dead.
+    """
 
     deltas: list[Delta]
+    front: str = ""
 
 
 class History(msgspec.Struct, frozen=True):
@@ -231,7 +248,36 @@ class Unfinished(msgspec.Struct, frozen=True):
 
 
 class ListUnfinished(Request[list[Unfinished]], frozen=True, tag=True):
-    """Ask: conversations with queued turns, left by an earlier run of the service."""
+    """Ask: conversations with turns that wait to be run."""
+
+
+# Claims.
+
+
+class TakeUnfinished(Request[list[Unfinished]], frozen=True, tag=True):
+    """Take the conversations in which turns wait and that are nobody's; answers with all of the asker's own.
+
+    Such are left by an earlier run of the service, or by a front that died or let go of them.
+    """
+
+    front: str = ""
+
+
+class Release(Request[Done], frozen=True, tag=True):
+    """The front lets go of these conversations; one in which a turn runs stays its own."""
+
+    front: str
+    conversations: list[str]
+
+
+class FrontGone(Request[Done], frozen=True, tag=True):
+    """A front has died, and so have its earlier lives. May be said by all who learn of it, as often as they like.
+
+    Its conversations are nobody's then, in the same transaction in which its running turns end as `interrupted`,
+    with their text. One that had shown nothing and run no tool waits to be asked again instead.
+    """
+
+    front: str
 
 
 class ListedConversation(msgspec.Struct, frozen=True):
@@ -339,6 +385,8 @@ class LoadSaved(Request[Loaded], frozen=True, tag=True):
     saved_id: str
     fresh_id: str
     """Id of the new conversation; makes a repeat harmless."""
+    front: str = ""
+    """Whose it is then."""
 
 
 class DeleteSaved(Request[Done], frozen=True, tag=True):
@@ -365,7 +413,19 @@ class InUse(msgspec.Struct, frozen=True, tag=True):
     """No client is in these any more: they may be removed at once. Leaving them out only keeps them longer."""
 
 
-Operation = Enter | BeginTurn | StartTurn | Append | AppendDeltas | SaveSession | LoadSaved | DeleteSaved
+Operation = (
+    Enter
+    | BeginTurn
+    | StartTurn
+    | Append
+    | AppendDeltas
+    | SaveSession
+    | LoadSaved
+    | DeleteSaved
+    | TakeUnfinished
+    | Release
+    | FrontGone
+)
 """Answered after the commit that holds it; those that wait together share one."""
 
 Query = LoadHistory | ListUnfinished | ListConversations | ListSaved | ReadSaved
@@ -380,6 +440,9 @@ WriterMessage = (
     | SaveSession
     | LoadSaved
     | DeleteSaved
+    | TakeUnfinished
+    | Release
+    | FrontGone
     | LoadHistory
     | ListUnfinished
     | ListConversations
@@ -387,6 +450,8 @@ WriterMessage = (
     | ReadSaved
     | InUse
     | Configured
+    | Down
+    | Up
     | Nudge
 )
 """All that it takes."""

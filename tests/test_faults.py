@@ -17,7 +17,7 @@ import trio
 import yaml
 
 from protocol import errors
-from protocol.gateway import StopTaking
+from protocol.gateway import GetFigures, StopTaking
 from protocol.mail import Request
 from protocol.mcp_server import Catalogue, GetPrompt, ReadResource, SetServerLog, TellTools
 from protocol.reporter import GetStatus
@@ -25,12 +25,15 @@ from protocol.spec import Child, Down, Group, Status, Up
 from protocol.watcher import GetConfig, GetSnapshot, ListVersions, Rollback, SetConfig, SetLocalModel, Subscribe
 from protocol.writer import (
     DeleteSaved,
+    FrontGone,
     InUse,
     ListConversations,
     ListSaved,
     LoadSaved,
     ReadSaved,
+    Release,
     SaveSession,
+    TakeUnfinished,
 )
 from supervisors.tree import product
 from tests.fakes import Script, Stall, ask_tool, say
@@ -252,7 +255,13 @@ SCENES["delete saved"] = asking(WRITER, DeleteSaved("local", "s1"))
 SCENES["list conversations"] = asking(WRITER, ListConversations("local"))
 SCENES["status"] = asking("reporter", GetStatus())
 SCENES["tell tools"] = offering(DEMO_SERVER, TellTools("front/gateway"))
+SCENES["take unfinished"] = asking(WRITER, TakeUnfinished())
+SCENES["release"] = asking(WRITER, Release("run:front1#1", ["c"]))
+SCENES["front gone"] = asking(WRITER, FrontGone("run:front1#1"))
+SCENES["front down"] = offering(WRITER, Down("fronts/front1", 1, "", 0, parked=False))
+SCENES["front up"] = offering(WRITER, Up("fronts/front1", 2))
 SCENES["in use"] = offering(WRITER, InUse([]))
+SCENES["figures"] = asking("front/gateway", GetFigures())
 SCENES["server log"] = offering(DEMO_SERVER, SetServerLog("INFO"))
 SCENES["read resource"] = asking(DEMO_SERVER, ReadResource("demo://readme"))
 SCENES["get prompt"] = asking(DEMO_SERVER, GetPrompt("none", {}))
