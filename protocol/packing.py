@@ -55,6 +55,11 @@ class Packer:
     def __bool__(self) -> bool:
         return bool(self._buffer or self._large)
 
+    @property
+    def large(self) -> bool:
+        """A large item is under way."""
+        return bool(self._large)
+
     def add(self, item: Item, to: str = "", size: int = 0) -> None:
         """Queue an item.
 
@@ -147,7 +152,7 @@ class Unpacker:
     """Makes items of the bytes that come from one peer."""
 
     def __init__(self) -> None:
-        self._chunks: list[bytes] = []
+        self._chunks: list[bytes | bytearray] = []
         self._have = 0
         self._need = _LENGTH.size
         self._large = bytearray()
@@ -157,7 +162,7 @@ class Unpacker:
         """What came so far ends within a frame or a large item."""
         return bool(self._have or self._large)
 
-    def feed(self, data: bytes) -> Iterator[list[Item]]:
+    def feed(self, data: bytes | bytearray) -> Iterator[list[Item]]:
         """The items of each frame that is complete now; to be used up before the next `feed`. Raises BadFrame."""
         self._chunks.append(data)
         self._have += len(data)

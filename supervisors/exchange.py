@@ -1,22 +1,45 @@
 """Mail across processes: finds the port to the process that has an address, and brings in what comes from others.
 
-(skeleton: signatures are final, bodies follow)
+One per process, beside its tree. Peers are known by role; `place` says which role has a path. A port comes to be
+in three ways: on a socketpair (`serve`), by a connection that we take, or by one that we make (`run`) when mail
+wants to go to a role in `addresses`, and again whenever it is lost. One port per peer carries our mail, so that
+order is kept. When two processes connect to each other at the same time, the connection of the one with the
+smaller role name stays; a socketpair always does.
+
+What can fail: connections, and that is mended here. When a peer's port ends, watchers are told `Down` of all its
+actors; its next Hello brings `Up`. What it means for mail under way is said in `supervisors.port`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import errno
+import logging
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import trio
 
-from protocol.mail import Inlet
+from protocol.frames import Hello, Told
+from protocol.mail import Inlet, Mailbox
+from protocol.packing import BadFrame
 from protocol.spec import Down, Up
+from protocol.vocabulary import Message, Vocabulary
+from supervisors.peer import Peer, RemoteInlet
 from supervisors.port import Control, Port
 from supervisors.supervisor import Tree
 
+log = logging.getLogger("supervisors.exchange")
+
+HELLO_S = 10.0  # for who connects to say who it is; it does so first of all
+AGAIN_S = 0.005  # before the second try to connect; doubles up to AGAIN_CAP_S
+AGAIN_CAP_S = 1.0
+CROWDED_S = 0.1  # before connections are taken again, where descriptors had run out
+CROWDED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
+ENDED = "its process ended"
+
 
 def role_of(path: str) -> str:
-    """The role that has an address: the first component of its path."""
+    """The role that has an address: the first word of its path."""
     return path.partition("/")[0]
 
 
@@ -26,10 +49,10 @@ class Exchange:
     Args:
         role: own role.
         incarnation: of this process in its role, from 1.
-        addresses: Unix socket path by role; roles that are connected to on first use. May be replaced later
-            (attribute `addresses`), in a worker once Boot came.
-        place: the role that has an address; default: the path's first component. May be replaced later.
-        vocabulary: how bodies are decoded; default: the product's.
+        addresses: Unix socket by role, of those that we may connect to. May be replaced later.
+        place: the role that has a path; default: its first word.
+        vocabulary: union of the messages that are understood; None: the product's.
+        homely: paths that every process has for itself; nobody is told of them.
     """
 
     def __init__(
@@ -40,23 +63,54 @@ class Exchange:
         addresses: Mapping[str, str] | None = None,
         place: Callable[[str], str] = role_of,
         vocabulary: object = None,
+        homely: Collection[str] = ("logs",),
     ) -> None:
         self.role = role
         self.incarnation = incarnation
         self.addresses: Mapping[str, str] = addresses or {}
         self.place = place
+        self.vocabulary = Vocabulary(Message if vocabulary is None else vocabulary)
+        self.peers: dict[str, Peer] = {}
+        """By role; those that were ever there or wanted."""
+        self.ports: set[Port] = set()
+        """All that run."""
+        self._homely = homely
+        self._tree: Tree | None = None
+        self._nursery: trio.Nursery | None = None
+        self._connecting: set[str] = set()
+
+    # For the tree: it is an `Abroad`.
 
     def attach(self, tree: Tree) -> None:
-        """This process's tree is there: from now on Hello is said, and mail comes in. Called by `running`."""
-        raise AssertionError("skeleton")
+        """The tree is there: peers are told that we take mail."""
+        self._tree = tree
+        for port in self.ports:
+            if port.opened_by is not None:
+                self._greet(port)
 
     def inlet(self, path: str) -> Inlet | None:
-        """The sending side to an address of another process; None when nobody has it. Called by `Tree.mailbox`."""
-        raise AssertionError("skeleton")
+        """The sending side to an address of another process; None when no process has it."""
+        role = self.place(path)
+        if role == self.role:
+            return None
+        peer = self.peers.get(role)
+        if peer is None:
+            if role not in self.addresses:
+                return None
+            peer = self._peer(role)
+        return None if peer.closed else RemoteInlet(peer, path)
 
     def told(self, event: Down | Up) -> None:
-        """An actor here ended or is ready: every peer is told. Called by `Tree.announce`."""
-        raise AssertionError("skeleton")
+        """An actor of ours ended or is ready: peers are told."""
+        if self._public(event.path):
+            for port in self.ports:
+                if port.greeted:
+                    port.tell(Told(event))
+
+    def _public(self, path: str) -> bool:
+        return path not in self._homely and "/sessions/" not in path
+
+    # Ports.
 
     async def serve(
         self,
@@ -70,7 +124,9 @@ class Exchange:
         Mail goes through it as soon as the peer said Hello; control items go both ways from the beginning.
         Raises nothing for what the peer does.
         """
-        raise AssertionError("skeleton")
+        port = Port(stream, self, control=control)
+        task_status.started(port)
+        await self._live(port)
 
     async def run(
         self,
@@ -78,9 +134,145 @@ class Exchange:
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Accept ports (Unix socket; not closed here) and connect to `addresses` where needed, until cancelled."""
-        raise AssertionError("skeleton")
+        """Take connections (the listener stays open at the end) and make those that are wanted, until cancelled."""
+        try:
+            async with trio.open_nursery() as self._nursery:
+                for peer in self.peers.values():
+                    self._want(peer)
+                task_status.started()
+                if listener is not None:
+                    await self._accept(listener, self._nursery)
+                await trio.sleep_forever()
+        finally:
+            self._nursery = None
+            self._connecting.clear()
 
     async def flush(self) -> None:
-        """Wait until all that is queued on all ports was given to the kernel; for an ordered end, with a deadline."""
-        raise AssertionError("skeleton")
+        """Wait until what is queued on all ports was given to the kernel; a peer may be stuck: give it a deadline."""
+        for port in list(self.ports):
+            await port.flush()
+
+    async def _live(self, port: Port, hello_within: float = float("inf")) -> None:
+        self.ports.add(port)
+        if port.opened_by is not None:
+            self._greet(port)
+        await port.serve(hello_within=hello_within)
+
+    async def _accept(self, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
+        while True:
+            try:
+                stream = await listener.accept()
+            except OSError as error:
+                if error.errno not in CROWDED:
+                    raise
+                log.warning("no connection can be taken: %s", error)
+                await trio.sleep(CROWDED_S)
+                continue
+            nursery.start_soon(self._live, Port(stream, self, opened_by=None), HELLO_S, name="port, taken")
+
+    def _want(self, peer: Peer) -> None:
+        wanted = peer.known or peer.waiting
+        if wanted and self._nursery is not None and peer.role in self.addresses and peer.role not in self._connecting:
+            self._connecting.add(peer.role)
+            self._nursery.start_soon(self._connect, peer, name=f"connects to {peer.role}")
+
+    async def _connect(self, peer: Peer) -> None:
+        """Keep a connection to that role, as long as there is an address."""
+        pause = AGAIN_S
+        while peer.role in self.addresses:
+            if peer.port is not None or not (peer.known or peer.waiting):
+                pause = AGAIN_S
+                await peer.changed.wait()
+                continue
+            try:
+                stream = await trio.open_unix_socket(self.addresses[peer.role])
+            except OSError as error:
+                log.debug("no connection to %s: %s", peer.role, error)
+            else:
+                peer.attempt = Port(stream, self, opened_by=self.role)
+                await self._live(peer.attempt)
+            await trio.sleep(pause)
+            pause = min(pause * 2, AGAIN_CAP_S)
+        self._connecting.discard(peer.role)
+
+    # For ports: it is their `Desk`.
+
+    def house(self, path: str) -> Mailbox[Any] | None:
+        """A mailbox of this process."""
+        return self._tree.house(path) if self._tree is not None else None
+
+    def greeted(self, port: Port, hello: Hello) -> None:
+        """The peer takes mail: from now on ours goes there, unless another port is to be kept. Raises BadFrame."""
+        peer = self._expected(port, hello)
+        opened_by = port.opened_by = hello.role if port.opened_by is None else port.opened_by
+        port.role, port.incarnation = hello.role, hello.incarnation
+        for other in (peer.port, peer.attempt):
+            # What is refused here is closed at the other end by the same rule, or is not known there any more.
+            same = other is peer.attempt or (other is not None and other.incarnation == hello.incarnation)
+            if other is not None and other is not port and same and (other.opened_by or "") < opened_by:
+                port.close()
+                return
+        if peer.attempt is not None and peer.attempt is not port:
+            peer.attempt.close()
+        peer.attempt = None
+        self._greet(port)
+        self._lost(peer)
+        peer.switch(port)
+        for up in hello.up:
+            self.heard(port, up)
+
+    def _expected(self, port: Port, hello: Hello) -> Peer:
+        if port.role:
+            raise BadFrame("a second Hello")
+        if hello.role == self.role:
+            raise BadFrame(f"it says that it is {self.role}, as we are")
+        for peer in self.peers.values():
+            if peer.attempt is port and peer.role != hello.role:
+                raise BadFrame(f"it says that it is {hello.role} where {peer.role} was expected")
+        return self._peer(hello.role)
+
+    def _peer(self, role: str) -> Peer:
+        if role not in self.peers:
+            self.peers[role] = Peer(role, lambda: role in self.addresses, self._want)
+        return self.peers[role]
+
+    def _greet(self, port: Port) -> None:
+        if self._tree is not None and not port.greeted:
+            port.greeted = True
+            up = [event for event in self._tree.up() if self._public(event.path)]
+            port.tell(Hello(self.role, self.incarnation, up))
+
+    def heard(self, port: Port, event: Down | Up) -> None:
+        """What a peer tells of its actors; watchers here are told."""
+        peer = self.peers.get(port.role)
+        if peer is None or peer.port is not port:
+            return  # it has come back meanwhile, and has said anew how it is
+        if isinstance(event, Up):
+            peer.up[event.path] = event.incarnation
+        else:
+            peer.up.pop(event.path, None)
+        if self._tree is not None:
+            self._tree.announce_abroad(event)
+
+    def more(self, port: Port) -> None:
+        """The port takes more mail than before."""
+        peer = self.peers.get(port.role)
+        if peer is not None and peer.port is port:
+            peer.senders.unpark_all()
+
+    def ended(self, port: Port) -> None:
+        """The port is no more."""
+        self.ports.discard(port)
+        for peer in self.peers.values():
+            if peer.attempt is port:
+                peer.attempt = None
+            if peer.port is port:
+                peer.switch(None)
+                self._lost(peer)
+                self._want(peer)
+
+    def _lost(self, peer: Peer) -> None:
+        up, peer.up = peer.up, {}
+        if self._tree is not None:
+            for path, incarnation in up.items():
+                self._tree.announce_abroad(Down(path, incarnation, ENDED, None, parked=False))

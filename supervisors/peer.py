@@ -1,0 +1,173 @@
+"""Another process as this one sees it: which port leads there, what waits for one, and which of its actors are up.
+
+Mail for a process that is not there for now waits, as it does in the mailbox of an actor that is being restarted:
+as many messages as one port may have under way; the next port takes them in order. What was under way on a port
+that ended is lost; those asks are `Gone`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import trio
+
+from protocol.errors import Fault
+from protocol.mail import Counters
+from protocol.packing import WINDOW
+from protocol.reply import Gone, Reply
+from supervisors.port import Port
+
+log = logging.getLogger("supervisors.exchange")
+
+
+class Waiting(NamedTuple):
+    """A message before there is a port."""
+
+    to: str
+    message: object
+    reply: Reply | None
+    waits: bool
+
+
+class Peer:
+    """One role and the process that has it.
+
+    Args:
+        role: never our own.
+        reachable: whether a port may come, when there is none.
+        wanted: called when mail waits for a port.
+    """
+
+    def __init__(self, role: str, reachable: Callable[[], bool], wanted: Callable[[Peer], None]) -> None:
+        self.role = role
+        self.port: Port | None = None
+        """Takes our mail; the peer has said Hello on it."""
+        self.attempt: Port | None = None
+        """A connection of ours on which the peer has not said Hello yet."""
+        self.known = False
+        """It has been there; so we connect again when it is gone."""
+        self.up: dict[str, int] = {}
+        """Its actors that are ready, with their incarnations."""
+        self.changed = trio.Event()
+        """Set, and made anew, when `port` or what is wanted changed."""
+        self.counters = Counters()
+        """Of all mail to it: refused (no room), dead (nobody there)."""
+        self.senders = trio.lowlevel.ParkingLot()
+        self.waiting: dict[int, Waiting] = {}
+        self._number = 0
+        self._reachable = reachable
+        self._wanted = wanted
+
+    @property
+    def closed(self) -> bool:
+        """No port, and none may come."""
+        return self.port is None and not self._reachable()
+
+    def depth(self, to: str) -> int:
+        """Messages under way or waiting for a port; WINDOW where none is taken."""
+        return self.port.mail.depth(to) if self.port is not None else len(self.waiting)
+
+    def put(self, to: str, message: object, reply: Reply | None, *, waits: bool) -> bool:
+        """As `Inlet.put`. Raises Fault (MESSAGE_TOO_LARGE) to a sender that waits, TypeError for what is no data."""
+        if self.closed:
+            self.counters.dead += 1
+            return False
+        if self.depth(to) >= WINDOW:
+            self.counters.refused += 1
+            return False
+        if self.port is not None:
+            return self._send(self.port, Waiting(to, message, reply, waits))
+        self._number += 1
+        number = self._number
+        self.waiting[number] = Waiting(to, message, reply, waits)
+        if reply is not None:
+            reply.when_closed(partial(self._given_up, number))
+        self.change()
+        self._wanted(self)
+        return True
+
+    def _given_up(self, number: int, _: Reply) -> None:
+        self.waiting.pop(number, None)
+
+    def _send(self, port: Port, mail: Waiting) -> bool:
+        try:
+            port.mail.put(mail.to, mail.message, mail.reply, waits=mail.waits)
+        except Fault as fault:
+            if mail.waits:
+                raise
+            log.warning("not sent: %s", fault)
+            self.counters.refused += 1
+            return False
+        return True
+
+    def switch(self, port: Port | None) -> None:
+        """From now on mail goes there; what waited goes first. None: the port has ended."""
+        self.port = port
+        if port is not None:
+            self.known = True
+            waiting, self.waiting = self.waiting, {}
+            for mail in waiting.values():
+                try:
+                    self._send(port, mail)
+                except (Fault, TypeError) as error:
+                    # Its sender has gone on: it was told that the message is on its way.
+                    log.error("a message to %s was lost: %s", mail.to, error)  # noqa: TRY400 - nothing more to say
+        elif self.closed:
+            self.give_up()
+        self.change()
+        self.senders.unpark_all()
+
+    def give_up(self) -> None:
+        """Nobody will come: who waits for an answer gets Gone."""
+        waiting, self.waiting = self.waiting, {}
+        for mail in waiting.values():
+            if mail.reply is not None:
+                mail.reply.fault(Gone(mail.to))
+
+    def change(self) -> None:
+        """Let who waits for a change look again."""
+        self.changed.set()
+        self.changed = trio.Event()
+
+
+class RemoteInlet:
+    """`Inlet` of an address in another process."""
+
+    __slots__ = ("_path", "_peer")
+
+    limit = WINDOW
+
+    def __init__(self, peer: Peer, path: str) -> None:
+        self._peer = peer
+        self._path = path
+
+    @property
+    def closed(self) -> bool:
+        """No process has it, and none is expected."""
+        return self._peer.closed
+
+    @property
+    def depth(self) -> int:
+        """Messages under way; the limit where the address takes none now."""
+        return self._peer.depth(self._path)
+
+    @property
+    def counters(self) -> Counters:
+        """Of all mail to that process."""
+        return self._peer.counters
+
+    def put(self, message: object, reply: Reply | None = None, *, waits: bool = False) -> bool:
+        """Send, or keep until there is a port; False where there is no room."""
+        return self._peer.put(self._path, message, reply, waits=waits)
+
+    def nudge(self) -> None:
+        """Nothing: a nudge stays at home."""
+        self._peer.counters.dead += 1
+
+    async def wait_for_room(self) -> None:
+        """Wait until a message may be sent, or nobody is expected any more."""
+        while not self._peer.closed and self.depth >= WINDOW:
+            await self._peer.senders.park()
