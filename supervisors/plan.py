@@ -34,7 +34,7 @@ class Plan:
     make: str = "supervisors.tree:part"
     """Dotted name of a function `(role: str, args: Mapping[str, Any]) -> Group`, called in the process."""
     args: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
-    """Given to it; only what msgpack can hold. The numbers of `fds` are added under the key `fds`."""
+    """Given to it; only what msgpack can hold. Two keys are added there: `fds` and `exchange`, the process's own."""
     fds: Mapping[str, int] = field(default_factory=lambda: NOTHING)
     """Descriptors that it inherits, by name; they stay the parent's too."""
     snapshot: Callable[[], object] | None = None
