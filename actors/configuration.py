@@ -23,7 +23,7 @@ import msgspec
 
 from actors import config_client, files
 from actors.checks import Checked, check
-from actors.environment import load_environment
+from actors.environment import load_environment, read_environment
 from actors.files import Changed, Mark, Unreadable
 from actors.layers import ConfigurationError, Layer, parse
 from actors.reference import Row, defaults, markdown, settings_table
@@ -220,14 +220,14 @@ class Configuration:
         except FileNotFoundError:  # it is made from the packaged one at the first start
             text = _packaged_servers()
         except (OSError, Unreadable) as error:
-            errors.append(f"{path.name}: {reason(error)}")
-            text = '{"mcpServers": {}}'
+            errors, text = [f"{path.name}: {reason(error)}"], '{"mcpServers": {}}'
         try:
             servers = parse_servers(text, path.name, {})
         except ConfigurationError as error:
             errors += error.problems
         errors += servers.errors
         warnings = [*checked.warnings, *(line for line in servers.problems if line not in servers.errors)]
+        warnings += read_environment(Path.cwd(), self.state_dir).problems
         self.runtime.see(layer, checked)
         snapshot = make_snapshot(checked, layer.data, servers, warnings, str(self.state_dir), self.runtime.number())
         return Report(errors, warnings, snapshot)

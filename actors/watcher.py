@@ -58,6 +58,7 @@ class Kept:
         state_dir: the state directory.
         overrides: what the command line says; in memory only.
         said: what was said of the files before there was a watcher.
+        environment: what is wrong with the `.env` files, which are read at the start only.
         access: the door for other processes; None: it could not be opened.
     """
 
@@ -66,10 +67,12 @@ class Kept:
         state_dir: str,
         overrides: Mapping[str, Any],
         said: Iterable[str],
+        environment: Iterable[str],
         access: Access | None,
         ctx: KeepContext,
     ) -> None:
         self.configuration = Configuration(state_dir, said)
+        self._environment = tuple(environment)
         self.access = access
         self.seen: tuple[Mark | None, ...] = ()
         """Marks of the files when they were last read."""
@@ -108,7 +111,8 @@ class Kept:
             )
             if now != then
         ]
-        self._files = msgspec.structs.replace(files, config_access=door, problems=[*files.problems, *later])
+        problems = [*files.problems, *later, *self._environment]
+        self._files = msgspec.structs.replace(files, config_access=door, problems=problems)
         self.view = self.configuration.view()
         self._refresh()
 
@@ -227,7 +231,8 @@ async def keep(ctx: KeepContext) -> AsyncIterator[Kept]:
     """What the watcher's slot keeps.
 
     Args (of the child): `state_dir`: str; `overrides`: nested dict merged over the files, in memory only;
-    `said`: `Configuration.said` of whoever read the files before the tree was started, so that status shows it.
+    `said`: `Configuration.said` of whoever read the files before the tree was started, so that status shows it;
+    `environment`: what that one was told of the `.env` files.
     """
     state_dir = str(ctx.args["state_dir"])
     async with AsyncExitStack() as stack:
@@ -236,7 +241,7 @@ async def keep(ctx: KeepContext) -> AsyncIterator[Kept]:
             access = await stack.enter_async_context(opened(_made(state_dir)))
         except OSError as error:
             log.warning("other processes cannot change the configuration: no socket (%s)", reason(error))
-        yield Kept(state_dir, ctx.args.get("overrides", {}), said, access, ctx)
+        yield Kept(state_dir, ctx.args.get("overrides", {}), said, ctx.args.get("environment", ()), access, ctx)
 
 
 def _made(state_dir: str) -> Path:

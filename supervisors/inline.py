@@ -31,11 +31,14 @@ class Start:
     """The configuration at the start."""
     said: object
     """What the first reading did to the files; told by the watcher, which reports all problems."""
+    environment: list[str]
+    """What is wrong with the `.env` files; likewise."""
 
     @property
     def watcher(self) -> dict[str, Any]:
         """Args of the watcher."""
-        return {"state_dir": str(self.state), "overrides": self.overrides, "said": self.said}
+        told = {"said": self.said, "environment": self.environment}
+        return {"state_dir": str(self.state), "overrides": self.overrides, **told}
 
     @property
     def writer(self) -> dict[str, Any]:

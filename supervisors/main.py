@@ -142,7 +142,7 @@ def run(arguments: argparse.Namespace) -> int:
     # held before anything is read: the first reading may set a broken file aside, which is for one service to do
     with only_one(state):
         configuration = importlib.import_module("actors.configuration")
-        configuration.load_environment(Path.cwd(), state)
+        environment = configuration.load_environment(Path.cwd(), state)
         files = configuration.Configuration(state)
         try:
             snapshot: Snapshot = files.snapshot(overrides)
@@ -150,7 +150,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise CannotStart("; ".join(error.problems)) from error
         with start_logging(snapshot):
             allow_descriptors()
-            start = Start(state, overrides, snapshot, files.said)
+            start = Start(state, overrides, snapshot, files.said, environment)
             if arguments.inline or "MCP_ACTORS_PROCESSES" not in os.environ:
                 return trio.run(inline.serve, start)
             placement = importlib.import_module("supervisors.placement")

@@ -54,14 +54,17 @@ def test_check_tells_every_mistake_of_both_files_with_its_line(run: Run, state: 
     state.mkdir()
     (state / RUNTIME).write_text("chat:\n  websocket:\n    prot: 1\n")
     (state / "servers_config.json").write_text('{\n "mcpServers": {\n  "a": {"command": 7},\n  "b": {"x": 1}\n }\n}')
+    (state / ".env").write_text("A_KEY=1\nANOTHER_KEY\n")
     code, out, err = run("check")
     assert (code, out) == (1, "")
     assert err.splitlines() == [
         f"warning: {RUNTIME}:3: chat.websocket.prot: is not known here and is ignored; is port meant?",
         "warning: servers_config.json:4: mcpServers.b.x: is not known here and is ignored",
+        f"warning: {state / '.env'}:2: is not NAME=value, and was left out",
         "servers_config.json:3: mcpServers.a.command: must be text that is not empty (got 7); this server is left out",
         "servers_config.json:4: mcpServers.b: command is missing; this server is left out",
     ]
+    (state / ".env").unlink()
     (state / RUNTIME).write_text("chat:\n  websocket:\n    port: x\n")
     code, out, err = run("check")
     line = f'{RUNTIME}:3: chat.websocket.port: must be a whole number from 0 to 65535 (got "x")'

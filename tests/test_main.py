@@ -360,7 +360,12 @@ async def test_a_signal_in_the_start_ends_it() -> None:
     stop = Stop(1.0)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stop.obey, number)
-        assert await live(Group("root", (Child("slow", never_ready, shutdown_s=0.1),)), [], stop, "ws://nowhere", Manager({})) == 0
+        assert (
+            await live(
+                Group("root", (Child("slow", never_ready, shutdown_s=0.1),)), [], stop, "ws://nowhere", Manager({})
+            )
+            == 0
+        )
         nursery.cancel_scope.cancel()
 
 
@@ -412,6 +417,7 @@ async def test_broken_configuration_is_shown_and_the_service_starts(
 ) -> None:
     at(tmp_path)
     (tmp_path / name).write_text(text)
+    (tmp_path / ".env").write_text("GROQ_API_KEY: pasted\n")
     async with program("--state", str(tmp_path), "--port", "0", env={"OPENROUTER_API_KEY": "planted"}) as p:
         url = await p.listening()
         status, body = await get(url, "/readyz")
@@ -420,7 +426,8 @@ async def test_broken_configuration_is_shown_and_the_service_starts(
         assert (status, code) == (200, 0)
         await stopped(p)
         for where in (p.log, "\n".join(notes), out):
-            assert all(word in where for word in says), where
+            assert all(word in where for word in [*says, ".env:1: is not NAME=value"]), where
+            assert "pasted" not in where
 
 
 def database_is_a_folder(state: Path) -> list[str]:
