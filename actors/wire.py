@@ -134,7 +134,8 @@ class Wire(trio.abc.Stream):
         if self.over or self.closing:
             raise trio.ClosedResourceError("this WebSocket sends nothing more")
         if data and data[0] == CLOSE_FRAME:
-            self.closing = True
+            # sealed before it is sent: a frame of ours that is being made, such as the welcome, must not follow it
+            self.closing = self._outbox.sealed = True
         self._answered.set()  # the first that it sends is the answer to the handshake
         await self._outbox.send_all(data)
 

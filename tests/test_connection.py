@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import socket
+import struct
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from websockets.exceptions import ConnectionClosed
 
 from actors import connection
 from actors.commands import Commands
+from actors.log_lines import Text
 from tests.fakes import Script, Stall, say
 from tests.peer import (
     BINARY,
@@ -126,6 +128,21 @@ async def test_a_code_in_the_close_frame_of_the_peer_is_answered_alike(tmp_path:
 
 
 # What is too large.
+
+
+async def test_what_a_peer_says_in_its_close_frame_stays_on_its_line_of_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "actors.gateway")
+    reason = ("\r\n2026-01-01 00:00:00,000 - actors - CRITICAL - forged\x1b[2J" + "x" * 123)[:123].encode()
+    async with service(tmp_path, say("x")) as s, nothing_left(s), peer(s) as p:
+        await p.frame(CLOSE, struct.pack("!H", 4000) + reason)
+        assert await p.closed(answer=False) == (4000, reason.decode())
+    [closed] = [record for record in caplog.records if "closed with 4000" in record.getMessage()]
+    line = Text("%(levelname)s %(message)s", str)(closed)
+    assert line.startswith("INFO socket 1: closed with 4000 \\r\\n2026-01-01")
+    assert len(line.splitlines()) == 1
+    assert line.isprintable()
 
 
 async def test_17_mb_are_closed_with_1009_that_a_foreign_client_sees_and_its_turn_goes_on(tmp_path: Path) -> None:
