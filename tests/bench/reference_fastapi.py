@@ -44,7 +44,7 @@ async def main(upstream: int, model: str) -> None:
     app.add_api_websocket_route("/", chat)
     listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
     print(f"port {listener.getsockname()[1]}", flush=True)  # noqa: T201 - a command's output
-    config = uvicorn.Config(app, log_level="warning", ws="websockets", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(app, log_level="warning", ws="websockets-sansio", timeout_graceful_shutdown=1)
     await uvicorn.Server(config).serve(sockets=[listener])
 
 

@@ -55,7 +55,7 @@ class Provider(asyncio.Protocol):
 
     def __init__(self, idle: list[Provider]) -> None:
         self._idle = idle
-        self._transport: asyncio.Transport | None = None
+        self._transport: Any = None
         self._buffer = b""
         self._body = b""
         self._headed = False
@@ -63,12 +63,10 @@ class Provider(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """It is open."""
-        assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
     def ask(self, request: bytes, take: Callable[[bytes | None], None]) -> None:
         """Send a request; `take` gets each event's data, and None at the end."""
-        assert self._transport is not None
         self.take, self._headed = take, False
         self._transport.write(request)
 

@@ -78,10 +78,14 @@ def measure(programs: Programs, store: Prefilled, streams: int, seconds: float |
             with clients(service, store.live), load(programs, service.port, service.path, streams, script) as load_:
                 found = watched(service, source, load_, configured, seconds)
                 load_.finish(LONGEST_S)
-            service.program.end()
+                service.program.end()  # while the clients are there: what they have left may be removed
             database = service.state / "chat_history.db"
-            for kept in (store.live, store.saved):
-                assert contents(database, kept) == contents(store.path, kept), "retention took what it must not take"
+            for what, kept in (("live", store.live), ("saved", store.saved)):
+                before, after = contents(store.path, kept), contents(database, kept)
+                lost = [
+                    f"{name}: {len(rows) - len(after[name])}" for name, rows in before.items() if rows != after[name]
+                ]
+                assert not lost, f"of {len(kept)} {what} conversations these lost events: {lost[:5]}"
             return found._replace(removed=store.events + streams * 3 - count(database))
 
 

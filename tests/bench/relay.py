@@ -1,0 +1,160 @@
+"""What relaying a token costs: processor time of all processes of the service, and how late tokens are.
+
+Three loads: 50 and 400 streams of 50 tokens a second, and 50 streams as fast as they are taken. Paced loads are
+measured while all streams run, without their beginnings and ends; the flat-out one from its release to its last
+frame, so with the ends of its turns. Every token of every stream is checked. Our service does all that it ships
+with (history, reasoning, `persist_deltas`); the references relay and nothing else. Interleaved: each subject
+once per repetition, in an order that rotates.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.bench import profiles
+from tests.bench.figures import spread, table
+from tests.bench.options import Options
+from tests.bench.processes import Stuck, cpu_s, rss_kb
+from tests.bench.programs import Load, Programs, Script, Upstream, compiled, load, upstream
+from tests.bench.subjects import TITLES, Missing, Running, subject
+
+BEGIN_S = 120.0  # for all sockets to be welcomed, or all streams to begin
+SETTLE_S = 1.0  # after their release
+END_S = 300.0  # for what a slow subject still has to relay
+LATE_US = 2000.0  # an upstream that is later than this at p50 of all marks has been the bottleneck
+
+
+class Kind(NamedTuple):
+    """A load."""
+
+    title: str
+    streams: int
+    rate: int
+    tokens: int
+    """Of a stream, where there is no pace."""
+
+
+KINDS = (
+    Kind("50 streams of 50/s", 50, 50, 0),
+    Kind("400 streams of 50/s", 400, 50, 0),
+    Kind("50 streams flat out", 50, 0, 8000),
+)
+SMALL = (Kind("5 streams of 50/s", 5, 50, 0), Kind("5 streams flat out", 5, 0, 500))
+
+
+class Cost(NamedTuple):
+    """One run."""
+
+    cpu_us: float
+    """Processor time per token, all processes of the subject."""
+    cores: float
+    """Processor time per second."""
+    tokens_s: float
+    """Tokens relayed per second."""
+    frames_per_token: float
+    p50_ms: float
+    p99_ms: float
+    rss_mb: float
+    """At the end of the measurement."""
+
+
+def run(options: Options) -> str:
+    """The table of each load."""
+    kinds = SMALL if options.small else KINDS
+    names = [name for name in TITLES if not options.only or name in options.only]
+    costs: dict[tuple[str, str], list[Cost]] = {}
+    with compiled() as programs:
+        for number in range(options.repetitions):
+            for kind in kinds:
+                for name in rotated(names, number):
+                    try:
+                        cost = measure(programs, name, kind, options.seconds)
+                    except (Missing, Stuck) as error:
+                        options.say(f"{kind.title}: {name}: {error}")
+                        continue
+                    options.say(f"{number + 1}. {kind.title}: {name}: {cost}")
+                    costs.setdefault((kind.title, name), []).append(cost)
+        if options.profile is not None:
+            for kind in kinds:
+                measure(programs, "ours", kind, options.seconds, profile=options.profile)
+    parts = [report(kind, {name: costs.get((kind.title, name), []) for name in names}) for kind in kinds]
+    return "\n\n".join(parts)
+
+
+def rotated(names: list[str], by: int) -> list[str]:
+    """The same names, beginning with another."""
+    by %= len(names)
+    return names[by:] + names[:by]
+
+
+def measure(programs: Programs, name: str, kind: Kind, seconds: float, profile: Path | None = None) -> Cost:
+    """One run of one subject under one load. Raises Missing, Stuck, Wrong."""
+    tokens = kind.tokens or int(kind.rate * (SETTLE_S + seconds + 1.0))
+    script = Script(kind.rate, tokens, tokens // 10)
+    with (
+        upstream(programs) as source,
+        subject(name, source, script, programs) as service,
+        load(programs, service.port, service.path, kind.streams, script) as streams,
+    ):
+        streams.ready(BEGIN_S)
+        source.hold()
+        streams.go(BEGIN_S)
+        if profile is not None:
+            with profiles.of(
+                service.pid, profile / f"{kind.title.replace(' ', '-').replace('/', '-')}.txt", seconds + 3
+            ):
+                return watched(service, source, streams, kind, seconds)
+        return watched(service, source, streams, kind, seconds)
+
+
+def watched(service: Running, source: Upstream, streams: Load, kind: Kind, seconds: float) -> Cost:
+    """From the release to the end of all streams, or while they run. Raises Stuck, Wrong."""
+    streams.mark()
+    used = cpu_s(service.pid)
+    source.release()
+    if kind.rate:
+        time.sleep(SETTLE_S)
+        streams.mark()
+        used = cpu_s(service.pid)
+        time.sleep(seconds)
+        marked = streams.mark()
+        used = cpu_s(service.pid) - used
+        rss_mb = rss_kb(service.pid) / 1024
+        streams.finish(END_S)
+    else:
+        marked = streams.finish(END_S)
+        used = cpu_s(service.pid) - used
+        rss_mb = rss_kb(service.pid) / 1024
+    tokens = max(marked["tokens"], 1)
+    return Cost(
+        cpu_us=used / tokens * 1e6,
+        cores=used / marked["seconds"],
+        tokens_s=tokens / marked["seconds"],
+        frames_per_token=marked["frames"] / tokens,
+        p50_ms=marked["p50_us"] / 1000,
+        p99_ms=marked["p99_us"] / 1000,
+        rss_mb=rss_mb,
+    )
+
+
+def report(kind: Kind, costs: dict[str, list[Cost]]) -> str:
+    """The table of one load."""
+    rows = [
+        (
+            TITLES[name],
+            spread([cost.cpu_us for cost in runs]),
+            spread([1e6 / cost.cpu_us for cost in runs], 0),
+            spread([cost.tokens_s for cost in runs], 0),
+            spread([cost.cores for cost in runs], 2),
+            spread([cost.frames_per_token for cost in runs], 2),
+            spread([cost.p50_ms for cost in runs], 2),
+            spread([cost.p99_ms for cost in runs], 2),
+            spread([cost.rss_mb for cost in runs], 0),
+        )
+        for name, runs in costs.items()
+        if runs
+    ]
+    heads = ("", "µs CPU/token", "tokens per CPU s", "tokens/s", "cores", "frames/token", "p50 ms", "p99 ms", "RSS MB")
+    return f"**{kind.title}**\n\n{table((kind.title, *heads[1:]), rows)}"
