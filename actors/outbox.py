@@ -155,6 +155,12 @@ class Outbox(trio.abc.Stream):
                 self._draining = True
                 await self._drain()
 
+    def release(self) -> bytes:
+        """Give the connection up; returns what the peer has not taken yet. What is written now is dropped."""
+        unsent = bytes(self._buffer)
+        self._break()
+        return unsent
+
     async def aclose(self) -> None:
         """Close the connection; what waits is dropped."""
         self._break()
