@@ -44,14 +44,14 @@ class Cancel(msgspec.Struct, frozen=True, tag=True):
 StreamerMessage = Complete | Cancel | Configured | Nudge
 
 
-class Text(msgspec.Struct, frozen=True, tag=True, gc=False):
+class Text(msgspec.Struct, frozen=True, tag=1, array_like=True, gc=False):
     """A piece of the answer."""
 
     request: int
     text: str
 
 
-class Thinking(msgspec.Struct, frozen=True, tag=True, gc=False):
+class Thinking(msgspec.Struct, frozen=True, tag=2, array_like=True, gc=False):
     """A piece of the reasoning."""
 
     request: int
@@ -70,7 +70,7 @@ class ToolCall(msgspec.Struct, frozen=True):
     """The provider's further fields of the call, sent back with it."""
 
 
-class Finished(msgspec.Struct, frozen=True, tag=True):
+class Finished(msgspec.Struct, frozen=True, tag=3, array_like=True):
     """The request ended as it should. The text pieces before it, joined, are the content."""
 
     request: int
@@ -91,7 +91,7 @@ class Finished(msgspec.Struct, frozen=True, tag=True):
     that of the calls) is its own, and goes back to it only."""
 
 
-class Failed(msgspec.Struct, frozen=True, tag=True):
+class Failed(msgspec.Struct, frozen=True, tag=4, array_like=True):
     """The request ended with a typed error; text pieces before it stand."""
 
     request: int
@@ -99,6 +99,7 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 
 
 Piece = Text | Thinking | Finished | Failed
+"""Tagged arrays: of these there are hundreds in a message, and between processes every byte of them counts."""
 
 
 class Pieces(msgspec.Struct, frozen=True, tag=True):
