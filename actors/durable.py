@@ -31,6 +31,11 @@ def storage_fault(error: MailError | Fault) -> FaultBody:
     return Fault(Code.STORAGE_UNAVAILABLE).body
 
 
+def has_moved(error: MailError | Fault) -> bool:
+    """The conversation is another front's: nothing more may be written of it here."""
+    return isinstance(error, Fault) and error.code is Code.MOVED
+
+
 async def insist(writer: Ref[Any], *appends: Append) -> None:
     """Store them in order, however long the store is away, within reason: an outcome must not be lost."""
     give_up, waiting = trio.current_time() + INSIST_S, list(appends)
@@ -39,6 +44,8 @@ async def insist(writer: Ref[Any], *appends: Append) -> None:
         try:
             await writer.ask(append, within=COMMIT_S, again=True)
         except (MailError, Fault) as error:
+            if has_moved(error):
+                return  # whose it is now has closed the turn
             log.warning("turn %d of %s is not stored yet: %s", append.turn, append.conversation, error)
             await trio.sleep(PAUSE_S)
         else:

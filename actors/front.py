@@ -16,6 +16,7 @@ import trio
 
 from actors.catalogue import Merged, merge
 from actors.dialect import Speaker
+from actors.handover import Handover
 from actors.listening import Listening
 from actors.outbox import Outbox
 from actors.tally import Tally
@@ -23,15 +24,16 @@ from actors.turnlog import TurnLog, frame_of, spoken
 from protocol.client import ServerFrame, encode
 from protocol.gateway import Figure
 from protocol.mail import Ref
-from protocol.mcp_server import Catalogue
+from protocol.mcp_server import CancelCall, Catalogue
 from protocol.session import Say
 from protocol.spec import Child, Intensity, KeepContext, OnLimit, Restart
+from protocol.streamer import Cancel
 from protocol.watcher import Snapshot
-from protocol.writer import InUse
+from protocol.writer import InUse, Release
 
 log = logging.getLogger("actors.front")
 
-SESSIONS = "front/sessions"
+MOVED = 1012, "this conversation is served elsewhere now: connect again, and resume"
 HOLD_S = 1.0  # for a client that comes to say where it was: a round trip on a slow network
 
 
@@ -174,12 +176,25 @@ class Front:
         snapshot: the configuration in force at start.
         listening: the listeners in force.
         status: gives the supervisor tree as JSON. Raises MailError when nobody can say.
+        front: its id where there are several (`protocol.claim`), else empty.
+        handover: how connections come from and go to the others.
     """
 
     def __init__(
-        self, ctx: KeepContext, snapshot: Snapshot, *, listening: Listening, status: Callable[[], Awaitable[bytes]]
+        self,
+        ctx: KeepContext,
+        snapshot: Snapshot,
+        *,
+        listening: Listening,
+        status: Callable[[], Awaitable[bytes]],
+        front: str = "",
+        handover: Handover | None = None,
     ) -> None:
         self.ctx = ctx
+        self.id = front
+        self.handover = handover
+        self.sessions = f"{ctx.path.rpartition('/')[0]}/sessions"
+        """The group of the session actors."""
         self.snapshot = snapshot
         self.listening = listening
         self.status = status
@@ -193,6 +208,16 @@ class Front:
         """Running tool calls: whose they are, and when progress was last shown."""
         self.taking = True
         """New turns are taken."""
+        self.leaving = False
+        """Another front takes this one's place: what nobody waits for here any more is let go of."""
+        self.shown: list[TurnLog] = []
+        """Turns that have begun to show something, of which the store is not told yet."""
+        self.shows = trio.Event()
+        """Set when there are any."""
+        self.gone: list[str] = []
+        """Fronts that died."""
+        self.bereaved = trio.Event()
+        """Set when there are any."""
         self.cut_off = 0
         """Turns that a drain ended as interrupted."""
         self.quiet = trio.Event()
@@ -252,9 +277,9 @@ class Front:
 
     def session(self, conversation: Conversation) -> Ref[Any]:
         """The conversation's session actor, started if it is not there."""
-        path = f"{SESSIONS}/{conversation.id}"
+        path = f"{self.sessions}/{conversation.id}"
         self.ctx.start_child(
-            SESSIONS,
+            self.sessions,
             Child(
                 name=conversation.id,
                 run="actors.session:run",
@@ -275,13 +300,51 @@ class Front:
         Of the others, whatever the time, only the log of a turn that all sockets have read.
         """
         limit = trio.current_time() - idle_s
+        retired: list[str] = []
         for conversation in tuple(self.conversations.values()):
             busy = conversation.sockets or conversation.live or conversation.unanswered
             if not busy and conversation.idle_since < limit:
-                del self.conversations[conversation.id]
-                self.ctx.stop_child(f"{SESSIONS}/{conversation.id}")
+                self._forget(conversation)
+                retired.append(conversation.id)
             else:
                 conversation.let_go()
+        self._release(retired)
+
+    def _forget(self, conversation: Conversation) -> None:
+        del self.conversations[conversation.id]
+        self.ctx.stop_child(f"{self.sessions}/{conversation.id}")
+
+    def _release(self, conversations: list[str]) -> None:
+        if self.id and conversations:
+            self.ctx.ref("store/writer").offer(Release(self.id, conversations))
+
+    def evict(self, conversation: Conversation) -> None:
+        """It is another front's: end all that goes on in it, write no more of it, and let its clients come again."""
+        if self.conversations.get(conversation.id) is not conversation:
+            return
+        log.warning("conversation %s is served elsewhere: %d sockets go", conversation.id, len(conversation.sockets))
+        for socket in tuple(conversation.sockets):
+            socket.close(*MOVED)
+        for request in self.drop_requests(conversation.id, None):
+            self.ctx.ref("llm/streamer").offer(Cancel(to=self.ctx.path, request=request))
+        for call, (turn_log, _) in tuple(self.calls.items()):
+            if turn_log.conversation == conversation.id:
+                del self.calls[call]
+                if (started := turn_log.calls.get(call)) is not None:
+                    self.ctx.ref(f"mcp/{started.server}").offer(CancelCall(call))
+        self._forget(conversation)
+        self.turn_ended()
+
+    def let_go(self) -> None:
+        """Leave: release the conversations in which nothing runs, and close their sockets, so that others take them."""
+        released: list[str] = []
+        for conversation in tuple(self.conversations.values()):
+            if not conversation.live and not conversation.unanswered:
+                for socket in tuple(conversation.sockets):
+                    socket.close(*MOVED)
+                self._forget(conversation)
+                released.append(conversation.id)
+        self._release(released)
 
     def tell(self, number: int, frame: ServerFrame) -> None:
         """Write to one socket, if it is still there."""
@@ -316,13 +379,17 @@ class Front:
         return found
 
     def grew(self, log: TurnLog) -> None:
-        """Text came: enough of it does not wait for the store's tick."""
+        """Text came: enough of it does not wait for the store's tick; that there is any does not, beside other fronts."""
         if log.attached and log.unstored_chars >= self.snapshot.service.deltas.min_chars:
             self.flush.set()
+        if self.id and log.attached and log.entries and not log.marked:
+            log.marked = True
+            self.shown.append(log)
+            self.shows.set()
 
     def turn_ended(self) -> None:
         """Called when a turn has finished; wakes who waits for quiet."""
-        if next(self.running(), None) is None:
+        if self.leaving or next(self.running(), None) is None:
             self.quiet.set()
             self.quiet = trio.Event()
 

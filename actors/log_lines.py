@@ -19,7 +19,7 @@ import trio
 
 INDENT = "  | "  # begins every line of a traceback
 LONGEST = 100_000  # characters of a message or a traceback; the log is no place for more
-SESSIONS = "front/sessions/"  # paths of the actors that are named by their conversation
+SESSION = re.compile(r"front\d*/sessions/(.+)")  # paths of the actors that are named by their conversation
 
 Clean = Callable[[str], str]
 Line = Callable[[logging.LogRecord], str]
@@ -80,8 +80,8 @@ class Json:
         """The record's line."""
         actor = getattr(record, "actor", None) or running_actor()
         conversation = getattr(record, "conversation", None)
-        if conversation is None and actor is not None and actor.startswith(SESSIONS):
-            conversation = actor.removeprefix(SESSIONS)
+        if conversation is None and actor is not None and (session := SESSION.fullmatch(actor)):
+            conversation = session[1]
         fields = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")[:-6] + "Z",
             "level": record.levelname,

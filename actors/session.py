@@ -17,7 +17,7 @@ from typing import Any
 import trio
 
 from actors import takeover, turn_lines
-from actors.durable import COMMIT_S, PAUSE_S, insist, known_turn, storage_fault
+from actors.durable import COMMIT_S, PAUSE_S, has_moved, insist, known_turn, storage_fault
 from actors.front import Conversation, Front
 from actors.message_content import refusal
 from actors.running_turn import RunningTurn, show_end
@@ -235,7 +235,7 @@ class Session:
                 case Resume():
                     self.tasks.start_soon(
                         self._store,
-                        StartTurn(self.conversation.id, effect.turn),
+                        StartTurn(self.conversation.id, effect.turn, self.front.id),
                         lambda _, turn=effect.turn: self.turns.committed(turn),
                         partial(self.turns.commit_failed, effect.turn),
                     )
@@ -279,6 +279,7 @@ class Session:
             turn=effect.turn,
             event=event,
             queued=effect.queued,
+            front=self.front.id,
         )
         self.tasks.start_soon(
             self._store, begin, partial(self._stored_user, begin), partial(self._unstored_user, begin)
@@ -306,6 +307,9 @@ class Session:
         try:
             answer = await self.writer.ask(request, within=COMMIT_S, again=True)
         except (MailError, Fault) as error:
+            if has_moved(error):
+                self.front.evict(self.conversation)
+                return
             self.perform(failed(storage_fault(error)))
         else:
             self.perform(done(answer))
@@ -404,7 +408,7 @@ class Session:
         if running is None:
             return
         events = running.begin_calls()
-        self.journal = Append(self.conversation.id, turn, f"hop-{running.log.hop}", events)
+        self.journal = Append(self.conversation.id, turn, f"hop-{running.log.hop}", events, self.front.id)
         done, failed = partial(self._journaled, turn), partial(self.turns.failed, turn)
         self.tasks.start_soon(self._store, self.journal, done, failed)
         self.conversation.pump()
@@ -424,7 +428,7 @@ class Session:
         if running is None:
             return
         events, closed = running.close(effect.outcome, effect.fault)
-        append = Append(self.conversation.id, running.turn, "closed", events)
+        append = Append(self.conversation.id, running.turn, "closed", events, self.front.id)
         # a journal that was not acknowledged belongs before the end; twice is once, by its key
         appends = [append] if self.journal is None else [self.journal, append]
         self.journal = None
@@ -437,6 +441,9 @@ class Session:
             for part in appends:
                 await self.writer.ask(part, within=COMMIT_S, again=True)
         except (MailError, Fault) as error:
+            if has_moved(error):
+                self.front.evict(self.conversation)
+                return
             fault = storage_fault(error)
             log.warning("%s: the end of turn %d is not stored yet: %s", self.ctx.path, append.turn, error)
             self.tasks.start_soon(insist, self.writer, *appends)

@@ -72,7 +72,7 @@ class ToolCalls:
         elapsed_ms = int((trio.current_time() - began) * 1000)
         ended = turn.end_call(started, "completed" if outcome.ok else "failed", outcome.text, elapsed_ms)
         self._front.tally.tool_call(started.server, ended.status)
-        append = Append(self._conversation.id, turn.turn, started.call_id, [ended])
+        append = Append(self._conversation.id, turn.turn, started.call_id, [ended], self._front.id)
         self._tasks.start_soon(insist, self._ctx.ref("store/writer"), append)
         self._conversation.pump()
         self._ended(turn.turn, started.call_id)

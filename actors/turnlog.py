@@ -73,6 +73,7 @@ class TurnLog:
         "head",
         "hop",
         "hop_start",
+        "marked",
         "next",
         "request",
         "sending",
@@ -119,6 +120,8 @@ class TurnLog:
         """Index up to which a tick is on its way to the store; sent again unchanged until it is acknowledged."""
         self.unstored_chars = 0
         """Characters of text since then."""
+        self.marked = False
+        """Where several fronts run: the store is told that something of it was shown."""
         self._prefixes = (
             f'{{"type":"assistant_delta","turn":{turn},"seq":'.encode(),
             f'{{"type":"thinking_delta","turn":{turn},"seq":'.encode(),

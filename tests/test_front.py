@@ -13,7 +13,7 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.front import HOLD_S, SESSIONS, Conversation, Front, Socket
+from actors.front import HOLD_S, Conversation, Front, Socket
 from actors.listening import Listening
 from actors.outbox import Outbox
 from actors.turnlog import TurnLog
@@ -67,6 +67,7 @@ class House:
         self.started: list[Child] = []
         self.stopped: list[str] = []
         context = SimpleNamespace(
+            path="front/gateway",
             start_child=lambda _, child: self.started.append(child),
             stop_child=self.stopped.append,
             ref=lambda path: SimpleNamespace(path=path, offer=lambda _: True),
@@ -344,7 +345,7 @@ async def test_conversations_that_nobody_needs_are_let_go() -> None:
     await trio.sleep(100)  # virtual
     front.retire(60)
     assert set(front.conversations) == {"entered", "running", "asked"}
-    assert house.stopped == [f"{SESSIONS}/idle"]
+    assert house.stopped == ["front/sessions/idle"]
     assert front.conversation("idle", "ann") is not idle
     for socket in tuple(front.sockets.values()):
         front.leave(socket)
@@ -357,7 +358,7 @@ async def test_a_session_is_started_once_it_is_needed_with_its_own_conversation(
     house = House()
     conversation = house.front.conversation("c", "ann")
     assert house.front.conversation("c", "ann") is conversation
-    assert house.front.session(conversation).path == f"{SESSIONS}/c"
+    assert house.front.session(conversation).path == "front/sessions/c"
     [child] = house.started
     assert (child.name, child.args["conversation"], child.args["front"]) == ("c", conversation, house.front)
 
