@@ -20,7 +20,12 @@ ROOT = Path(__file__).resolve().parents[1]
 OURS = ("actors", "protocol", "Servers", "supervisors")
 MOST_LINES = 480  # of a module: most have far less, none much more than 400
 
-SERVERS = {"Servers/config_server.py", "Servers/demo_prompt_server.py", "Servers/demo_server.py"}
+SERVERS = {
+    "Servers/config_server.py",
+    "Servers/demo_prompt_server.py",
+    "Servers/demo_server.py",
+    "Servers/models_server.py",
+}
 
 IMPORTERS = {
     "apsw": {"actors/store.py", "actors/schema.py", "actors/rows.py", "actors/recovery.py", "actors/database_file.py"},
@@ -39,7 +44,8 @@ IMPORTERS = {
     "xllamacpp": {"Servers/local_model.py"},
     "rich": {"supervisors/chat_screen.py"},
     "prompt_toolkit": {"supervisors/chat_prompt.py"},
-    "h2": set[str](),  # imported by httpx where client.http2 is on
+    "h2": {"actors/http2.py"},  # and by httpx, where client.http2 is on
+    "httpcore": {"actors/http2.py"},
 }
 """Who may import a heavy library; nobody else."""
 
