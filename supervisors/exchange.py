@@ -15,7 +15,7 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import trio
 
@@ -26,7 +26,6 @@ from protocol.spec import Down, Up
 from protocol.vocabulary import Message, Vocabulary
 from supervisors.peer import Peer, RemoteInlet
 from supervisors.port import Control, Port
-from supervisors.supervisor import Tree
 
 log = logging.getLogger("supervisors.exchange")
 
@@ -36,6 +35,22 @@ AGAIN_CAP_S = 1.0
 CROWDED_S = 0.1  # before connections are taken again, where descriptors had run out
 CROWDED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 ENDED = "its process ended"
+
+
+class Home(Protocol):
+    """The tree of this process, as far as mail from abroad is concerned."""
+
+    def house(self, path: str) -> Mailbox[Any] | None:
+        """The mailbox of a slot; None, counted, when there is none."""
+        ...
+
+    def up(self) -> list[Up]:
+        """The actors that are ready."""
+        ...
+
+    def announce_abroad(self, event: Down | Up) -> None:
+        """Tell the watchers here what happened to an actor in another process."""
+        ...
 
 
 def role_of(path: str) -> str:
@@ -75,13 +90,13 @@ class Exchange:
         self.ports: set[Port] = set()
         """All that run."""
         self._homely = homely
-        self._tree: Tree | None = None
+        self._tree: Home | None = None
         self._nursery: trio.Nursery | None = None
         self._connecting: set[str] = set()
 
     # For the tree: it is an `Abroad`.
 
-    def attach(self, tree: Tree) -> None:
+    def attach(self, tree: Home) -> None:
         """The tree is there: peers are told that we take mail."""
         self._tree = tree
         for port in self.ports:
@@ -141,7 +156,7 @@ class Exchange:
                     self._want(peer)
                 task_status.started()
                 if listener is not None:
-                    await self._accept(listener, self._nursery)
+                    await self.accept(listener)
                 await trio.sleep_forever()
         finally:
             self._nursery = None
@@ -158,10 +173,17 @@ class Exchange:
             self._greet(port)
         await port.serve(hello_within=hello_within)
 
+    async def accept(self, listener: trio.SocketListener) -> None:
+        """Take connections until the listener is closed, and see them to their ends. Beside `run(None)`."""
+        async with trio.open_nursery() as nursery:
+            await self._accept(listener, nursery)
+
     async def _accept(self, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
         while True:
             try:
                 stream = await listener.accept()
+            except trio.ClosedResourceError:
+                return  # by whoever gave it: who connects now waits for the next process of this role
             except OSError as error:
                 if error.errno not in CROWDED:
                     raise
@@ -205,7 +227,6 @@ class Exchange:
         """The peer takes mail: from now on ours goes there, unless another port is to be kept. Raises BadFrame."""
         peer = self._expected(port, hello)
         opened_by = port.opened_by = hello.role if port.opened_by is None else port.opened_by
-        port.role, port.incarnation = hello.role, hello.incarnation
         for other in (peer.port, peer.attempt):
             # What is refused here is closed at the other end by the same rule, or is not known there any more.
             same = other is peer.attempt or (other is not None and other.incarnation == hello.incarnation)
@@ -215,11 +236,10 @@ class Exchange:
         if peer.attempt is not None and peer.attempt is not port:
             peer.attempt.close()
         peer.attempt = None
+        port.role, port.incarnation = hello.role, hello.incarnation
         self._greet(port)
-        self._lost(peer)
-        peer.switch(port)
-        for up in hello.up:
-            self.heard(port, up)
+        port.actors = {up.path: up.incarnation for up in hello.up}
+        self._switch(peer, port)
 
     def _expected(self, port: Port, hello: Hello) -> Peer:
         if port.role:
@@ -244,14 +264,12 @@ class Exchange:
 
     def heard(self, port: Port, event: Down | Up) -> None:
         """What a peer tells of its actors; watchers here are told."""
-        peer = self.peers.get(port.role)
-        if peer is None or peer.port is not port:
-            return  # it has come back meanwhile, and has said anew how it is
         if isinstance(event, Up):
-            peer.up[event.path] = event.incarnation
+            port.actors[event.path] = event.incarnation
         else:
-            peer.up.pop(event.path, None)
-        if self._tree is not None:
+            port.actors.pop(event.path, None)
+        peer = self.peers.get(port.role)
+        if peer is not None and peer.port is port and self._tree is not None:
             self._tree.announce_abroad(event)
 
     def more(self, port: Port) -> None:
@@ -267,12 +285,20 @@ class Exchange:
             if peer.attempt is port:
                 peer.attempt = None
             if peer.port is port:
-                peer.switch(None)
-                self._lost(peer)
+                self._switch(peer, self._second(peer.role))
                 self._want(peer)
 
-    def _lost(self, peer: Peer) -> None:
-        up, peer.up = peer.up, {}
+    def _second(self, role: str) -> Port | None:
+        """Another process of that role, which should have been replaced by the one that is gone."""
+        others = [port for port in self.ports if port.role == role]
+        return max(others, key=lambda port: port.incarnation, default=None)
+
+    def _switch(self, peer: Peer, port: Port | None) -> None:
+        """From now on that port is the peer's; watchers are told what was up there and what is up here."""
+        before = peer.port.actors if peer.port is not None else {}
+        peer.switch(port)
         if self._tree is not None:
-            for path, incarnation in up.items():
+            for path, incarnation in before.items():
                 self._tree.announce_abroad(Down(path, incarnation, ENDED, None, parked=False))
+            for path, incarnation in port.actors.items() if port is not None else ():
+                self._tree.announce_abroad(Up(path, incarnation))

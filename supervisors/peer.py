@@ -49,8 +49,6 @@ class Peer:
         """A connection of ours on which the peer has not said Hello yet."""
         self.known = False
         """It has been there; so we connect again when it is gone."""
-        self.up: dict[str, int] = {}
-        """Its actors that are ready, with their incarnations."""
         self.changed = trio.Event()
         """Set, and made anew, when `port` or what is wanted changed."""
         self.counters = Counters()

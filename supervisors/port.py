@@ -109,6 +109,8 @@ class Port:
         self.incarnation = 0
         """The peer's."""
         self.opened_by = opened_by
+        self.actors: dict[str, int] = {}
+        """The peer's actors that are ready, with their incarnations."""
         self.greeted = False
         """We have said Hello."""
         self._stream = stream

@@ -119,8 +119,9 @@ def logging_by(orders: Orders) -> Iterator[None]:
 class Duty:
     """What the parent says, and what it is told."""
 
-    def __init__(self) -> None:
+    def __init__(self, listener: trio.SocketListener | None) -> None:
         self.tree: Tree | None = None
+        self._listener = listener
         self.asked = trio.Event()
         """Told to end, in order."""
         self.starting = trio.CancelScope()
@@ -136,6 +137,8 @@ class Duty:
                 port.tell(Reported(id, msgspec.Raw(msgspec.msgpack.encode(self.tree.status()))))
             case Quit():
                 self.asked.set()
+                if self._listener is not None:
+                    self._listener.socket.close()  # the root has it too: who connects now waits for our successor
                 if self.tree is None:
                     self.starting.cancel()
             case _:
@@ -149,18 +152,21 @@ class Duty:
 
 async def work(group: Group, exchange: Exchange, control: socket.socket, listener: int | None) -> int:
     """Run the tree until the parent says Quit or a core part gives up. Returns the exit code."""
-    duty = Duty()
+    ports = _listener(listener)
+    duty = Duty(ports)
     signal.signal(signal.SIGTERM, duty.hurry)
     stream = trio.SocketStream(trio.socket.from_stdlib_socket(control))
     async with trio.open_nursery() as nursery:
         port: Port = await nursery.start(tied, exchange, stream, duty)
-        await nursery.start(exchange.run, _listener(listener))
+        await nursery.start(exchange.run)
         nursery.start_soon(orphans.reap)
         error: Exception | None = None
         try:
             with duty.starting:
                 async with running(group, abroad=exchange) as duty.tree:
                     port.tell(Ready())
+                    if ports is not None:
+                        nursery.start_soon(exchange.accept, ports)  # not before: who connects waits until we are ready
                     async with trio.open_nursery() as either:
                         either.start_soon(_then_cancel, duty.asked, either)
                         either.start_soon(_then_cancel, duty.tree.failed, either)

@@ -18,11 +18,12 @@ import trio.testing
 
 from protocol.mail import Gone, Mailbox
 from protocol.spec import Child, Context, Down, Group, Intensity, OnLimit, Status, Up
-from supervisors import process
+from supervisors import life as lives
 from supervisors.exchange import Exchange
 from supervisors.leash import EXIT_LET_GO
+from supervisors.life import Life
 from supervisors.plan import Plan
-from supervisors.process import Life, Seat, child
+from supervisors.process import Replace, Seat, child
 from supervisors.supervisor import Tree, running
 from tests.roles import VOCABULARY, Accompany, Block, Echo, Grow, Hold, Relay, Spin, Trouble, Write, plan, toy
 
@@ -94,12 +95,12 @@ async def ended(tree: Tree, role: str, lives: int) -> None:
 
 
 async def test_it_answers_is_killed_is_back_and_stops_in_order(tmp_path: Path) -> None:
-    events: list[Down | Up] = []
+    seen, events = trio.open_memory_channel[Down | Up](10)
 
     async def watcher(box: Mailbox[Any], ctx: Context) -> None:
         ctx.watch("processes/w")
         async for message in box:
-            events.append(message)
+            await seen.send(message)
 
     listens = str(tmp_path / "w")
     other = Exchange("other", addresses={"w": listens}, vocabulary=VOCABULARY)
@@ -141,10 +142,10 @@ async def test_it_answers_is_killed_is_back_and_stops_in_order(tmp_path: Path) -
             assert second != first
             assert error(tree, "w") == f"ProcessEnded: w (pid {first}) was killed by SIGKILL"
             await ended(tree, "w", 1)
-            down, up = events
+            down = await events.receive()
             assert isinstance(down, Down)
             assert (down.incarnation, down.retry_in_ms) == (1, 0)
-            assert up == Up("processes/w", 2)
+            assert await events.receive() == Up("processes/w", 2)
 
             troubles = await toy_there.ask(Trouble(), within=5)
             for _ in range(100):
@@ -200,10 +201,39 @@ async def test_what_hangs_or_grows_is_replaced(
     assert "in toy" in capfd.readouterr().err, "the stack of what was busy"
 
 
+async def test_a_successor_takes_over_when_it_is_ready_and_only_then(tmp_path: Path) -> None:
+    args = {"how": ""}
+    listens = str(tmp_path / "w")
+    other = Exchange("other", addresses={"w": listens}, vocabulary=VOCABULARY)
+    async with (
+        root(plan("w", args=args, start_s=2.0), addresses={"w": listens}) as tree,
+        trio.open_nursery() as nursery,
+    ):
+        await nursery.start(other.run)
+        async with running(Group("other"), abroad=other) as elsewhere:
+            there, from_elsewhere = tree.ref("w/toy"), elsewhere.ref("w/toy")
+            [_, first] = await from_elsewhere.ask(Echo(""), within=5)
+            args["how"] = "unready"
+            why = await tree.ref("processes/w").ask(Replace(), within=10)
+            assert why.endswith("was not ready within 2 s and was killed")
+            assert [first, first] == [(await ref.ask(Echo(""), within=5))[1] for ref in (there, from_elsewhere)]
+            args["how"] = ""
+            troubles = await there.ask(Trouble(), within=5)
+            old = life(tree, "w")
+            assert await tree.ref("processes/w").ask(Replace(), within=10) == ""
+            [_, second] = await there.ask(Echo(""), within=5)
+            assert second == seat(tree, "w").pid != first
+            await gone(first, *troubles)
+            assert old.process.exit_code == 0
+            assert await from_elsewhere.ask(Echo(""), within=5, again=True) == ["", second]
+            assert (tree.slots["processes/w"].incarnation, error(tree, "w")) == (1, "")
+        nursery.cancel_scope.cancel()
+
+
 async def test_what_ignores_every_word_is_killed_with_its_group(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process, "TERM_S", 0.1)
+    monkeypatch.setattr(lives, "TERM_S", 1.0)
     async with root(plan("deaf", grace_s=0.1), plan("slow", grace_s=0.1)) as tree:
         companion = await tree.ref("deaf/toy").ask(Accompany(), within=5)
         troubles = await tree.ref("slow/toy").ask(Trouble(), within=5)
@@ -218,7 +248,7 @@ async def test_what_ignores_every_word_is_killed_with_its_group(
 
 
 async def test_a_stop_before_it_is_ready_does_not_wait_for_that(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "UNREADY_S", 0.1)
+    monkeypatch.setattr(lives, "UNREADY_S", 0.1)
     async with root() as tree:
         exchange = tree.abroad
         assert isinstance(exchange, Exchange)
