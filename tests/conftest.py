@@ -7,12 +7,18 @@
 - Every async test runs under `fail_after` (20 s, or `@pytest.mark.seconds(n)`).
 - Warnings are errors. No test leaves a task, a thread, a child process or a descriptor behind.
 - Tests assert order, counts and content; never how long something took.
+- Property tests draw the same examples in every run. `pytest --hypothesis-profile=soak` draws thirty times as
+  many, at random; long counts are in tests/soak/, which runs only when it is named.
+- Processes wait for each other more than they compute, so `-n auto` makes more workers than there are cores.
+- Where the environment wants no bytecode beside the sources it is kept in .pytest_cache/: two hundred processes
+  that compile everything anew take longer than all tests.
 """
 
 from __future__ import annotations
 
 import inspect
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +26,20 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
+from hypothesis import HealthCheck, settings
+
+ROOT = Path(__file__).resolve().parents[1]
+if sys.dont_write_bytecode:
+    cache = str(ROOT / ".pytest_cache" / "bytecode")
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # of the workers and children too
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = cache
+    sys.dont_write_bytecode = False
+
+# How long a machine takes to draw an example says nothing about us.
+TIMELESS = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("suite", TIMELESS, derandomize=True, max_examples=60)
+settings.register_profile("soak", TIMELESS, derandomize=False, max_examples=2000)
+settings.load_profile("suite")
 
 DEFAULT_S = 20.0  # the slowest honest test takes a few seconds on two busy cores
 

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from supervisors.chat_talk import Entered, Note, OutOfStep, Talk
@@ -418,7 +418,6 @@ class Service:
                 raise AssertionError(other)
 
 
-@settings(max_examples=300, deadline=None)
 @given(ENTRIES, STEPS)
 def test_nothing_is_lost_and_nothing_comes_twice(entries: list[Entry], steps: list[str]) -> None:
     talk = new_talk()

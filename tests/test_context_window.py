@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from actors import transcript
@@ -30,7 +30,6 @@ def cost(messages: list[Message]) -> int:
 ANY = given(rng=st.randoms(use_true_random=False), turns=st.integers(1, 6), most=st.integers(0, 250))
 
 
-@settings(deadline=None, max_examples=300)
 @ANY
 def test_of_any_conversation_the_oldest_leaves_and_what_must_stay_stays(
     rng: random.Random, turns: int, most: int
@@ -53,7 +52,6 @@ def test_of_any_conversation_the_oldest_leaves_and_what_must_stay_stays(
     assert told.turns == len(users) - len([m for m in told.messages if m["role"] == "user"])
 
 
-@settings(deadline=None, max_examples=300)
 @ANY
 def test_it_fits_unless_even_the_least_does_not_and_no_more_leaves_than_must(
     rng: random.Random, turns: int, most: int

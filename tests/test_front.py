@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 import trio
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.front import HOLD_S, Conversation, Front, Socket
@@ -72,9 +72,11 @@ class House:
             stop_child=self.stopped.append,
             ref=lambda path: SimpleNamespace(path=path, offer=lambda _: True),
         )
-        self.front = Front(
-            cast(KeepContext, context), configured(), listening=cast(Listening, None), status=lambda: b""
-        )
+
+        async def status() -> bytes:
+            return b""
+
+        self.front = Front(cast(KeepContext, context), configured(), listening=cast(Listening, None), status=status)
         self.closed: list[tuple[int, int]] = []
 
     def socket(self) -> tuple[Socket, Sink]:
@@ -108,7 +110,6 @@ def in_trio(play: Callable[[], None]) -> None:
     trio.run(run)
 
 
-@settings(deadline=None, max_examples=150)
 @given(rng=st.randoms(use_true_random=False), steps=st.integers(5, 80))
 def test_sockets_that_come_and_read_at_any_time_miss_nothing_and_get_nothing_twice(
     rng: random.Random, steps: int

@@ -9,7 +9,7 @@ import h11
 import pytest
 import trio
 import trio.testing
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.http import BadRequest, Head, Replay, host_allowed, origin_allowed, read_head, response
@@ -198,7 +198,6 @@ async def test_a_get_followed_by_a_reset_is_none_or_a_head() -> None:
             assert head is None or head.raw == sent
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.lists(st.binary(min_size=1, max_size=60), max_size=6))
 def test_any_bytes_end_in_a_head_none_or_bad_request(chunks: list[bytes]) -> None:
     async def go() -> None:
@@ -215,7 +214,6 @@ value = st.binary(max_size=20).map(lambda b: bytes(c for c in b if c > 0x20 and 
 reserved = {"host", "content-length", "transfer-encoding"}  # these have rules of their own
 
 
-@settings(max_examples=150, deadline=None)
 @given(
     st.lists(st.tuples(token.filter(lambda n: n.lower() not in reserved), value), max_size=10),
     st.integers(1, 7),

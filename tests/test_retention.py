@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from actors import retention, transcript
@@ -426,7 +426,6 @@ def live_through(s: Store, clock: Clock, steps: list[tuple[str, tuple[str, str],
                 do(s, Enter(owner, "new!", name))
 
 
-@settings(max_examples=120, deadline=None)
 @given(
     st.lists(STEPS, max_size=40),
     LIMITS,

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.mail import Gone, Mailbox, Request
@@ -954,7 +954,6 @@ async def test_a_tap_raises_in_the_actor_and_reaches_slots_made_later() -> None:
 
 
 def test_crashes_lose_only_what_is_in_hand() -> None:
-    @settings(deadline=None, max_examples=60)
     @given(
         st.lists(st.booleans(), min_size=1, max_size=40),
         st.sampled_from(Strategy),

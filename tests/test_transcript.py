@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from actors import transcript
@@ -107,7 +107,6 @@ def any_turn(rng: random.Random, turn: int) -> list[Event]:
     return [user(turn), *events, *([closed()] if rng.random() < 0.7 else [])]
 
 
-@settings(deadline=None, max_examples=300)
 @given(rng=st.randoms(use_true_random=False), turns=st.integers(1, 4), prompt=st.sampled_from(["", "You are."]))
 def test_a_provider_accepts_what_the_model_is_told_of_any_history(rng: random.Random, turns: int, prompt: str) -> None:
     history = [any_turn(rng, turn) for turn in range(1, turns + 1)]
@@ -237,7 +236,6 @@ def play(rng: random.Random) -> tuple[TurnLog, list[Event], set[int]]:
     return log, turn.events, progress
 
 
-@settings(deadline=None, max_examples=200)
 @given(rng=st.randoms(use_true_random=False))
 def test_a_replay_gives_the_live_frames_after_any_position_without_text(rng: random.Random) -> None:
     log, events, progress = play(rng)

@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 import pytest
 import trio
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from actors import turnlog
@@ -88,7 +88,6 @@ class Reader:
         assert all(kind != "frame" and not streamed for kind, _ in entries[place : self.index])
 
 
-@settings(deadline=None, max_examples=150)
 @given(
     entries=ENTRIES,
     speeds=st.lists(st.integers(0, 4), min_size=2, max_size=4),
@@ -243,7 +242,6 @@ def front_with(log: TurnLog) -> Front:
     return cast(Front, SimpleNamespace(running=lambda: iter([log]), conversations={"c": conversation}))
 
 
-@settings(deadline=None, max_examples=60)
 @given(rng=st.randoms(use_true_random=False), steps=st.integers(1, 40), streaming=st.booleans())
 def test_whatever_happens_to_the_ticks_the_store_has_the_text(rng: random.Random, steps: int, streaming: bool) -> None:
     async def play() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.outbox import Outbox
@@ -90,7 +90,6 @@ FRAMES = st.lists(
 ).map(b"".join)
 
 
-@settings(deadline=None, max_examples=60)
 @given(data=FRAMES, cuts=st.lists(st.integers(0, 4000), max_size=12))
 def test_any_split_gives_the_same(data: bytes, cuts: list[int]) -> None:
     whole, kept = follow(data, limit=700)
@@ -99,7 +98,6 @@ def test_any_split_gives_the_same(data: bytes, cuts: list[int]) -> None:
     assert kept <= kept_too < kept + 14
 
 
-@settings(deadline=None, max_examples=60)
 @given(data=st.binary(max_size=400), cuts=st.lists(st.integers(0, 400), max_size=6))
 def test_any_bytes_are_followed_without_an_error(data: bytes, cuts: list[int]) -> None:
     _, kept = follow(data, *sorted(min(cut, len(data)) for cut in cuts))
