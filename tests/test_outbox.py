@@ -14,10 +14,7 @@ import trio
 import trio.testing
 
 from actors.outbox import HIGH, LOW, Outbox
-from actors.turnlog import MERGE_CHARS
-from tests.fakes import Script, Stall, say
-from tests.peer import peer
-from tests.service import Client, Frame, front_of, service, text_of
+from tests.behind import read_nothing_of
 
 BUFFER = 8192  # of the kernel, each way: so that little fits into it
 
@@ -223,45 +220,7 @@ async def test_it_knows_when_the_peer_last_took_or_sent_something() -> None:
 
 # Through the service: what a socket may cost that reads nothing.
 
-PIECE = 8192
-PIECES = 6400  # 50 MB: far more than kernel buffers take
 
-
-@pytest.mark.seconds(120)
+@pytest.mark.seconds(60)
 async def test_a_client_that_reads_nothing_costs_little_delays_nobody_and_misses_nothing(tmp_path: Path) -> None:
-    pieces = [f"{number:08d}".ljust(PIECE, ".") for number in range(PIECES)]
-    quiet = {"chat": {"service": {"streaming": {"persistence": {"persist_deltas": False}}}}}
-    replies = (say("hi"), Script((*pieces, Stall())))
-    async with service(tmp_path, *replies, settings=quiet) as s, s.client() as one:
-        await one.say("hello")
-        async with s.client() as other, peer(s) as slow:
-            await slow.until("welcome")
-            await slow.say("resume", turn=1, seq=99)
-            await slow.say("ping")
-            await slow.until("pong")
-            outbox = front_of(s).sockets[max(front_of(s).sockets)].outbox
-            most = 0
-            await one.send("user_message", message="go")
-
-            async def read(client: Client) -> None:
-                nonlocal most
-                size = 0
-                while size < PIECE * PIECES:
-                    size += len((await client.next()).get("text", ""))
-                    most = max(most, outbox.waiting)
-
-            async with trio.open_nursery() as nursery:
-                for client in (one, other):
-                    client.seen.clear()
-                    nursery.start_soon(read, client)
-            whole = "".join(pieces)
-            assert text_of(one.seen) == text_of(other.seen) == whole
-            assert HIGH <= most <= HIGH + 2 * MERGE_CHARS, "it was full, and no more than one merged frame over"
-            got: list[Frame] = []
-            while not got or got[-1]["seq"] < PIECES:
-                frame = await slow.next()
-                if frame["type"] == "assistant_delta":
-                    assert frame["seq"] > (got[-1]["seq"] if got else 0)
-                    got.append(frame)
-            assert text_of(got) == whole
-            assert len(got) < PIECES / 2, "what it is behind comes in few frames"
+    await read_nothing_of(320, tmp_path)  # 2.6 MB; tests/soak/test_outbox.py does twenty times as much
