@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -55,9 +56,15 @@ def modules(*packages: str) -> Iterator[Path]:
         yield from sorted((ROOT / package).rglob("*.py"))
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@cache
 def imported(path: Path) -> set[str]:
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -74,6 +81,7 @@ def children(group: Group) -> Iterator[Child]:
             yield from children(child)
 
 
+@cache
 def actors() -> set[str]:
     """Modules of the actors: those that the tree names, and those of its dynamic children."""
     tree = product(watcher={}, writer={}, local={}, gateway={}, reporter={})
@@ -96,9 +104,8 @@ def test_module(path: Path) -> None:
     for library, importers in IMPORTERS.items():
         if library in {module.partition(".")[0] for module in imported(path)}:
             assert str(path.relative_to(ROOT)) in importers, f"{library} has its importers"
-    text = path.read_text()
-    assert text.count("\n") <= MOST_LINES
-    assert ast.get_docstring(ast.parse(text)), "a module says what it is for"
+    assert path.read_text().count("\n") <= MOST_LINES
+    assert ast.get_docstring(parsed(path)), "a module says what it is for"
     assert path.stem not in {"utils", "util", "helpers", "manager", "base", "common"}
 
 
