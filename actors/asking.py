@@ -18,9 +18,10 @@ import trio
 from actors.attempt import attempt
 from actors.completion import Completion, request_body
 from actors.outlet import Outlet
-from actors.provider import Clients, Sending, prepare
+from actors.provider import Clients
 from actors.retry import delay_s
 from actors.route import route
+from actors.sending import Sending, prepare
 from actors.sse import MAX_EVENT, EventTooLarge
 from actors.upstream import Upstreams
 from actors.verdict import Complaint

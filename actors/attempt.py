@@ -11,7 +11,8 @@ import trio
 
 from actors.completion import Completion
 from actors.outlet import Outlet
-from actors.provider import MAX_ERROR_BODY, Answer, Client, Sending
+from actors.provider import MAX_ERROR_BODY, Answer, Client
+from actors.sending import Sending
 from actors.sse import MAX_EVENT, Decoder, EventTooLarge
 from actors.upstream import Turn
 from actors.verdict import Complaint, of_status

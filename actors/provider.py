@@ -1,19 +1,15 @@
 """HTTP to the providers; the one importer of httpx.
 
 One long-lived client per provider, made at its first request and closed when the configuration no longer
-has it and its last request ended. What a request needs from the environment (the key, `${VAR}` in headers)
-is read when it is sent and lives in its `Sending` only, which also knows how to take it out of a text.
-Every failure is a `Complaint`: a missing key or unusable setting before anything is sent, a connection
-that fails before the head (may be retried), one that breaks in the body (may not). Bounds: connecting by
+has it and its last request ended. Every failure is a `Complaint`: an unusable setting before anything is
+sent, a connection that fails, one that is not trusted, one that breaks. Bounds: connecting by
 `connect_timeout`, bodies of errors and whole answers in bytes; silence is bounded by the caller.
 """
 
 from __future__ import annotations
 
-import ipaddress
+import importlib
 import logging
-import os
-import re
 import ssl
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -21,9 +17,9 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from email.utils import parsedate_to_datetime
 
 import httpx
-import msgspec
 import trio
 
+from actors.sending import Sending
 from actors.sse import MAX_EVENT
 from actors.verdict import Complaint
 from protocol.errors import Code
@@ -31,91 +27,13 @@ from protocol.watcher import ClientOptions, Provider
 
 MAX_ERROR_BODY = 64 * 1024  # bytes read of an error's body; its words are in the first of them
 CLOSE_S = 1.0  # bound of closing a client; an idle TLS connection may wait for its peer's farewell
-LOCAL = "or run `uv run --extra local actors-main` for a small model on this machine."
 
 _CODINGS = frozenset({"gzip", "x-gzip", "deflate"})  # that can be read although none is asked for
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-_SHORTEST_SECRET = 4  # header values shorter than this ("1", "on") are no secrets, and would shred any text
 
 # httpx's line per request repeats the URL with its query, where some gateways take their key; hpack's at DEBUG
 # quote the headers.
 for _name in ("httpx", "httpcore", "hpack"):
     logging.getLogger(_name).setLevel(logging.WARNING)
-
-
-class Sending(msgspec.Struct, frozen=True):
-    """What one request sends beside its body; holds secrets, so it is never logged nor put into messages."""
-
-    headers: dict[str, str]
-    secrets: list[str]
-    """What `redact` takes out, longest first."""
-
-    def redact(self, text: str) -> str:
-        """The text without the key and the configured header values."""
-        for secret in self.secrets:
-            text = text.replace(secret, "[redacted]")
-        return text
-
-    def __repr__(self) -> str:
-        return "<Sending>"
-
-
-def prepare(provider: Provider, environ: Mapping[str, str] = os.environ) -> Sending:
-    """Read key and header variables from the environment, now. Raises Complaint LLM_NOT_CONFIGURED."""
-    options = provider.client
-    headers = {
-        "Accept": "text/event-stream" if options.stream else "application/json",
-        "Accept-Encoding": "identity",  # compressed events come late, in lumps
-        "Content-Type": "application/json",
-        "User-Agent": "mcp-actors",
-    }
-    secrets: set[str] = set()
-    if provider.api_key_env is not None:
-        key = environ.get(provider.api_key_env, "").strip()
-        if key:
-            _check_value(key, provider.api_key_env)
-            headers["Authorization"] = f"Bearer {key}"
-            secrets.add(key)
-        elif not is_loopback(provider.base_url):
-            raise Complaint(
-                Code.LLM_NOT_CONFIGURED,
-                f"the environment has no {provider.api_key_env}",
-                hint=f"Put {provider.api_key_env}=... into the environment or .env, {LOCAL}",
-            )
-    for name, pattern in options.headers.items():
-        value = pattern
-        for variable in _VARIABLE.findall(pattern):
-            filling = environ.get(variable, "").strip()
-            if not filling:
-                raise Complaint(
-                    Code.LLM_NOT_CONFIGURED,
-                    f"the environment has no {variable}, which its header {name} needs",
-                    hint=f"Put {variable}=... into the environment or .env, {LOCAL}",
-                )
-            secrets.add(filling)
-            value = value.replace(f"${{{variable}}}", filling)
-        _check_value(value, f"header {name}")
-        for other in [known for known in headers if known.lower() == name.lower()]:
-            del headers[other]
-        headers[name] = value
-        if len(value) >= _SHORTEST_SECRET:
-            secrets.add(value)
-    return Sending(headers, sorted(secrets, key=len, reverse=True))
-
-
-def _check_value(value: str, where: str) -> None:
-    # httpx and h11 would quote the value in their errors.
-    if not (value.isascii() and value.isprintable()):
-        raise Complaint(Code.LLM_NOT_CONFIGURED, f"the value of {where} has characters that no header can carry")
-
-
-def is_loopback(base_url: str) -> bool:
-    """The provider runs on this machine."""
-    try:
-        host = httpx.URL(base_url).host
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except (httpx.InvalidURL, ValueError):
-        return False  # a name, or no address at all
 
 
 class Answer:
@@ -175,6 +93,8 @@ class Client:
         with _setting("base_url"):
             url = httpx.URL(provider.base_url)
             self._url = url.copy_with(path=url.path.rstrip("/") + "/chat/completions")
+        if options.http2:
+            importlib.import_module("actors.http2")  # only where it is wanted: h2 is large
         with _setting("client.ca_file"):
             verify = _tls(options, url.scheme == "https")
         self._http = httpx.AsyncClient(
@@ -196,14 +116,27 @@ class Client:
         Raises: Complaint, with `retry` set where nothing of an answer came.
         """
         request = self._http.build_request("POST", self._url, content=body, headers=sending.headers)
+        async with self._answered(request) as answer:
+            yield answer
+
+    @asynccontextmanager
+    async def list_models(self, sending: Sending) -> AsyncIterator[Answer]:
+        """`GET {base_url}/models`; else as `ask`."""
+        url = self._url.copy_with(path=self._url.path.removesuffix("/chat/completions") + "/models")
+        headers = {**sending.headers, "Accept": "application/json"}
+        async with self._answered(self._http.build_request("GET", url, headers=headers)) as answer:
+            yield answer
+
+    @asynccontextmanager
+    async def _answered(self, request: httpx.Request) -> AsyncIterator[Answer]:
         try:
             response = await self._http.send(request, stream=True)
-        except (httpx.UnsupportedProtocol, httpx.LocalProtocolError, httpx.InvalidURL) as error:
+        except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
             raise Complaint(
                 Code.LLM_NOT_CONFIGURED, "its address cannot be used", _words(error), hint="Check its base_url."
             ) from error
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise Complaint(Code.LLM_UNAVAILABLE, "it could not be reached", _words(error), retry=True) from error
+            raise _unreachable(error) from error
         except httpx.HTTPError as error:
             raise Complaint(
                 Code.LLM_UNAVAILABLE, "the connection broke before an answer came", _words(error), retry=True
@@ -296,6 +229,30 @@ def _tls(options: ClientOptions, needed: bool) -> ssl.SSLContext | bool:
     # Without trust_env httpx would not look at SSL_CERT_FILE; proxies stay ignored. Loading the
     # certificates takes tens of milliseconds, which plain HTTP can do without.
     return httpx.create_ssl_context(trust_env=True) if needed else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+
+def _unreachable(error: httpx.TransportError) -> Complaint:
+    """No connection came about; where TLS failed, it says so: trying again will not help."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return Complaint(
+                Code.LLM_UNAVAILABLE,
+                "its certificate is not trusted",
+                cause.verify_message,
+                hint="Check the provider's base_url and client.ca_file, and this machine's certificates.",
+                retryable=False,
+            )
+        if isinstance(cause, ssl.SSLError):
+            return Complaint(
+                Code.LLM_UNAVAILABLE,
+                "no encrypted connection came about",
+                cause.reason or _words(error),
+                hint="Check the provider's base_url: does it speak https there?",
+                retryable=False,
+            )
+        cause = cause.__cause__ or cause.__context__
+    return Complaint(Code.LLM_UNAVAILABLE, "it could not be reached", _words(error), retry=True)
 
 
 def _words(error: Exception) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from actors.provider import LOCAL
+from actors.sending import LOCAL
 from protocol.errors import Code, Fault
 from protocol.streamer import Complete
 from protocol.watcher import Llm, Provider

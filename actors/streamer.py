@@ -151,6 +151,7 @@ class Streamer:
 
     def _report(self) -> None:
         self._ctx.report(
+            configured=self._snapshot.version,
             running=self._running,
             done=self._done,
             failed=self._failed,

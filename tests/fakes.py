@@ -30,6 +30,7 @@ import argparse
 import json
 import signal
 import socket
+import ssl
 import struct
 import sys
 from collections.abc import Callable
@@ -114,6 +115,7 @@ class Asked:
     """Items of the script that were sent."""
 
 
+Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 Reply = Script | Callable[[Any], Script]
 
 
@@ -124,9 +126,12 @@ class FakeProvider:
         replies: scripts, or callables from the request's JSON to a script; see the module's head.
         interval: seconds before each text delta; 0 sends what there is at once.
         path: prefix of its `base_url`.
+        tls: it speaks https with this; scripts cannot cut then.
     """
 
-    def __init__(self, *replies: Reply, interval: float = 0.0, path: str = "/v1") -> None:
+    def __init__(
+        self, *replies: Reply, interval: float = 0.0, path: str = "/v1", tls: ssl.SSLContext | None = None
+    ) -> None:
         self.replies: list[Reply] = list(replies) or [say("ok")]
         self.requests: list[Asked] = []
         """What came, in order."""
@@ -136,6 +141,7 @@ class FakeProvider:
         """Connections that are open now."""
         self._interval = interval
         self._path = path
+        self._tls = tls
         self._next = 0
         self._arrived = trio.Event()
         self._stack = AsyncExitStack()
@@ -145,7 +151,7 @@ class FakeProvider:
     @property
     def base_url(self) -> str:
         """`http://127.0.0.1:PORT/v1`"""
-        return f"http://127.0.0.1:{self.port}{self._path}"
+        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}{self._path}"
 
     async def request(self, number: int) -> Asked:
         """The request of that number, from 1; waits until it has come."""
@@ -172,9 +178,12 @@ class FakeProvider:
         self._nursery.cancel_scope.cancel()
         await self._stack.__aexit__(kind, error, trace)
 
-    async def _serve(self, stream: trio.SocketStream) -> None:
+    async def _serve(self, socket_stream: trio.SocketStream) -> None:
         self.connections += 1
         self.open += 1
+        stream: Stream = socket_stream
+        if self._tls is not None:
+            stream = trio.SSLStream(socket_stream, self._tls, server_side=True, https_compatible=True)
         connection = _Connection(self, stream, self.connections)
         try:
             await connection.run()
@@ -202,7 +211,7 @@ class FakeProvider:
 
 
 class _Connection:
-    def __init__(self, provider: FakeProvider, stream: trio.SocketStream, number: int) -> None:
+    def __init__(self, provider: FakeProvider, stream: Stream, number: int) -> None:
         self._provider = provider
         self._stream = stream
         self._number = number
@@ -234,7 +243,7 @@ class _Connection:
         while True:
             event = self._http.next_event()
             if event is h11.NEED_DATA:
-                self._http.receive_data(await self._stream.receive_some())
+                self._http.receive_data(bytes(await self._stream.receive_some()))
             elif isinstance(event, h11.Request):
                 head = event
             elif isinstance(event, h11.Data):
@@ -262,7 +271,7 @@ class _Connection:
                 asked.abandoned.set()
                 answering.cancel()
                 return
-            self._http.receive_data(data)  # a pipelined request: kept for its turn
+            self._http.receive_data(bytes(data))  # a pipelined request: kept for its turn
 
     async def _answer(self, asked: Asked, script: Script) -> None:
         if script.before_head is not None and await self._hold(script.before_head):
@@ -289,7 +298,7 @@ class _Connection:
         if script.done and streamed and not at_once:
             await self._send(h11.Data(data=f"data: [DONE]{script.line_end * 2}".encode()))
         await self._send(h11.EndOfMessage())
-        if script.framing == "close":
+        if script.framing == "close" and isinstance(self._stream, trio.SocketStream):
             await self._stream.send_eof()
 
     async def _hold(self, item: Stall | Pause | Cut) -> bool:
@@ -303,7 +312,7 @@ class _Connection:
         if self._http.our_state is h11.SEND_BODY:
             # The size of a chunk, and less than that of it.
             await self._stream.send_all(b'64\r\ndata: {"choices":[{"delta":{"content":"')
-        if item.reset:
+        if item.reset and isinstance(self._stream, trio.SocketStream):
             self._stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         await trio.aclose_forcefully(self._stream)
         return True

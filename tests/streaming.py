@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 import trio
+import trio.testing
 
 from actors import streamer
 from protocol.mail import Mailbox
@@ -125,6 +126,11 @@ class Harness:
         """Another configuration; it comes to the streamer through the watcher's mailbox and its own."""
         newer = snapshot(*providers, version=version, fallbacks=fallbacks)
         assert self.tree.ref("watcher").offer(Configured(newer))
+
+    async def until_configured(self, version: int) -> None:
+        """Wait until the streamer has taken that configuration."""
+        while self.facts().get("configured") != version:
+            await trio.testing.wait_all_tasks_blocked(0.005)
 
     def facts(self) -> dict[str, Any]:
         """What status shows of the streamer."""
