@@ -12,6 +12,8 @@ from importlib.metadata import version
 from itertools import groupby
 from typing import Any
 
+import trio
+
 from actors import dialect, message_content, saves, transcript, verbs
 from actors.front import Conversation, Front, Socket
 from actors.turnlog import TurnLog
@@ -24,6 +26,7 @@ from protocol.client import (
     MAX_QUEUED,
     MAX_TEXT_CHARS,
     MAX_URL_CHARS,
+    AskModels,
     BadFrame,
     ClearHistory,
     ClientFrame,
@@ -49,17 +52,24 @@ from protocol.writer import Enter, Entered, History, LoadHistory, StoredEvent
 log = logging.getLogger("actors.gateway")
 
 ANSWER_S = 10.0  # for a query of the store that a client waits for
+MOST_ASIDE = 4  # answers of others that one socket may wait for at a time
 LAST_TURN = 2**53  # greater than any; clients may send any number
 LOCAL_OWNER = "local"  # whose conversations they are while authentication is off
 SERVER = {"name": "mcp-actors", "version": version("mcp-actors")}
 
 
 class Commands:
-    """Handles the frames of one socket."""
+    """Handles the frames of one socket.
 
-    def __init__(self, front: Front, socket: Socket) -> None:
+    Args:
+        tasks: where what takes long goes on beside the frames that come after it; ends with the socket.
+    """
+
+    def __init__(self, front: Front, socket: Socket, tasks: trio.Nursery) -> None:
         self.front = front
         self.socket = socket
+        self._tasks = tasks
+        self._asides = 0
         self.owner = LOCAL_OWNER
         self._first = True
         self.writer: Ref[Any] = front.ctx.ref("store/writer")
@@ -121,6 +131,11 @@ class Commands:
                 self.socket.tell(Pong(request_id=message.request_id))
             case LoadSession():
                 await self._load_session(message)
+            case AskModels():
+                if self._asides >= MOST_ASIDE:
+                    raise Fault(Code.OVERLOADED, f"This socket has asked for {MOST_ASIDE} things that take long.")
+                self._asides += 1
+                self._tasks.start_soon(self._models, message)
             case _:
                 frame = await verbs.answer(
                     message,
@@ -132,6 +147,17 @@ class Commands:
                 )
                 self.socket.tell(frame)
                 await self.socket.outbox.wait_room()
+
+    async def _models(self, message: AskModels) -> None:
+        try:
+            self.socket.tell(await verbs.models(message, self.front.ctx.ref("llm/streamer")))
+        except Fault as fault:
+            self.socket.tell(error_frame(fault.body, request_id=message.request_id))
+        except Exception:  # boundary: it must not end the socket
+            log.exception("socket %d: the models could not be listed", self.socket.number)
+            self.socket.tell(error_frame(Fault(Code.INTERNAL).body, request_id=message.request_id))
+        finally:
+            self._asides -= 1
 
     # Where the socket is.
 

@@ -171,7 +171,7 @@ async def _talk(
         async with _registered(front, socket):
             nursery.start_soon(_keep_alive, front, socket, wire)
             with scope:
-                commands = Commands(front, socket)
+                commands = Commands(front, socket, nursery)
                 try:
                     await commands.greet(head.query.get("conversation", ""), head.query.get("dialect", ""))
                 except (MailError, Fault) as error:

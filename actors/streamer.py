@@ -16,12 +16,14 @@ import logging
 import trio
 
 from actors.asking import Asking
+from actors.models import ModelLists
 from actors.outlet import Outlet
 from actors.provider import Clients
 from actors.retry import BACKOFF_S
 from actors.upstream import Upstreams
 from protocol.errors import Fault
-from protocol.mail import Mailbox
+from protocol.mail import Mailbox, Reply
+from protocol.models import ListModels
 from protocol.spec import Context
 from protocol.streamer import Cancel, Complete, Failed, Finished, StreamerMessage
 from protocol.watcher import Configured, GetSnapshot, Snapshot, Subscribe
@@ -46,6 +48,8 @@ async def run(box: Mailbox[StreamerMessage], ctx: Context) -> None:
                         streamer.begin(message)
                     case Cancel(to, request):
                         streamer.cancel(to, request)
+                    case ListModels():
+                        nursery.start_soon(streamer.list_models, message, box, box.reply_slot)
                     case Configured(newer):
                         streamer.configure(newer)
                     case _:
@@ -69,6 +73,7 @@ class Streamer:
         self._clients = clients
         self._snapshot = snapshot
         self._upstreams = Upstreams(self._report)
+        self._models = ModelLists(clients)
         self._outlets: dict[str, Outlet] = {}
         self._backoff_s = float(ctx.args.get("backoff_s", BACKOFF_S))
         self._running = self._done = self._failed = 0
@@ -105,6 +110,10 @@ class Streamer:
         # Aside: closing connections may wait for their peers, and a Cancel behind this message must not.
         self._nursery.start_soon(self._clients.keep, snapshot.llm.providers)
         self._report()
+
+    async def list_models(self, message: ListModels, box: Mailbox[StreamerMessage], reply: Reply | None) -> None:
+        """Answer what a provider offers."""
+        box.settle(reply, await self._models.answer(message, self._snapshot.llm))
 
     async def _serve(self, outlet: Outlet) -> None:
         await outlet.flush()

@@ -1,6 +1,6 @@
-"""The verbs beside the conversation itself: saved sessions and the configuration.
+"""The verbs beside the conversation itself: saved sessions, the configuration and the models.
 
-Each is one question to the store or the watcher, and the answer's frame. They raise what those answer
+Each is one question to the store, the watcher or the streamer, and the answer's frame. They raise what those answer
 (`Fault`) and `MailError` where those do not, for `Commands` to tell.
 """
 
@@ -11,18 +11,24 @@ from typing import Any
 import msgspec
 
 from actors import saves
+from actors.saves import time_of
 from protocol.client import (
+    AskModels,
     ChangeConfig,
     Config,
     DeleteSession,
     ListSessions,
+    Models,
     ReadConfig,
     SaveThis,
     ServerFrame,
 )
-from protocol.mail import Ref
+from protocol.errors import Code, Fault
+from protocol.mail import MailError, Ref
+from protocol.models import ListModels, ModelList
 from protocol.watcher import ConfigView, GetConfig, SetConfig, Snapshot
 
+MODELS_S = 20.0  # for a provider to list its models, and for the same asked before it
 ANSWER_S = 10.0  # for the watcher: a change is written to disk first
 
 Verb = SaveThis | ListSessions | DeleteSession | ReadConfig | ChangeConfig
@@ -47,6 +53,16 @@ async def answer(
             change = SetConfig(verb.changes, verb.base_version, author=f"client:{owner}")
             view = await watcher.ask(change, within=ANSWER_S)
     return Config(view.version, view.config, request_id=verb.request_id)
+
+
+async def models(verb: AskModels, streamer: Ref[Any]) -> Models:
+    """What a provider offers. Raises Fault; takes as long as the provider."""
+    question = ListModels(verb.provider or "", verb.refresh)
+    try:
+        found: ModelList = await streamer.ask(question, within=MODELS_S, again=True)
+    except MailError as error:
+        raise Fault(Code.LLM_UNAVAILABLE, "The part that asks providers does not answer.") from error
+    return Models(found.provider, found.models, time_of(found.at), request_id=verb.request_id)
 
 
 def _echoing(frame: Any, request_id: str | None) -> ServerFrame:

@@ -12,6 +12,7 @@ import msgspec
 
 from protocol.contract import (
     CAPABILITIES,
+    AskModels,
     AssistantDelta,
     AssistantMessage,
     ChangeConfig,
@@ -32,6 +33,7 @@ from protocol.contract import (
     ListSessions,
     LoadSession,
     MessageQueued,
+    Models,
     Ping,
     Pong,
     Position,
@@ -154,6 +156,7 @@ __all__ = [
     "MAX_QUEUED",
     "MAX_TEXT_CHARS",
     "MAX_URL_CHARS",
+    "AskModels",
     "AssistantDelta",
     "AssistantMessage",
     "BadFrame",
@@ -175,6 +178,7 @@ __all__ = [
     "ListSessions",
     "LoadSession",
     "MessageQueued",
+    "Models",
     "Ping",
     "Pong",
     "Position",

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from protocol.errors import Code, FaultBody
+from protocol.models import OfferedModel
 
 
 class Resume(msgspec.Struct, frozen=True, tag="resume"):
@@ -138,6 +139,16 @@ class ChangeConfig(msgspec.Struct, frozen=True, tag="set_config"):
     request_id: str | None = None
 
 
+class AskModels(msgspec.Struct, frozen=True, tag="list_models"):
+    """The models that a provider offers."""
+
+    provider: str | None = None
+    """Name under `llm.providers`; absent: the active one."""
+    refresh: bool = False
+    """Ask the provider anew, whatever is known."""
+    request_id: str | None = None
+
+
 ClientFrame = (
     Hello
     | UserMessage
@@ -152,6 +163,7 @@ ClientFrame = (
     | DeleteSession
     | ReadConfig
     | ChangeConfig
+    | AskModels
 )
 CAPABILITIES = [
     "clear_history",
@@ -159,6 +171,7 @@ CAPABILITIES = [
     "get_config",
     "hello",
     "history",
+    "list_models",
     "list_sessions",
     "load_session",
     "ping",
@@ -399,6 +412,16 @@ class ConfigChanged(msgspec.Struct, frozen=True, tag="config_changed"):
     version: int
 
 
+class Models(msgspec.Struct, frozen=True, tag="models", omit_defaults=True):
+    """The models that a provider offers, by id."""
+
+    provider: str
+    models: list[OfferedModel]
+    at: datetime.datetime
+    """When the provider was asked."""
+    request_id: str | None = None
+
+
 ServerFrame = (
     Welcome
     | MessageQueued
@@ -418,4 +441,5 @@ ServerFrame = (
     | Sessions
     | Config
     | ConfigChanged
+    | Models
 )

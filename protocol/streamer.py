@@ -1,7 +1,8 @@
 """What the LLM streamer understands, and what comes back from it.
 
-Down: `Complete` starts one request, `Cancel` ends it. Up: one `Pieces` per tick to the address that the
-request named, with what all running requests of that address received since the last.
+Down: `Complete` starts one request, `Cancel` ends it; `ListModels` (protocol/models.py) asks what a provider
+offers. Up: one `Pieces` per tick to the address that the request named, with what all running requests of that
+address received since the last.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import msgspec
 
 from protocol.errors import FaultBody
 from protocol.mail import Nudge
+from protocol.models import ListModels
 from protocol.watcher import Configured
 
 
@@ -41,7 +43,7 @@ class Cancel(msgspec.Struct, frozen=True, tag=True):
     request: int
 
 
-StreamerMessage = Complete | Cancel | Configured | Nudge
+StreamerMessage = Complete | Cancel | ListModels | Configured | Nudge
 
 
 class Text(msgspec.Struct, frozen=True, tag=1, array_like=True, gc=False):

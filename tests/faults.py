@@ -78,6 +78,7 @@ ROWS = [
     Row("llm/streamer", "Complete", "tool", outcome="interrupted", nth=2),
     Row("llm/streamer", "Cancel", "stop", outcome="stopped"),
     Row("llm/streamer", "Configured", "configure", outcome="interrupted"),
+    Row("llm/streamer", "ListModels", "list models", outcome="interrupted"),
     Row("llm/streamer", "Nudge", "nudge", outcome="interrupted"),
     # A tool server: its call fails, the turn goes on.
     Row("mcp/demo", "CallTool", "tool"),

@@ -19,6 +19,7 @@ import yaml
 from protocol import errors
 from protocol.gateway import GetFigures, StopTaking
 from protocol.mail import Request
+from protocol.models import ListModels
 from protocol.mcp_server import Catalogue, GetPrompt, ReadResource, SetServerLog, TellTools
 from protocol.reporter import GetStatus
 from protocol.spec import Child, Down, Group, Status, Up
@@ -36,7 +37,7 @@ from protocol.writer import (
     TakeUnfinished,
 )
 from supervisors.tree import product
-from tests.fakes import Script, Stall, ask_tool, say
+from tests.fakes import Script, Stall, ask_tool, fail, say
 from tests.faults import ROWS, VOCABULARY, Row, words
 from tests.service import LIGHT, Client, Frame, Service, front_of, of_type, service, text_of
 
@@ -261,6 +262,7 @@ SCENES["front gone"] = asking(WRITER, FrontGone("run:front1#1"))
 SCENES["front down"] = offering(WRITER, Down("fronts/front1", 1, "", 0, parked=False))
 SCENES["front up"] = offering(WRITER, Up("fronts/front1", 2))
 SCENES["in use"] = offering(WRITER, InUse([]))
+SCENES["list models"] = asking("llm/streamer", ListModels())
 SCENES["figures"] = asking("front/gateway", GetFigures())
 SCENES["server log"] = offering(DEMO_SERVER, SetServerLog("INFO"))
 SCENES["read resource"] = asking(DEMO_SERVER, ReadResource("demo://readme"))
@@ -288,7 +290,8 @@ def replies(gate: trio.Event) -> Callable[[object], Script]:
     """By the last user message: a tool call first, or text that stands still until the gate is open."""
 
     def reply(asked: object) -> Script:
-        assert isinstance(asked, dict)
+        if not isinstance(asked, dict):
+            return fail(404)  # it is asked for its models
         last = asked["messages"][-1]
         if last["role"] == "user" and last["content"] == "tool":
             return ask_tool("slow", {"steps": 3, "step_s": 0.12}, text=("I ", "look. "))
