@@ -279,8 +279,8 @@ class Gateway:
             return
         for turn_log, delta in growth:
             if delta.hop == turn_log.hop:
-                turn_log.stored = max(turn_log.stored, delta.seq)
-                turn_log.unstored_chars = 0
+                turn_log.was_stored(delta.seq, len(delta.text) + len(delta.thinking))
+                self.front.grew(turn_log)  # what came meanwhile may be enough for another
 
     async def take_up_unfinished(self) -> None:
         """Start sessions for messages that an earlier run of the service acknowledged and did not run."""

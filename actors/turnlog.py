@@ -166,6 +166,11 @@ class TurnLog:
             self.stored = self.sending = self.hop_start
             self.unstored_chars = 0
 
+    def was_stored(self, seq: int, chars: int) -> None:
+        """The store has everything up to there, and with it so many more characters of the running hop."""
+        self.stored = max(self.stored, seq)
+        self.unstored_chars = max(0, self.unstored_chars - chars)
+
     def stop_filling(self) -> None:
         """Nothing of the running request counts from now on."""
         self.request = 0

@@ -11,7 +11,7 @@ from actors.turnlog import TurnLog
 from protocol.gateway import StopTaking
 from protocol.writer import AppendDeltas
 from tests.fakes import Script, Stall, say
-from tests.service import of_type, service, text_of
+from tests.service import front_of, of_type, service, text_of
 
 
 async def test_what_grows_is_stored_while_the_answer_runs(tmp_path: Path) -> None:
@@ -54,6 +54,33 @@ async def test_much_text_does_not_wait_for_the_tick(tmp_path: Path) -> None:
         s.tree.tap("store/writer", lambda message: ticked.set() if isinstance(message, AppendDeltas) else None)
         await client.send("user_message", message="hi")
         await ticked.wait()
+        gate.set()
+        await client.until("turn_finished")
+
+
+async def test_what_comes_while_a_tick_is_stored_counts_for_the_next(tmp_path: Path) -> None:
+    persistence = {"persist_deltas": True, "interval_ms": 60_000, "min_chars": 100}
+    settings = {"chat": {"service": {"streaming": {"persistence": persistence}}}}
+    gate, second = trio.Event(), trio.Event()
+    stored: list[str] = []
+    async with (
+        service(tmp_path, Script(("x" * 150, Stall(gate))) + say("!").items, settings=settings) as s,
+        s.client() as client,
+    ):
+
+        def see(message: object) -> None:
+            if isinstance(message, AppendDeltas):
+                stored.append("".join(delta.text for delta in message.deltas))
+                if len(stored) == 1:
+                    [running] = front_of(s).running()
+                    running.add("y" * 120)
+                else:
+                    second.set()
+
+        s.tree.tap("store/writer", see)
+        await client.send("user_message", message="hi")
+        await second.wait()  # within the test's time: it does not wait for the tick's
+        assert stored == ["x" * 150, "y" * 120]
         gate.set()
         await client.until("turn_finished")
 

@@ -239,7 +239,8 @@ class Postman:
 def front_with(log: TurnLog) -> Front:
     conversation = Conversation("c", "ann")
     conversation.attach(log)
-    return cast(Front, SimpleNamespace(running=lambda: iter([log]), conversations={"c": conversation}))
+    kept = {"id": "", "running": lambda: iter([log]), "conversations": {"c": conversation}, "grew": lambda _: None}
+    return cast(Front, SimpleNamespace(**kept))
 
 
 @given(rng=st.randoms(use_true_random=False), steps=st.integers(1, 40), streaming=st.booleans())
