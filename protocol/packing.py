@@ -20,7 +20,6 @@ import msgspec
 from protocol.frames import MOST, Credit, Item, Part
 
 WINDOW = 256  # messages under way in one direction: sent, and not yet at their mailbox
-BEHIND = 32  # messages that may wait behind a large one to the same address
 WHOLE = 256 * 1024  # bytes; an item above it travels in parts
 PART = 64 * 1024  # bytes of one part: what a small message may have to wait for
 FRAME = 1024 * 1024  # bytes at which a frame is closed and the next one begun
@@ -55,11 +54,6 @@ class Packer:
     def __bool__(self) -> bool:
         return bool(self._buffer or self._large)
 
-    @property
-    def large(self) -> bool:
-        """A large item is under way."""
-        return bool(self._large)
-
     def add(self, item: Item, to: str = "", size: int = 0) -> None:
         """Queue an item.
 
@@ -85,10 +79,6 @@ class Packer:
             self._later(to, data)
             return
         self._added()
-
-    def crowded(self, to: str) -> bool:
-        """Too much waits behind a large item to that address."""
-        return to in self._behind and len(self._behind[to]) >= BEHIND
 
     def take(self) -> bytearray | None:
         """The frames of what was queued, with one part of what is large; None if there is nothing."""

@@ -276,7 +276,7 @@ class Exchange:
         """The port takes more mail than before."""
         peer = self.peers.get(port.role)
         if peer is not None and peer.port is port:
-            peer.senders.unpark_all()
+            peer.go_on()
 
     def ended(self, port: Port) -> None:
         """The port is no more."""

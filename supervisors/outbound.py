@@ -13,7 +13,7 @@ from functools import partial
 
 from protocol.errors import Code, Fault
 from protocol.frames import Answered, Asked, Cast, Credit, Dropped, Faulted, Full, Missed, Room
-from protocol.packing import WINDOW, Flow, Packer, TooLarge
+from protocol.packing import Flow, Packer, TooLarge
 from protocol.reply import Gone, MailError, Overloaded, Reply, TooSlow
 from protocol.vocabulary import Unspeakable, Vocabulary, encoded
 
@@ -49,14 +49,17 @@ class Outbound:
         """Asks that are not answered yet."""
         return len(self._open)
 
-    def depth(self, to: str) -> int:
-        """Messages under way; WINDOW where a message to that address may not be sent now."""
-        if to in self._full or self._packer.crowded(to):
-            return WINDOW
+    @property
+    def under_way(self) -> int:
+        """Messages that were sent and are not known to have arrived; at WINDOW none may be sent."""
         return self._flow.under_way
 
+    def full(self, to: str) -> bool:
+        """Messages wait before that mailbox: none may be sent to it."""
+        return to in self._full
+
     def put(self, to: str, message: object, reply: Reply | None, *, waits: bool) -> None:
-        """Pack a message; `depth` was less than WINDOW.
+        """Pack a message; less than WINDOW were under way, and the address was not full.
 
         Raises: Fault (MESSAGE_TOO_LARGE; for an ask it goes to the asker), TypeError for what is no data.
         """

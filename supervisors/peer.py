@@ -1,8 +1,9 @@
 """Another process as this one sees it: which port leads there, what waits for one, and which of its actors are up.
 
-Mail for a process that is not there for now waits, as it does in the mailbox of an actor that is being restarted:
-as many messages as one port may have under way; the next port takes them in order. What was under way on a port
-that ended is lost; those asks are `Gone`.
+Mail that a port has no credit for waits here, and so does mail for a process that is not there for now: as it
+would in the mailbox of a busy actor, or of one that is being restarted. The next port takes it, in order. What
+was under way on a port that ended is lost; those asks are `Gone`. An address that is full at the other end is
+full here: offers are refused, asks are `Overloaded`, who sends waits.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ import trio
 from protocol.errors import Fault
 from protocol.mail import Counters
 from protocol.packing import WINDOW
-from protocol.reply import Gone, Reply
+from protocol.reply import Gone, Overloaded, Reply
 from supervisors.port import Port
 
 log = logging.getLogger("supervisors.exchange")
+
+QUEUE = 4096  # messages that may wait for a port or for credit: what the largest mailbox takes
 
 
 class Waiting(NamedTuple):
@@ -65,58 +68,69 @@ class Peer:
         return self.port is None and not self._reachable()
 
     def depth(self, to: str) -> int:
-        """Messages under way or waiting for a port; WINDOW where none is taken."""
-        return self.port.mail.depth(to) if self.port is not None else len(self.waiting)
+        """Messages under way or waiting for a port; WINDOW where who sends must wait."""
+        if self.port is None:
+            return len(self.waiting)
+        return WINDOW if self.waiting or self.port.mail.full(to) else self.port.mail.under_way
 
     def put(self, to: str, message: object, reply: Reply | None, *, waits: bool) -> bool:
         """As `Inlet.put`. Raises Fault (MESSAGE_TOO_LARGE) to a sender that waits, TypeError for what is no data."""
         if self.closed:
             self.counters.dead += 1
             return False
-        if self.depth(to) >= WINDOW:
+        port = self.port
+        if port is not None and not self.waiting and port.mail.under_way < WINDOW and not port.mail.full(to):
+            try:
+                port.mail.put(to, message, reply, waits=waits)
+            except Fault as fault:
+                if waits:
+                    raise
+                log.warning("not sent: %s", fault)
+                self.counters.refused += 1
+                return False
+            return True
+        if (port is not None and (waits or port.mail.full(to))) or len(self.waiting) >= (WINDOW if waits else QUEUE):
             self.counters.refused += 1
             return False
-        if self.port is not None:
-            return self._send(self.port, Waiting(to, message, reply, waits))
         self._number += 1
-        number = self._number
-        self.waiting[number] = Waiting(to, message, reply, waits)
+        self.waiting[self._number] = Waiting(to, message, reply, waits)
         if reply is not None:
-            reply.when_closed(partial(self._given_up, number))
-        self.change()
-        self._wanted(self)
+            reply.when_closed(partial(self._given_up, self._number))
+        if port is None:
+            self.change()
+            self._wanted(self)
         return True
 
     def _given_up(self, number: int, _: Reply) -> None:
         self.waiting.pop(number, None)
-
-    def _send(self, port: Port, mail: Waiting) -> bool:
-        try:
-            port.mail.put(mail.to, mail.message, mail.reply, waits=mail.waits)
-        except Fault as fault:
-            if mail.waits:
-                raise
-            log.warning("not sent: %s", fault)
-            self.counters.refused += 1
-            return False
-        return True
 
     def switch(self, port: Port | None) -> None:
         """From now on mail goes there; what waited goes first. None: the port has ended."""
         self.port = port
         if port is not None:
             self.known = True
-            waiting, self.waiting = self.waiting, {}
-            for mail in waiting.values():
-                try:
-                    self._send(port, mail)
-                except (Fault, TypeError) as error:
-                    # Its sender has gone on: it was told that the message is on its way.
-                    log.error("a message to %s was lost: %s", mail.to, error)  # noqa: TRY400 - nothing more to say
+            self.go_on()
         elif self.closed:
             self.give_up()
         self.change()
         self.senders.unpark_all()
+
+    def go_on(self) -> None:
+        """The port takes more: what waits goes, then those who wait to send."""
+        while self.port is not None and self.waiting and self.port.mail.under_way < WINDOW:
+            mail = self.waiting.pop(next(iter(self.waiting)))
+            if self.port.mail.full(mail.to):
+                self.counters.refused += 1
+                if mail.reply is not None:
+                    mail.reply.fault(Overloaded(mail.to))
+                continue
+            try:
+                self.port.mail.put(mail.to, mail.message, mail.reply, waits=mail.waits)
+            except (Fault, TypeError) as error:
+                # Its sender has gone on: it was told that the message is on its way.
+                log.error("a message to %s was lost: %s", mail.to, error)  # noqa: TRY400 - nothing more to say
+        if not self.waiting:
+            self.senders.unpark_all()
 
     def give_up(self) -> None:
         """Nobody will come: who waits for an answer gets Gone."""

@@ -203,10 +203,7 @@ class Port:
             while True:
                 if credit := self._flow.due(alone=not self._packer):
                     self._packer.add(credit)
-                large = self._packer.large
                 frames = self._packer.take()
-                if large:
-                    self._desk.more(self)
                 if frames is None:
                     self._flushed.unpark_all()
                     await self._queued()

@@ -36,7 +36,7 @@ from protocol.frames import (
     Room,
     Told,
 )
-from protocol.packing import BEHIND, FRAME, FRAME_MOST, PART, WHOLE, WINDOW, BadFrame, Flow, Packer, TooLarge, Unpacker
+from protocol.packing import FRAME, FRAME_MOST, PART, WHOLE, WINDOW, BadFrame, Flow, Packer, TooLarge, Unpacker
 from protocol.spec import Down, Up
 
 BODY = memoryview(msgspec.msgpack.encode({"n": 1}))
@@ -146,7 +146,7 @@ def test_small_items_go_between_the_parts_of_a_large_one_but_not_past_it_to_the_
     came: list[tuple[str, int]] = []
     rounds = 0
     packer.add(Cast("a", False, memoryview(b"1")), "a", 1)
-    while packer.large:
+    while packer:
         rounds += 1
         packer.add(Cast("b", False, memoryview(b"1")), "b", 1)
         data = packer.take()
@@ -156,18 +156,6 @@ def test_small_items_go_between_the_parts_of_a_large_one_but_not_past_it_to_the_
             came += [(item.to, len(item.body)) for item in items if isinstance(item, Cast)]
     assert rounds > 16
     assert came == [*[("b", 1)] * rounds, ("a", 4 * WHOLE), ("a", 1)]
-    assert not packer.crowded("a")
-
-
-def test_few_may_wait_behind_a_large_item() -> None:
-    packer = Packer()
-    large = memoryview(bytes(WHOLE + 1))
-    packer.add(Cast("a", True, large), "a", len(large))
-    for _ in range(BEHIND):
-        assert not packer.crowded("a")
-        packer.add(Cast("a", False, BODY), "a", len(BODY))
-    assert packer.crowded("a")
-    assert not packer.crowded("b")
 
 
 def test_what_is_too_large_or_no_data_is_not_queued() -> None:

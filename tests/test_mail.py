@@ -1,7 +1,8 @@
-"""Promises of mailboxes and the four verbs, without a supervisor."""
+"""Promises of mailboxes and the four verbs, without a supervisor; the last ones for mail by every way."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from protocol.errors import Code, Fault
 from protocol.mail import NUDGE, Gone, Mailbox, Overloaded, Ref, Reply, Request, TooSlow
+from tests.ways import WAYS, Note, Twice, way
 
 
 class Ask(Request[int], frozen=True):
@@ -372,3 +375,124 @@ def test_nothing_is_lost_doubled_or_reordered_across_crashes(steps: list[tuple[s
         assert box.counters.taken == len(accepted)
 
     trio.run(play)
+
+
+# The same lines for mail within a process and between two.
+
+by_every_way = pytest.mark.parametrize("kind", WAYS)
+
+
+async def doubling(box: Mailbox[Any]) -> None:
+    async for message in box:
+        match message:
+            case Twice(n) if n < 0:
+                box.fault(Fault(Code.INVALID_MESSAGE, "negative", hint="Take another."))
+            case Twice(n):
+                box.reply(n * 2)
+            case _:
+                pass
+
+
+@by_every_way
+async def test_each_sender_s_messages_come_in_order_and_the_mailbox_stays_bounded(kind: str) -> None:
+    async with way(kind) as (there, here):
+        box, other = there.box("x", limit=8), there.box("y")
+        ref, seen, deepest = here.ref("b/x"), dict[int, list[int]](), 0
+
+        async def send(sender: int) -> None:
+            for n in range(sender, 300, 3):
+                await ref.send(Note(n))
+
+        async def take() -> None:
+            nonlocal deepest
+            async for message in box:
+                deepest = max(deepest, box.depth + 1)
+                seen.setdefault(message.n % 3, []).append(message.n)
+                if message.n % 16 == 0:
+                    # One full mailbox holds nobody else up: an ask of its neighbour is answered all the while.
+                    assert await here.ref("b/y").ask(Twice(1), within=10) == 2
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(doubling, other)
+            async with trio.open_nursery() as work:
+                for sender in range(3):
+                    work.start_soon(send, sender)
+                work.start_soon(take)
+                while sum(map(len, seen.values())) < 300:
+                    await trio.testing.wait_all_tasks_blocked(0.001)
+                box.close()
+            other.close()
+        assert seen == {sender: [*range(sender, 300, 3)] for sender in range(3)}
+        assert deepest <= 8
+        assert box.counters.refused == 0
+
+
+@by_every_way
+async def test_an_ask_is_answered_faulted_missed_or_given_up(kind: str) -> None:
+    async with way(kind) as (there, here), trio.open_nursery() as nursery:
+        box = there.box("x", limit=2)
+        ref = here.ref("b/x")
+        ask = partial(ref.ask, within=10)
+
+        nursery.start_soon(doubling, box)
+        assert [await ask(Twice(n)) for n in range(5)] == [0, 2, 4, 6, 8]
+        with pytest.raises(Fault) as caught:
+            await ask(Twice(-1))
+        assert caught.value.body == Fault(Code.INVALID_MESSAGE, "negative", hint="Take another.").body
+        assert box.in_flight == 0
+        box.hold()  # the actor's loop ends; mail waits
+        assert ref.offer(Note(1))
+        await ref.send(Note(2))
+        with pytest.raises(Overloaded, match="b/x"):
+            await ask(Twice(1))
+        assert (box.depth, box.counters.refused) == (2, 1)
+        box.drain(2)
+
+        with pytest.raises(TooSlow, match=r"no answer to Twice within 0\.01 s"):
+            await ref.ask(Twice(1), within=0.01)
+        with trio.move_on_after(0.01):
+            await ask(Twice(2))
+        await trio.testing.wait_all_tasks_blocked(0.005)
+        slots = [reply for _, reply in box.drain(2)]
+        assert [reply is not None and reply.open for reply in slots] == [False, False]
+        assert box.in_flight == 0
+        box.settle(slots[0], 1)  # late: nobody hears it
+
+        outcomes: list[str] = []
+
+        async def lose() -> None:
+            with pytest.raises(Gone, match="b/x"):
+                await ask(Twice(1))
+            outcomes.append("gone")
+
+        nursery.start_soon(lose)
+        nursery.start_soon(lose)
+        while box.depth < 2:
+            await trio.testing.wait_all_tasks_blocked(0.001)
+        box.drain(1)
+        box.abandon_in_hand()
+        while not outcomes:
+            await trio.testing.wait_all_tasks_blocked(0.001)
+        assert box.depth == 1
+        box.set_down(True)
+        with pytest.raises(Gone, match="b/x"):
+            await ask(Twice(1))
+        with pytest.raises(Gone, match="b/nobody"):
+            await here.ref("b/nobody").ask(Twice(1), within=10)
+    assert outcomes == ["gone", "gone"]
+    assert there.dead == 1
+
+
+@by_every_way
+async def test_again_asks_until_somebody_is_there(kind: str) -> None:
+    async with way(kind) as (there, here), trio.open_nursery() as nursery:
+        ref = here.ref("b/x")
+
+        async def appear() -> None:
+            while not there.dead:
+                await trio.testing.wait_all_tasks_blocked(0.001)
+            await doubling(there.box("x"))
+
+        nursery.start_soon(appear)
+        assert await ref.ask(Twice(3), within=10, again=True) == 6
+        there.boxes["b/x"].close()
