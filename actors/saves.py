@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from actors import transcript
-from protocol.client import HistoryMessage, SavedSession, Sessions, SessionSaved
+from protocol.client import HistoryMessage, SavedSession, Sessions, SessionSaved, time_of
 from protocol.errors import Code, Fault
 from protocol.mail import Ref
 from protocol.watcher import Snapshot
@@ -32,11 +32,6 @@ from protocol.writer import (
 ANSWER_S = 10.0  # for the store to answer
 MAX_NAME_CHARS = 200
 REST_TURNS = 500  # of one saved session that REST shows
-
-
-def time_of(at: float) -> datetime.datetime:
-    """Unix time as the contract's."""
-    return datetime.datetime.fromtimestamp(at, datetime.UTC)
 
 
 def _allowed(snapshot: Snapshot) -> None:

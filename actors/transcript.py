@@ -7,7 +7,6 @@ providers refuse a call without its result.
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any
@@ -25,6 +24,7 @@ from protocol.client import (
     TurnFinished,
     TurnStarted,
     error_frame,
+    time_of,
 )
 from protocol.session import echo_of
 from protocol.watcher import ToolNotifications
@@ -107,7 +107,7 @@ def _turn_messages(turn: int, stored: list[StoredEvent], queued: Sequence[int]) 
     for item in stored:
         if isinstance(item.event, UserEvent):
             messages.append(
-                HistoryMessage(turn=turn, role="user", content=item.event.content, status=status, at=_time(item.at))
+                HistoryMessage(turn=turn, role="user", content=item.event.content, status=status, at=time_of(item.at))
             )
     tools = _tools(s.event for s in stored)
     if ended is not None and closed is not None and (ended.message or tools):
@@ -117,7 +117,7 @@ def _turn_messages(turn: int, stored: list[StoredEvent], queued: Sequence[int]) 
                 role="assistant",
                 content=ended.message,
                 status=status,
-                at=_time(closed.at),
+                at=time_of(closed.at),
                 thinking=ended.thinking or None,
                 tools=tools,
                 usage=ended.usage,
@@ -151,10 +151,6 @@ def _tools(events: Iterable[Event]) -> list[ToolUse]:
                 result=event.result,
             )
     return list(uses.values())
-
-
-def _time(at: float) -> datetime.datetime:
-    return datetime.datetime.fromtimestamp(at, datetime.UTC)
 
 
 def replay(

@@ -11,7 +11,6 @@ from typing import Any
 import msgspec
 
 from actors import saves
-from actors.saves import time_of
 from protocol.client import (
     AskModels,
     ChangeConfig,
@@ -22,6 +21,7 @@ from protocol.client import (
     ReadConfig,
     SaveThis,
     ServerFrame,
+    time_of,
 )
 from protocol.errors import Code, Fault
 from protocol.mail import MailError, Ref

@@ -6,6 +6,7 @@ frames themselves are `protocol/contract.py`, handed on from here.
 
 from __future__ import annotations
 
+import datetime
 from typing import Any
 
 import msgspec
@@ -122,6 +123,11 @@ def encode(frame: ServerFrame) -> bytes:
     return _encoder.encode(frame)
 
 
+def time_of(at: float) -> datetime.datetime:
+    """Unix time as the contract's."""
+    return datetime.datetime.fromtimestamp(at, datetime.UTC)
+
+
 def error_frame(fault: FaultBody, *, request_id: str | None = None, turn: int | None = None) -> ErrorFrame:
     """The error frame that tells of a fault."""
     return ErrorFrame(
@@ -204,4 +210,5 @@ __all__ = [
     "encode",
     "error_frame",
     "schema",
+    "time_of",
 ]
