@@ -14,7 +14,8 @@ from typing import Any
 
 import trio
 
-from actors import dialect, message_content, saves, transcript, verbs
+from actors import dialect, entering, message_content, saves, transcript, verbs
+from actors.entering import Elsewhere, Place
 from actors.front import Conversation, Front, Socket
 from actors.turnlog import TurnLog
 from protocol.client import (
@@ -47,7 +48,7 @@ from protocol.client import (
 from protocol.errors import Code, Fault
 from protocol.mail import MailError, Ref
 from protocol.session import Say, Stop, generated
-from protocol.writer import Enter, Entered, History, LoadHistory, StoredEvent
+from protocol.writer import Entered, History, LoadHistory, StoredEvent
 
 log = logging.getLogger("actors.gateway")
 
@@ -74,17 +75,36 @@ class Commands:
         self._first = True
         self.writer: Ref[Any] = front.ctx.ref("store/writer")
 
-    async def greet(self, wanted: str, spoken_in: str = "") -> None:
+    async def greet(self, wanted: str, spoken_in: str = "", place: Place | None = None) -> None:
         """Enter the conversation that the address names, and say welcome. Raises MailError, Fault (storage).
 
         Args:
             spoken_in: `action` for the older dialect.
+            place: which conversation that is, where it is known.
         """
-        await self._enter_or_default(wanted or self.front.snapshot.service.default_session, None)
+        if place is None:
+            await self._enter_or_default(wanted or self.front.snapshot.service.default_session, None)
+        else:
+            if place.unknown is not None:
+                self.socket.tell(error_frame(place.unknown.body))
+            self._settle(place.entered)
         self.socket.hold()
         self._welcome(None)
         if spoken_in == "action":
             await self._speak_old()
+
+    def arrive(self, place: Place) -> None:
+        """The socket comes from another front, in mid-life; what it has just said is still to be handled."""
+        self._first = False
+        self._settle(place.entered)
+        self.socket.hold()
+
+    @property
+    def settled(self) -> bool:
+        """Its client waits for no answer that would come to it here."""
+        conversation, number = self.socket.conversation, self.socket.number
+        asked = conversation.unanswered.values() if conversation is not None else ()
+        return not self._asides and not any(say.client == number for say, _ in asked)
 
     async def _speak_old(self) -> None:
         """From now on in the older dialect; its clients want the history first."""
@@ -181,12 +201,18 @@ class Commands:
         return True
 
     async def _enter(self, wanted: str) -> Entered:
-        if len(wanted) > MAX_ID_CHARS:
-            raise Fault(Code.NOT_FOUND, "There is no conversation of that id.")
-        enter = Enter(owner=self.owner, wanted=wanted, fresh_id=secrets.token_hex(16))
-        entered = await self.writer.ask(enter, within=ANSWER_S, again=True)
-        self.front.enter(self.socket, self.front.conversation(entered.conversation, self.owner))
+        """Raises Elsewhere: it is another front's, and so is this socket from then on."""
+        entered = await entering.enter(self.writer, self.front.id, self.owner, wanted)
+        if entering.is_elsewhere(entered, self.front.id):
+            raise Elsewhere(entered)
+        self._settle(entered)
         return entered
+
+    def _settle(self, entered: Entered) -> None:
+        conversation = self.front.conversation(entered.conversation, self.owner)
+        self.front.enter(self.socket, conversation)
+        if entered.waiting:
+            self.front.session(conversation).nudge()
 
     def _welcome(self, request_id: str | None) -> None:
         live = self._conversation.live
@@ -215,8 +241,13 @@ class Commands:
         resume, wanted = message.resume, message.conversation_id
         stays = wanted is None or wanted == self._conversation.id
         if wanted is not None and not stays:
-            if not await self._enter_or_default(wanted, message.request_id):
-                resume = None  # it was of another conversation
+            try:
+                if not await self._enter_or_default(wanted, message.request_id):
+                    resume = None  # it was of another conversation
+            except Elsewhere as elsewhere:
+                if elsewhere.entered.conversation != wanted:  # it has been told that there is none of that id
+                    elsewhere.frame = entering.hello(elsewhere.entered.conversation, message.request_id)
+                raise
             self.socket.hold()
         self._welcome(message.request_id)
         if resume is not None:
@@ -232,7 +263,7 @@ class Commands:
         )
 
     async def _load_session(self, message: LoadSession) -> None:
-        loaded = await saves.load(self.writer, self.front.snapshot, self.owner, message.saved_id)
+        loaded = await saves.load(self.writer, self.front.snapshot, self.owner, message.saved_id, self.front.id)
         await self._enter(loaded.conversation)
         self._welcome(message.request_id)
         await self._resume(None, message.request_id)

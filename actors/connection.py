@@ -5,6 +5,9 @@ connection and nothing else. Reads the head, then answers plain HTTP, or becomes
 byte out goes through one `Outbox`. The library's own server is not used: one bad handshake takes it down.
 It speaks the protocol behind a `Wire`; the handshake is checked, and the connection ended, here.
 Close frames and the last bytes get a bounded time; then the connection is dropped.
+
+Where several fronts run, a WebSocket is served by the one that has its conversation (`actors.passing`): it comes
+from, or goes to, another front with its descriptor, and nothing more is said to its peer here.
 """
 
 from __future__ import annotations
@@ -19,11 +22,14 @@ from collections.abc import AsyncIterator
 import trio
 import trio_websocket
 
-from actors import pages
-from actors.commands import Commands
-from actors.front import Front, Socket
+from actors import pages, passing
+from actors.commands import LOCAL_OWNER, Commands
+from actors.entering import Elsewhere, Place
+from actors.front import MOVED, Front, Socket
+from actors.handover import Passed
 from actors.http import BadRequest, Head, Replay, host_allowed, origin_allowed, read_head, response
 from actors.outbox import Outbox
+from actors.passing import Line
 from actors.wire import Wire
 from protocol.client import error_frame
 from protocol.errors import Code, Fault
@@ -41,6 +47,7 @@ WEBSOCKET_VERSION = "13"  # the only one there is: RFC 6455
 UPGRADE_REQUIRED = 426
 KEY_BYTES = 16  # of Sec-WebSocket-Key, decoded
 ABNORMAL = 1006  # the peer ended without a close frame
+NO_STORE = 1013, "the store is not available, try again later"
 HEAD_END = re.compile(rb"\n\r?\n")
 HANDSHAKE = (
     b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -48,25 +55,37 @@ HANDSHAKE = (
 )
 
 
-async def serve(front: Front, stream: trio.SocketStream) -> None:
-    """Serve one connection; returns when it is over. Never raises an Exception."""
+Settled = Place | Fault | MailError
+"""Where a client is to be, or why it can be nowhere."""
+
+
+async def serve(front: Front, stream: trio.SocketStream, passed: Passed | None = None) -> None:
+    """Serve one connection; returns when it is over, or another front has it. Never raises an Exception.
+
+    Args:
+        passed: what came with it from another front.
+    """
     try:
         async with stream:
-            await _serve(front, stream)
+            await _serve(front, stream, passed)
     except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
         log.debug("a connection broke")  # peers reset connections all the time
     except Exception:  # boundary: one connection's trouble is its own
         log.exception("a connection failed and was closed")
 
 
-async def _serve(front: Front, stream: trio.SocketStream) -> None:
+async def _serve(front: Front, stream: trio.SocketStream, passed: Passed | None) -> None:
     try:
-        head = await read_head(stream, within=HANDSHAKE_S)
+        source = stream if passed is None else Replay(passed.head, stream)
+        head = await read_head(source, within=HANDSHAKE_S)
         if head is None:
+            return
+        if passed is not None:
+            await _websocket(front, stream, head, passed)
             return
         _check(front, head)
         if head.wants_websocket and head.path == front.snapshot.websocket.endpoint:
-            await _websocket(front, stream, head)
+            await _websocket(front, stream, head, None)
             return
         answer = await _page(front, head)
     except BadRequest as bad:
@@ -99,15 +118,27 @@ async def _finish(stream: trio.SocketStream, last: bytes) -> None:
             pass
 
 
-async def _websocket(front: Front, stream: trio.SocketStream, head: Head) -> None:
+async def _websocket(front: Front, stream: trio.SocketStream, head: Head, passed: Passed | None) -> None:
     handshake, early = accepted(head)
+    settled: Settled | None = None
+    several = front.handover is not None
+    if several:
+        settled = await passing.settle(front, stream, head, LOCAL_OWNER, passed)
+        if settled is None:
+            return
+    begun = passed is not None and passed.frame is not None
     try:
         async with trio.open_nursery() as nursery:
-            outbox = Outbox(Replay(handshake + early, stream), stream.socket, nursery)
-            wire = Wire(outbox, len(handshake), lambda: front.snapshot.websocket.max_message_size)
+            replay = Replay(handshake + (passed.rest if passed is not None and begun else early), stream)
+            outbox = Outbox(replay, stream.socket, nursery)
+            if passed is not None:
+                outbox.write(passed.unsent)
+            limit = lambda: front.snapshot.websocket.max_message_size  # noqa: E731 - as it is in force when asked
+            wire = Wire(outbox, len(handshake), limit, keeps=several, muted=begun)
             connection = await _shake_hands(wire, nursery)
             if connection is not None:
-                await _talk(front, stream, head, outbox, wire, connection, nursery)
+                line = Line(front, stream, head, replay, outbox, wire)
+                await _talk(line, connection, nursery, settled, passed.frame if passed is not None else None)
             nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         # what the peer caused is expected; the rest goes on to the guard
@@ -151,14 +182,13 @@ async def _shake_hands(wire: Wire, nursery: trio.Nursery) -> trio_websocket.WebS
 
 
 async def _talk(
-    front: Front,
-    stream: trio.SocketStream,
-    head: Head,
-    outbox: Outbox,
-    wire: Wire,
+    line: Line,
     connection: trio_websocket.WebSocketConnection,
     nursery: trio.Nursery,
+    settled: Settled | None,
+    first: str | None,
 ) -> None:
+    front, outbox, wire = line.front, line.outbox, line.wire
     ending: list[tuple[int, str]] = []
     scope = trio.CancelScope()
 
@@ -173,23 +203,35 @@ async def _talk(
             with scope:
                 commands = Commands(front, socket, nursery)
                 try:
-                    await commands.greet(head.query.get("conversation", ""), head.query.get("dialect", ""))
+                    await _welcome(commands, line.head, settled, begun=first is not None)
                 except (MailError, Fault) as error:
-                    log.warning("a client could not be welcomed, the store does not answer: %s", error)
+                    log.warning("a client could not be welcomed: %s", error)
                     fault = error if isinstance(error, Fault) else Fault(Code.STORAGE_UNAVAILABLE)
                     socket.tell(error_frame(fault.body))
-                    close(1013, "the store is not available, try again later")
+                    close(*(MOVED if fault.code is Code.MOVED else NO_STORE))
                 log.info("socket %d: connected, in conversation %s", socket.number, _where(socket))
                 with contextlib.suppress(trio_websocket.ConnectionClosed):
-                    await _read(connection, commands)
+                    await _read(line, connection, commands, first)
     except Exception:
         ending.insert(0, (1011, "something failed inside the service"))
         raise  # the guard logs it
     finally:
         # also when the connection is cancelled: its peer is told why, within CLOSE_S
-        code, reason = ending[0] if ending else _why(wire, connection)
-        log.info("socket %d: closed with %d %s", socket.number, code, reason)
-        await _say_goodbye(stream, outbox, wire, code, reason)
+        if line.gone:
+            log.info("socket %d: another front has it", socket.number)
+        else:
+            code, reason = ending[0] if ending else _why(wire, connection)
+            log.info("socket %d: closed with %d %s", socket.number, code, reason)
+            await _say_goodbye(line.stream, outbox, wire, code, reason)
+
+
+async def _welcome(commands: Commands, head: Head, settled: Settled | None, *, begun: bool) -> None:
+    if isinstance(settled, Exception):
+        raise settled
+    if settled is not None and begun:
+        commands.arrive(settled)
+    else:
+        await commands.greet(head.query.get("conversation", ""), head.query.get("dialect", ""), settled)
 
 
 @contextlib.asynccontextmanager
@@ -206,13 +248,39 @@ def _where(socket: Socket) -> str:
     return socket.conversation.id if socket.conversation is not None else "(none)"
 
 
-async def _read(connection: trio_websocket.WebSocketConnection, commands: Commands) -> None:
-    while True:
+async def _read(
+    line: Line, connection: trio_websocket.WebSocketConnection, commands: Commands, first: str | None
+) -> None:
+    if first is not None:
+        await _handle(line, connection, commands, first)
+    while not line.gone:
         frame = await connection.get_message()
+        line.wire.taken()
+        await _handle(line, connection, commands, frame)
+
+
+async def _handle(
+    line: Line, connection: trio_websocket.WebSocketConnection, commands: Commands, frame: str | bytes
+) -> None:
+    async def discard() -> None:
+        with contextlib.suppress(trio_websocket.ConnectionClosed):
+            while True:
+                await connection.get_message()
+
+    patience = passing.Patience()
+    while True:
         try:
             if isinstance(frame, bytes):
                 raise Fault(Code.INVALID_MESSAGE, "Binary frames are not understood; send JSON in text frames.")
             await commands.handle(frame)
+        except Elsewhere as elsewhere:
+            frame = elsewhere.frame or str(frame)
+            # not while something is owed to this client here: it would get it from nobody
+            if commands.settled and await passing.move(line, frame, elsewhere, discard):
+                return
+            if await patience.wait():
+                continue
+            commands.socket.close(*MOVED)
         except Fault as fault:
             commands.socket.tell(error_frame(fault.body))
         except RecursionError:
@@ -222,6 +290,7 @@ async def _read(connection: trio_websocket.WebSocketConnection, commands: Comman
             log.exception("socket %d: a frame could not be handled", commands.socket.number)
             commands.socket.tell(error_frame(Fault(Code.INTERNAL).body))
         await commands.socket.outbox.wait_room()
+        return
 
 
 async def _keep_alive(front: Front, socket: Socket, wire: Wire) -> None:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import secrets
 from typing import Any, NamedTuple
 
-from protocol.client import MAX_ID_CHARS
+import msgspec
+
+from protocol.client import MAX_ID_CHARS, Hello
 from protocol.errors import Code, Fault
 from protocol.mail import Ref
 from protocol.writer import Enter, Entered
@@ -56,6 +58,11 @@ async def place(writer: Ref[Any], front: str, owner: str, wanted: str, default: 
         if fault.code is not Code.NOT_FOUND:
             raise
         return Place(await enter(writer, front, owner, default), fault)
+
+
+def hello(conversation: str, request_id: str | None) -> str:
+    """The frame of a client that wants to go to that conversation."""
+    return msgspec.json.encode(Hello(conversation_id=conversation, request_id=request_id)).decode()
 
 
 def is_elsewhere(entered: Entered, front: str) -> bool:

@@ -379,7 +379,7 @@ class Front:
         return found
 
     def grew(self, log: TurnLog) -> None:
-        """Text came: enough of it does not wait for the store's tick; that there is any does not, beside other fronts."""
+        """Text came: enough of it does not wait for the store's tick; nor, beside other fronts, does the first."""
         if log.attached and log.unstored_chars >= self.snapshot.service.deltas.min_chars:
             self.flush.set()
         if self.id and log.attached and log.entries and not log.marked:

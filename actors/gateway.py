@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import trio
 
 from actors.connection import serve
-from actors.front import SESSIONS, Conversation, Front
+from actors.front import Conversation, Front
+from actors.handover import Handover
 from actors.listening import Listening
 from actors.turnlog import Lost, TurnLog
+from protocol.claim import gone, parsed
 from protocol.client import ConfigChanged, Degraded, Recovered, ToolExecution
-from protocol.errors import Fault
+from protocol.errors import Code, Fault
 from protocol.gateway import GatewayMessage, GetFigures, StopTaking
 from protocol.mail import Mailbox, MailError, Reply
 from protocol.mcp_server import Catalogue, TellTools, ToolProgress
@@ -29,7 +31,7 @@ from protocol.session import Drain
 from protocol.spec import Context, Down, KeepContext, Up
 from protocol.streamer import Cancel, Failed, Finished, Piece, Pieces, Text, Thinking
 from protocol.watcher import Configured, GetSnapshot, Snapshot, Subscribe, WebSocket
-from protocol.writer import AppendDeltas, Delta, ListUnfinished
+from protocol.writer import AppendDeltas, Delta, FrontGone, TakeUnfinished
 
 log = logging.getLogger("actors.gateway")
 
@@ -44,19 +46,28 @@ TICK_S = 10.0  # for the store to take a tick before it is sent again
 
 @asynccontextmanager
 async def keep(ctx: KeepContext) -> AsyncIterator[Front]:
-    """What the slot keeps; args: `listeners` (trio listeners, closed here), `loopback`, `moved`."""
+    """What the slot keeps; args: `listeners` (trio listeners, closed here), `loopback`, `moved`.
+
+    Where there are several fronts, also `front`, its id, and `handover`, the path of any front's socket (see
+    `actors.handover`); neither is there where it is the only one.
+    """
     snapshot = await ctx.ref("watcher").ask(GetSnapshot(), within=START_S, again=True)
     async with trio.open_nursery() as nursery:
         # the handler is made before what it serves: connections come only once `begin` was called
         listening = Listening(nursery, lambda stream: serve(front, stream), ctx.args["moved"])
-        front = Front(ctx, snapshot, listening=listening, status=lambda: reported(ctx))
-        listening.begin(ctx.args["listeners"], loopback=ctx.args["loopback"])
-        try:
-            yield front
-        finally:
-            for socket in tuple(front.sockets.values()):
-                socket.close(1001, "the service stops")
-            nursery.cancel_scope.cancel()
+        name = ctx.args.get("front", "")
+        handover = Handover(name, ctx.args["handover"]) if name else None
+        front = Front(ctx, snapshot, listening=listening, status=lambda: reported(ctx), front=name, handover=handover)
+        async with AsyncExitStack() as stack:
+            if handover is not None:
+                await stack.enter_async_context(handover.listening(lambda stream, passed: serve(front, stream, passed)))
+            listening.begin(ctx.args["listeners"], loopback=ctx.args["loopback"])
+            try:
+                yield front
+            finally:
+                for socket in tuple(front.sockets.values()):
+                    socket.close(1001, "the service stops")
+                nursery.cancel_scope.cancel()
 
 
 async def reported(ctx: KeepContext) -> bytes:
@@ -75,8 +86,10 @@ async def run(box: Mailbox[GatewayMessage], ctx: Context) -> None:
         gateway.recover(lost, tasks)
         tasks.start_soon(gateway.store_growth)
         tasks.start_soon(gateway.sweep)
-        if ctx.incarnation == 1:
+        if ctx.incarnation == 1 or front.id:
             tasks.start_soon(gateway.take_up_unfinished)
+        if front.id:
+            tasks.start_soon(gateway.tell_shown)
         async for message in box:
             match message:
                 case Pieces():
@@ -92,7 +105,7 @@ async def run(box: Mailbox[GatewayMessage], ctx: Context) -> None:
                 case Up():
                     gateway.came_up(message)
                 case StopTaking():
-                    tasks.start_soon(gateway.stop_taking, message.grace_s, box, box.reply_slot)
+                    tasks.start_soon(gateway.stop_taking, message, box, box.reply_slot)
                 case GetFigures():
                     box.reply(front.figures())
                 case _:
@@ -181,7 +194,7 @@ class Gateway:
             self._nudge(turn_log.conversation)
 
     def _nudge(self, conversation_id: str) -> None:
-        self.ctx.ref(f"{SESSIONS}/{conversation_id}").nudge()
+        self.ctx.ref(f"{self.front.sessions}/{conversation_id}").nudge()
 
     def show_progress(self, message: ToolProgress) -> None:
         """A running call says how far it is."""
@@ -232,7 +245,11 @@ class Gateway:
         if down.path.startswith("mcp/"):
             self.front.withdraw_tools(down.path.removeprefix("mcp/"))
         notice = Degraded(what=down.path, reason=reason, retry_in_ms=down.retry_in_ms)
-        if down.path.startswith(f"{SESSIONS}/"):
+        found = parsed(self.front.id)
+        if found is not None and (front := gone(found.run, down)):
+            self.front.gone.append(front)
+            self.front.bereaved.set()
+        if down.path.startswith(f"{self.front.sessions}/"):
             self._tell_conversation(down.path, notice)
             return
         self.front.down[down.path] = reason
@@ -244,14 +261,14 @@ class Gateway:
             self.ctx.ref(up.path).offer(TellTools(to=self.ctx.path))
         if up.path == "store/writer":
             self.writer.offer(self.front.in_use())
-        if up.path.startswith(f"{SESSIONS}/"):
+        if up.path.startswith(f"{self.front.sessions}/"):
             if up.incarnation > 1:
                 self._tell_conversation(up.path, Recovered(what=up.path))
         elif self.front.down.pop(up.path, None) is not None:
             self.front.announce(Recovered(what=up.path))
 
     def _tell_conversation(self, path: str, notice: Degraded | Recovered) -> None:
-        conversation = self.front.conversations.get(path.removeprefix(f"{SESSIONS}/"))
+        conversation = self.front.conversations.get(path.removeprefix(f"{self.front.sessions}/"))
         for socket in tuple(conversation.sockets) if conversation is not None else ():
             socket.tell(notice)
 
@@ -272,8 +289,11 @@ class Gateway:
         if not growth:
             return
         try:
-            await self.writer.ask(AppendDeltas([delta for _, delta in growth]), within=TICK_S)
+            await self.writer.ask(AppendDeltas([delta for _, delta in growth], self.front.id), within=TICK_S)
         except (MailError, Fault) as error:
+            if isinstance(error, Fault) and error.code is Code.MOVED:
+                self._banished()
+                return
             # not stored, or not known: the same ranges are sent again with the next tick
             log.warning("text of %d running turns is not stored yet: %s", len(growth), error)
             return
@@ -282,12 +302,45 @@ class Gateway:
                 turn_log.was_stored(delta.seq, len(delta.text) + len(delta.thinking))
                 self.front.grew(turn_log)  # what came meanwhile may be enough for another
 
+    def _banished(self) -> None:
+        """The store takes this front for dead: others have its conversations, or will have them in a moment."""
+        for conversation in tuple(self.front.conversations.values()):
+            self.front.evict(conversation)
+
+    async def tell_shown(self) -> None:
+        """Tell the store at once of turns that begin to show something: they are not asked again if this front dies."""
+        front = self.front
+        while True:
+            await front.shows.wait()
+            front.shows = trio.Event()
+            shown, front.shown = front.shown, []
+            marks = [Delta(one.conversation, one.turn, max(1, one.hop), one.seq, "", "") for one in shown]
+            try:
+                await self.writer.ask(AppendDeltas(marks, front.id), within=TICK_S, again=True)
+            except (MailError, Fault) as error:
+                log.warning("the store was not told that %d turns show something: %s", len(marks), error)
+
     async def take_up_unfinished(self) -> None:
-        """Start sessions for messages that an earlier run of the service acknowledged and did not run."""
+        """Start sessions for messages that were acknowledged and that nobody runs: an earlier run of the service
+        has left them, or another front that died or let go of them."""
+        front = self.front
+        await self._take_up()
+        while front.id:
+            with trio.move_on_after(SWEEP_S):
+                await front.bereaved.wait()
+            front.bereaved = trio.Event()
+            dead, front.gone = front.gone, []
+            await self._take_up(*dead)
+
+    async def _take_up(self, *dead: str) -> None:
         try:
-            left = await self.writer.ask(ListUnfinished(), within=START_S, again=True)
+            for front in dead:  # the store may not have heard of it yet
+                await self.writer.ask(FrontGone(front), within=START_S, again=True)
+            if not self.front.taking:
+                return
+            left = await self.writer.ask(TakeUnfinished(self.front.id), within=START_S, again=True)
         except (MailError, Fault) as error:
-            log.warning("messages left by an earlier run could not be listed: %s", error)
+            log.warning("messages that nobody runs could not be listed: %s", error)
             return
         for item in left:
             conversation = self.front.conversation(item.conversation, item.owner)
@@ -304,11 +357,12 @@ class Gateway:
 
     # The end.
 
-    async def stop_taking(self, grace_s: float, box: Mailbox[Any], reply: Reply | None) -> None:
+    async def stop_taking(self, stop: StopTaking, box: Mailbox[Any], reply: Reply | None) -> None:
         """Refuse new turns, let the running ones end, cut off the rest."""
         self.front.taking = False
+        self.front.leaving = self.front.leaving or stop.replaced
         self._drain_sessions(now=False)
-        with trio.move_on_after(grace_s):
+        with trio.move_on_after(stop.grace_s):
             await self._quiet()
         cut = [turn_log.turn for turn_log in self.front.running()]
         if cut:
@@ -320,10 +374,14 @@ class Gateway:
     def _drain_sessions(self, *, now: bool) -> None:
         conversation: Conversation
         for conversation in self.front.conversations.values():
-            self.ctx.ref(f"{SESSIONS}/{conversation.id}").offer(Drain(now=now))
+            self.ctx.ref(f"{self.front.sessions}/{conversation.id}").offer(Drain(now=now))
 
     async def _quiet(self) -> None:
-        while any(self.front.running()):
+        while True:
+            if self.front.leaving:
+                self.front.let_go()
+            if not any(self.front.running()):
+                return
             await self.front.quiet.wait()
 
 

@@ -26,6 +26,7 @@ import msgspec
 import trio
 
 from protocol.claim import parsed
+from protocol.errors import FaultBody
 
 log = logging.getLogger("actors.gateway")
 
@@ -47,8 +48,8 @@ class Passed(msgspec.Struct, frozen=True):
     """The request that it began with; of one that is no WebSocket yet, every byte that was read (`Head.raw`)."""
     conversation: str
     """Where its client wants to be."""
-    unknown: bool = False
-    """The client named another one, which is not there: it is still to be told."""
+    unknown: FaultBody | None = None
+    """The client named another one, which is not there: that is still to be told."""
     frame: str | None = None
     """Set: it is a WebSocket, and this message of it is to be handled next."""
     rest: bytes = b""

@@ -60,10 +60,10 @@ def _shown(saved: Saved) -> SavedSession:
     return SavedSession(saved.saved_id, saved.name, saved.conversation, time_of(saved.at), saved.messages)
 
 
-async def load(writer: Ref[Any], snapshot: Snapshot, owner: str, saved_id: str) -> Loaded:
-    """A new conversation that begins as the saved one. Raises SESSION_NOT_FOUND, FORBIDDEN."""
+async def load(writer: Ref[Any], snapshot: Snapshot, owner: str, saved_id: str, front: str = "") -> Loaded:
+    """A new conversation of that front that begins as the saved one. Raises SESSION_NOT_FOUND, FORBIDDEN."""
     _allowed(snapshot)
-    ask = LoadSaved(owner=owner, saved_id=saved_id, fresh_id=secrets.token_hex(16))
+    ask = LoadSaved(owner=owner, saved_id=saved_id, fresh_id=secrets.token_hex(16), front=front)
     loaded: Loaded = await writer.ask(ask, within=ANSWER_S, again=True)
     return loaded
 

@@ -18,6 +18,8 @@ class StopTaking(Request[int], frozen=True, tag=True):
     """
 
     grace_s: float
+    replaced: bool = False
+    """Another front takes its place: conversations are let go of as their turns end, and their sockets closed."""
 
 
 class Figure(msgspec.Struct, frozen=True):
