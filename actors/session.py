@@ -251,8 +251,9 @@ class Session:
                         effect.say.client, MessageQueued(effect.turn, effect.position, request_id=effect.say.echo)
                     )
                 case TellRepeated():
-                    self._answered(effect.say)
-                    self.tasks.start_soon(self._tell_repeated, effect)
+                    if not self.turns.said_again(effect.turn, effect.say):
+                        self._answered(effect.say)
+                        self.tasks.start_soon(self._tell_repeated, effect)
                 case Refuse():
                     if effect.say is not None:
                         self._answered(effect.say)

@@ -203,6 +203,18 @@ class Turns:
         self.waiting.append(Waiting(self.last_turn, say))
         return self._commit_next()
 
+    def said_again(self, turn: int, say: Say) -> bool:
+        """The message of that turn came once more. True: it is not on disk yet, and what comes of it answers this one."""
+        current = self.current
+        if current is not None and current.turn == turn and current.phase is Phase.COMMITTING:
+            if not current.acknowledged:
+                current.say = say
+            return not current.acknowledged
+        waiting = next((w for w in self.waiting if w.turn == turn and not w.committed), None)
+        if waiting is not None:
+            waiting.say = say
+        return waiting is not None
+
     def stop(self, client: int, echo: str | None, turn: int | None) -> list[Effect]:
         """A client wants the running turn to end."""
         current = self.current

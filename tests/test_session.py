@@ -139,3 +139,70 @@ async def test_a_session_that_nobody_needs_is_let_go_and_comes_back(tmp_path: Pa
             assert client.conversation == conversation
             frames = await client.say("again")
             assert frames[0]["turn"] == 2
+
+
+async def test_a_message_that_is_repeated_before_its_commit_is_not_forgotten_in_a_crash(tmp_path: Path) -> None:
+    gate, trying, repeated = trio.Event(), trio.Event(), trio.Event()
+    async with service(tmp_path, Script((Stall(gate),)) + say("there").items) as s, s.client() as client:
+        path = f"front/sessions/{client.conversation}"
+        says = 0
+
+        def store_dies(message: object) -> None:
+            if type(message).__name__ == "BeginTurn":
+                trying.set()
+                raise Boom
+
+        def session_dies(message: object) -> None:
+            nonlocal says
+            says += type(message).__name__ == "Say"
+            if says == 2:
+                repeated.set()
+            if type(message).__name__ == "Nudge" and repeated.is_set() and s.tree.slots[path].incarnation == 1:
+                raise Boom
+
+        s.tree.tap("store/writer", store_dies)
+        s.tree.tap(path, session_dies)
+        await client.send("user_message", message="are you there?", request_id="r1")
+        await trying.wait()
+        await client.send("user_message", message="are you there?", request_id="r1")
+        await repeated.wait()
+        s.ref(path).nudge()
+        await s.tree.reached(path, Status.RUNNING, incarnation=2)
+        s.tree.tap("store/writer", None)
+        gate.set()
+        frames = await client.until("turn_finished")
+        assert [f["request_id"] for f in of_type(frames, "turn_started")] == ["r1"]
+        assert of_type(frames, "assistant_message")[0]["message"] == "there"
+
+
+async def test_a_repeat_of_a_waiting_message_is_acknowledged_after_the_commit_only(tmp_path: Path) -> None:
+    gate, trying, repeated = trio.Event(), trio.Event(), trio.Event()
+    async with service(tmp_path, Script(("a", Stall(gate))) + say("b").items) as s, s.client() as client:
+        await client.send("user_message", message="one", request_id="r1")
+        await client.until("assistant_delta")
+        says = 0
+
+        def store_dies(message: object) -> None:
+            if type(message).__name__ == "BeginTurn":
+                trying.set()
+                raise Boom
+
+        def see(message: object) -> None:
+            nonlocal says
+            says += type(message).__name__ == "Say"
+            if says == 2:
+                repeated.set()
+
+        s.tree.tap("store/writer", store_dies)
+        s.tree.tap(f"front/sessions/{client.conversation}", see)
+        await client.send("user_message", message="two", request_id="r2")
+        await trying.wait()
+        await client.send("user_message", message="two", request_id="r2")
+        await repeated.wait()
+        assert not of_type(await client.alive(), "message_queued")
+        s.tree.tap("store/writer", None)
+        await client.until("message_queued", request_id="r2")
+        gate.set()
+        frames = await client.until("turn_finished", turn=2)
+        assert not of_type(frames, "message_queued")
+        assert [f["request_id"] for f in of_type(frames, "turn_started")] == ["r2"]
