@@ -21,6 +21,7 @@ from actors.turnlog import TurnLog
 from protocol.client import (
     CAPABILITIES,
     HISTORY_PAGE,
+    LOCAL_OWNER,
     MAX_ID_CHARS,
     MAX_IMAGE_BYTES,
     MAX_PARTS,
@@ -55,7 +56,6 @@ log = logging.getLogger("actors.gateway")
 ANSWER_S = 10.0  # for a query of the store that a client waits for
 MOST_ASIDE = 4  # answers of others that one socket may wait for at a time
 LAST_TURN = 2**53  # greater than any; clients may send any number
-LOCAL_OWNER = "local"  # whose conversations they are while authentication is off
 SERVER = {"name": "mcp-actors", "version": version("mcp-actors")}
 
 

@@ -26,6 +26,8 @@ from protocol.client import (
     TurnFinished,
     TurnStarted,
     UserMessage,
+    check_id,
+    too_deep,
 )
 from protocol.errors import Code, Fault
 
@@ -78,8 +80,11 @@ def decode(frame: str) -> ClientFrame:
         message = _decoder.decode(frame)
     except msgspec.ValidationError as error:
         raise _blame(frame, str(error)) from None
-    except msgspec.DecodeError as error:
+    except RecursionError:
+        raise too_deep() from None
+    except (msgspec.DecodeError, UnicodeError) as error:
         raise BadFrame(Fault(Code.INVALID_MESSAGE, f"The frame is not JSON: {error}."), None) from None
+    check_id(message.request_id)
     if isinstance(message, Chat):
         payload = message.payload
         return UserMessage(payload.text, streaming=payload.streaming, request_id=message.request_id)
@@ -91,6 +96,8 @@ def _blame(frame: str, reason: str) -> BadFrame:
         peek = _peek.decode(frame)
     except msgspec.ValidationError:
         return BadFrame(Fault(Code.INVALID_MESSAGE, "The frame is not a JSON object."), None)
+    except RecursionError:
+        return too_deep()
     request_id = peek.request_id if isinstance(peek.request_id, str) else None
     if isinstance(peek.action, str) and peek.action not in ("chat", "clear_session"):
         return BadFrame(Fault(Code.UNKNOWN_TYPE, f"The action {peek.action[:60]!r} is not known here."), request_id)

@@ -13,11 +13,10 @@ import msgspec
 from actors import saves
 from actors.front import Front
 from actors.http import Head
-from protocol.client import error_frame
+from protocol.client import LOCAL_OWNER, error_frame
 from protocol.errors import Code, Fault
 from protocol.mail import MailError
 
-LOCAL_OWNER = "local"  # whose conversations they are while authentication is off
 STATUS = {
     Code.NOT_FOUND: HTTPStatus.NOT_FOUND,
     Code.SESSION_NOT_FOUND: HTTPStatus.NOT_FOUND,

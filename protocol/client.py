@@ -65,6 +65,7 @@ MAX_IMAGE_BYTES = 8 * 2**20  # of the data URIs of one user message; no provider
 MAX_URL_CHARS = 8192  # of an image's address
 MAX_ID_CHARS = 200  # request and conversation ids; ours have 32
 MAX_QUEUED = 16  # messages that may wait behind a running turn
+LOCAL_OWNER = "local"  # whose conversations they are while authentication is off
 HISTORY_PAGE = 50  # turns of one history page, and the most that one may ask for
 
 _decoder = msgspec.json.Decoder(ClientFrame)
@@ -95,13 +96,23 @@ def decode(frame: str) -> ClientFrame:
     except msgspec.ValidationError as error:
         raise _blame(frame, str(error)) from None
     except RecursionError:
-        raise BadFrame(Fault(Code.INVALID_MESSAGE, "The frame is nested too deeply."), None) from None
+        raise too_deep() from None
     except (msgspec.DecodeError, UnicodeError) as error:
         # lone surrogates cannot come over a WebSocket, but a str could hold them
         raise BadFrame(Fault(Code.INVALID_MESSAGE, f"The frame is not JSON: {error}."), None) from None
-    if message.request_id is not None and len(message.request_id) > MAX_ID_CHARS:
-        raise BadFrame(Fault(Code.MESSAGE_TOO_LARGE, f"request_id is longer than {MAX_ID_CHARS} characters."), None)
+    check_id(message.request_id)
     return message
+
+
+def check_id(request_id: str | None) -> None:
+    """Raises BadFrame for an id that is too long to be kept."""
+    if request_id is not None and len(request_id) > MAX_ID_CHARS:
+        raise BadFrame(Fault(Code.MESSAGE_TOO_LARGE, f"request_id is longer than {MAX_ID_CHARS} characters."), None)
+
+
+def too_deep() -> BadFrame:
+    """The error for what no decoder can follow."""
+    return BadFrame(Fault(Code.INVALID_MESSAGE, "The frame is nested too deeply."), None)
 
 
 def _blame(frame: str, reason: str) -> BadFrame:
@@ -109,6 +120,8 @@ def _blame(frame: str, reason: str) -> BadFrame:
         peek = _peek.decode(frame)
     except msgspec.ValidationError:
         return BadFrame(Fault(Code.INVALID_MESSAGE, "The frame is not a JSON object."), None)
+    except RecursionError:
+        return too_deep()
     request_id = peek.request_id if isinstance(peek.request_id, str) else None
     if peek.type is None:
         return BadFrame(Fault(Code.INVALID_MESSAGE, "The field `type` is missing."), request_id)
@@ -156,6 +169,7 @@ def schema() -> dict[str, Any]:
 __all__ = [
     "CAPABILITIES",
     "HISTORY_PAGE",
+    "LOCAL_OWNER",
     "MAX_ID_CHARS",
     "MAX_IMAGE_BYTES",
     "MAX_PARTS",
@@ -206,9 +220,11 @@ __all__ = [
     "TurnStarted",
     "UserMessage",
     "Welcome",
+    "check_id",
     "decode",
     "encode",
     "error_frame",
     "schema",
     "time_of",
+    "too_deep",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import trio
 import trio_websocket
 
 from actors import dialect
-from protocol.client import BadFrame, ClearHistory, UserMessage
+from protocol.client import MAX_ID_CHARS, BadFrame, ClearHistory, UserMessage, decode
 from tests.fakes import Script, ask_tool, fail, say, think
 from tests.service import LIGHT, Service, service
 
@@ -175,12 +175,24 @@ async def test_a_native_client_is_not_taken_for_an_older_one(tmp_path: Path) -> 
         ('{"action": "chat", "payload": {"text": 5}}', "INVALID_MESSAGE"),
         ('{"action": 5}', "INVALID_MESSAGE"),
         ('{"action": "dance"}', "UNKNOWN_TYPE"),
+        ('{"action": "clear_session", "request_id": "%s"}' % ("x" * (MAX_ID_CHARS + 1)), "MESSAGE_TOO_LARGE"),
+        ('{"action": "clear_session", "request_id": "\ud800"}', "INVALID_MESSAGE"),
     ],
 )
 def test_bad_frames(frame: str, code: str) -> None:
     with pytest.raises(BadFrame) as bad:
         dialect.decode(frame)
     assert bad.value.fault.code == code
+
+
+@pytest.mark.parametrize("read", [dialect.decode, decode])
+@pytest.mark.parametrize(
+    "frame", ["%s", '{"action": 5, "type": 5, "x": %s}', '{"action": "chat", "payload": {"metadata": %s}}']
+)
+def test_a_frame_that_is_nested_too_deeply_is_a_bad_frame(read: Callable[[str], object], frame: str) -> None:
+    with pytest.raises(BadFrame) as bad:
+        read(frame % ("[" * 200_000 + "]" * 200_000))
+    assert bad.value.fault.code == "INVALID_MESSAGE"
 
 
 def test_good_frames() -> None:
