@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ class Kept:
         said: what was said of the files before there was a watcher.
         environment: what is wrong with the `.env` files, which are read at the start only.
         access: the door for other processes; None: it could not be opened.
+        renamed: told the path of the WebSocket whenever it is another one.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Kept:
         said: Iterable[str],
         environment: Iterable[str],
         access: Access | None,
+        renamed: Callable[[str], object],
         ctx: KeepContext,
     ) -> None:
         self.configuration = Configuration(state_dir, said)
@@ -84,6 +86,7 @@ class Kept:
         """What is in force; None before the first reading."""
         self.view = ConfigView(0, {})
         """What is in force, as the files say it."""
+        self._renamed = renamed
         self._overrides = overrides
         self._ctx = ctx
         self._started: Snapshot | None = None
@@ -198,6 +201,8 @@ class Kept:
             last = self.configuration.runtime.newest
             by, changed = (last.author, ", ".join(last.changed)) if last else ("", "")
             log.info("configuration version %d is in force (%s: %s)", new.version, by, changed)
+        if old is not None and new.websocket.endpoint != old.websocket.endpoint:
+            self._renamed(new.websocket.endpoint)
         self.snapshot = new
         self._report(new)
         for path in sorted(self._subscribers):
@@ -232,7 +237,7 @@ async def keep(ctx: KeepContext) -> AsyncIterator[Kept]:
 
     Args (of the child): `state_dir`: str; `overrides`: nested dict merged over the files, in memory only;
     `said`: `Configuration.said` of whoever read the files before the tree was started, so that status shows it;
-    `environment`: what that one was told of the `.env` files.
+    `environment`: what that one was told of the `.env` files; `renamed`: see `Kept`.
     """
     state_dir = str(ctx.args["state_dir"])
     async with AsyncExitStack() as stack:
@@ -241,7 +246,12 @@ async def keep(ctx: KeepContext) -> AsyncIterator[Kept]:
             access = await stack.enter_async_context(opened(_made(state_dir)))
         except OSError as error:
             log.warning("other processes cannot change the configuration: no socket (%s)", reason(error))
-        yield Kept(state_dir, ctx.args.get("overrides", {}), said, ctx.args.get("environment", ()), access, ctx)
+        overrides, environment = ctx.args.get("overrides", {}), ctx.args.get("environment", ())
+        yield Kept(state_dir, overrides, said, environment, access, ctx.args.get("renamed", _nobody), ctx)
+
+
+def _nobody(_: str) -> None:
+    """Whoever runs it publishes no address."""
 
 
 def _made(state_dir: str) -> Path:

@@ -80,7 +80,7 @@ def url(listeners: list[trio.SocketListener], endpoint: str) -> str:
 def published(state: Path, listeners: list[trio.SocketListener], endpoint: str) -> Iterator[None]:
     """While it runs, `actors-main status` and `chat` find the service by a file in the state directory."""
     host, port = listeners[0].socket.getsockname()[:2]
-    publish(state, host, port, endpoint)
+    publish(state, pid=os.getpid(), host=shown(host), port=port, endpoint=endpoint)
     try:
         yield
     finally:
@@ -88,10 +88,13 @@ def published(state: Path, listeners: list[trio.SocketListener], endpoint: str) 
             (state / INSTANCE).unlink(missing_ok=True)
 
 
-def publish(state: Path, host: str, port: int, endpoint: str) -> None:
-    """Write where the service listens."""
+def publish(state: Path, **said: str | int) -> None:
+    """Write where the service listens; what is not said now stays as it was said last."""
+    path, known = state / INSTANCE, {}
+    if "pid" not in said:
+        with contextlib.suppress(OSError, ValueError):  # there is no such file: told below, if it cannot be made
+            known = json.loads(path.read_bytes())
     try:
-        text = json.dumps({"pid": os.getpid(), "host": shown(host), "port": port, "endpoint": endpoint})
-        (state / INSTANCE).write_text(text + "\n")
+        path.write_text(json.dumps({**known, **said}) + "\n")
     except OSError as error:
         log.warning("`actors-main status` and `chat` will not find this service: %s", error)

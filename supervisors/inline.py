@@ -12,7 +12,7 @@ import msgspec
 import trio
 
 from protocol.watcher import Snapshot
-from supervisors.address import is_loopback, listen, publish, published, url
+from supervisors.address import is_loopback, listen, publish, published, shown, url
 from supervisors.service import Stop, live
 from supervisors.supervisor import Tree
 from supervisors.systemd import Manager
@@ -37,7 +37,7 @@ class Start:
     @property
     def watcher(self) -> dict[str, Any]:
         """Args of the watcher."""
-        told = {"said": self.said, "environment": self.environment}
+        told = {"said": self.said, "environment": self.environment, "renamed": self.renamed}
         return {"state_dir": str(self.state), "overrides": self.overrides, **told}
 
     @property
@@ -53,7 +53,11 @@ class Start:
 
     def moved(self, host: str, port: int) -> None:
         """The service listens there now."""
-        publish(self.state, host, port, self.snapshot.websocket.endpoint)
+        publish(self.state, host=shown(host), port=port)
+
+    def renamed(self, endpoint: str) -> None:
+        """That is the path of the WebSocket now."""
+        publish(self.state, endpoint=endpoint)
 
 
 async def serve(start: Start) -> int:

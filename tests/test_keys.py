@@ -192,6 +192,10 @@ async def test_where_is_stored_counts_after_a_restart(tmp_path: Path) -> None:
                 note.partition(":")[0] for note in notes if "counts when the service is started again" in note
             } == said
             assert not databases(tmp_path)
+            prepare(tmp_path, provider, {**settings, "chat": {"websocket": {"endpoint": "/other"}}}, {})
+            await client.until("config_changed")
+            assert json.loads((tmp_path / "service.json").read_text())["endpoint"] == "/other"  # for `actors-main chat`
+            prepare(tmp_path, provider, settings, {})
             p.signal(signal.SIGTERM)
             assert await p.ended() == 0
         async with program("--state", str(tmp_path), "--port", "0") as p, client_of(await p.listening()) as client:
