@@ -392,6 +392,8 @@ llm:
   active: my-llm.2
   providers:
     openrouter: null
+    openai: null
+    groq: null
     my-llm.2:
       base_url: https://x.example/v1
       model: m
@@ -450,7 +452,7 @@ def test_the_local_model_steps_in_only_where_the_key_is_missing(state: Path) -> 
     assert local.llm.active == "local"
     assert (local.llm.providers["local"].base_url, local.llm.providers["local"].api_key_env) == (url, None)
     assert local.llm.providers["local"].parameters == {"max_tokens": 512}
-    assert set(local.llm.providers) == {"openrouter", "local"}
+    assert set(local.llm.providers) == {*snapshot.llm.providers, "local"}
     assert with_local_model(snapshot, url, "tiny", {"OPENROUTER_API_KEY": "k"}) is snapshot
     assert with_local_model(snapshot, url, "tiny", {"OPENROUTER_API_KEY": ""}).llm.active == "local"
     edit(
@@ -513,18 +515,18 @@ def test_saving_keeps_only_what_differs_and_counts_versions(state: Path) -> None
     config = configuration.get_config_dict()
     assert "top_p" not in config["llm"]["providers"]["openrouter"]
     config["chat"]["websocket"]["port"] = 8000
-    config["llm"]["active"] = "groq"
-    config["llm"]["providers"]["groq"] = {"base_url": "https://api.groq.com/openai/v1", "model": "yes"}
+    config["llm"]["active"] = "other"
+    config["llm"]["providers"]["other"] = {"base_url": "https://other.example/v1", "model": "yes"}
     assert configuration.save_runtime_config(config) == 12
     saved = parse((state / RUNTIME).read_text("utf-8"), RUNTIME).data
     meta = saved.pop("_runtime_config")
     assert (meta["version"], meta["mine"], meta["is_runtime_config"]) == (12, 1, True)
     assert saved == {
         "llm": {
-            "active": "groq",
+            "active": "other",
             "providers": {
                 "openrouter": {"top_p": None},
-                "groq": {"base_url": "https://api.groq.com/openai/v1", "model": "yes"},
+                "other": {"base_url": "https://other.example/v1", "model": "yes"},
             },
         }
     }

@@ -72,7 +72,7 @@ WRONG = [
         'has a single { or }; write {{ or }} for the character itself (got "{icon")',
     ),
     ("chat.service.streaming.enabled", '"yes"', 'must be true or false (got "yes")'),
-    ("llm.active", "groq", "names no provider of llm.providers (there are: openrouter)"),
+    ("llm.active", "nobody", "names no provider of llm.providers (there are: openrouter, openai, groq)"),
     ("llm.providers", "[]", "must be a mapping of keys (got a list)"),
     ("llm.providers.mine", "gpt", 'must be a mapping of keys (got "gpt")'),
     ("llm.providers.openrouter.model", "4", "must be text that is not empty (got 4)"),

@@ -147,7 +147,9 @@ async def test_an_edit_that_does_not_fit_the_command_line_changes_nothing(state:
         watched.write(port(8001))
         told = await watched.until(lambda snapshot: bool(snapshot.problems))
         assert (told.version, told.llm) == (before.version, before.llm)
-        assert told.problems == ["command line: llm.active: names no provider of llm.providers (there are: openrouter)"]
+        assert told.problems == [
+            "command line: llm.active: names no provider of llm.providers (there are: openrouter, openai, groq)"
+        ]
 
 
 async def test_wrong_overrides_park_it(state: Path) -> None:
