@@ -18,26 +18,25 @@ import trio
 
 from actors import takeover, turn_lines
 from actors.durable import COMMIT_S, PAUSE_S, has_moved, insist, known_turn, storage_fault
-from actors.front import Conversation, Front
-from actors.message_content import refusal
-from actors.running_turn import RunningTurn, show_end
-from actors.tool_calls import ToolCalls
-from actors.turn import (
+from actors.effects import (
     Ask,
     Close,
     Commit,
     Drop,
     Effect,
     Journal,
-    Phase,
     Refuse,
     Resume,
     RunCalls,
     Start,
     TellQueued,
     TellRepeated,
-    Turns,
 )
+from actors.front import Conversation, Front
+from actors.message_content import refusal
+from actors.running_turn import RunningTurn, show_end
+from actors.tool_calls import ToolCalls
+from actors.turn import Phase, Turns
 from actors.turnlog import Lost, TurnLog
 from protocol.client import MessageQueued, error_frame
 from protocol.errors import Code, Fault, FaultBody

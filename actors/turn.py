@@ -1,9 +1,9 @@
 """The decisions of a conversation's turns, free of I/O, time and text.
 
 Theory of operation. One `Turns` per session holds which turn runs, in which phase, and which messages wait.
-Every method is something that happened; it returns the effects to be performed, in order. The shell
-(`actors/session.py`) performs them and reports back by calling the next method. Nothing here waits, so
-every interleaving of commits, pieces, stops, crashes and drains is a sequence of calls that a test can
+Every method is something that happened; it returns the effects (`actors/effects.py`) to be performed, in
+order. The shell (`actors/session.py`) performs them and reports back by calling the next method. Nothing here
+waits, so every interleaving of commits, pieces, stops, crashes and drains is a sequence of calls that a test can
 write down.
 
     IDLE --said--> COMMITTING --committed--> ASKING --finished(no calls)--> CLOSING --closed--> IDLE
@@ -26,6 +26,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
+from actors.effects import (
+    Ask,
+    Close,
+    Commit,
+    Drop,
+    Effect,
+    Journal,
+    Refuse,
+    Resume,
+    RunCalls,
+    Start,
+    TellQueued,
+    TellRepeated,
+)
 from protocol.client import MAX_QUEUED
 from protocol.errors import Code, Fault, FaultBody
 from protocol.session import Say
@@ -42,101 +56,6 @@ class Phase(Enum):
     JOURNALING = "journaling"  # the model's answer and the intents of its calls are on their way to disk
     CALLING = "calling"
     CLOSING = "closing"
-
-
-# Effects: what the shell is to do.
-
-
-@dataclass(frozen=True)
-class Commit:
-    """Store the user's message; report committed, repeated or commit_failed."""
-
-    turn: int
-    say: Say
-    queued: bool
-
-
-@dataclass(frozen=True)
-class Resume:
-    """Store that a queued turn runs now; report committed or commit_failed."""
-
-    turn: int
-
-
-@dataclass(frozen=True)
-class Ask:
-    """Ask the model; report finished, failed or lost. `hop` counts from 1."""
-
-    turn: int
-    hop: int
-
-
-@dataclass(frozen=True)
-class Drop:
-    """Cancel the turn's request and its running calls; report nothing of them."""
-
-    turn: int
-
-
-@dataclass(frozen=True)
-class Start:
-    """The turn is on disk: show it (turn_started), and everything of it from now on."""
-
-    turn: int
-
-
-@dataclass(frozen=True)
-class TellQueued:
-    """Acknowledge to the asking client that its message waits."""
-
-    turn: int
-    say: Say
-    position: int
-
-
-@dataclass(frozen=True)
-class TellRepeated:
-    """The message was known already: tell the asking client where its turn is."""
-
-    turn: int
-    say: Say
-
-
-@dataclass(frozen=True)
-class Refuse:
-    """Answer a command with an error."""
-
-    client: int
-    echo: str | None
-    fault: FaultBody
-    say: Say | None = None
-    """The message that is answered by this, if it was one."""
-
-
-@dataclass(frozen=True)
-class Journal:
-    """Store the answer and the intents of its calls; report journaled or failed."""
-
-    turn: int
-
-
-@dataclass(frozen=True)
-class RunCalls:
-    """Make the journaled calls in parallel; report call_ended for each."""
-
-    turn: int
-
-
-@dataclass(frozen=True)
-class Close:
-    """Store and show the end of the turn; report closed."""
-
-    turn: int
-    outcome: str
-    fault: FaultBody | None = None
-
-
-Effect = Commit | Resume | Ask | Drop | Start | TellQueued | TellRepeated | Refuse | Journal | RunCalls | Close
 
 
 @dataclass
@@ -204,7 +123,7 @@ class Turns:
         return self._commit_next()
 
     def said_again(self, turn: int, say: Say) -> bool:
-        """The message of that turn came once more. True: it is not on disk yet, and what comes of it answers this one."""
+        """The message of that turn came once more. True: it is not on disk yet, and its commit will answer this one."""
         current = self.current
         if current is not None and current.turn == turn and current.phase is Phase.COMMITTING:
             if not current.acknowledged:

@@ -14,23 +14,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.turn import (
-    ASKS,
+from actors.effects import (
     Ask,
     Close,
     Commit,
     Drop,
     Effect,
     Journal,
-    Phase,
     Refuse,
     Resume,
     RunCalls,
     Start,
     TellQueued,
     TellRepeated,
-    Turns,
 )
+from actors.turn import ASKS, Phase, Turns
 from protocol.client import MAX_QUEUED
 from protocol.errors import Code, Fault
 from protocol.session import Say
