@@ -18,7 +18,7 @@ import trio
 from actors.connection import serve
 from actors.front import Conversation, Front
 from actors.handover import Handover
-from actors.listening import Listening
+from actors.listening import Listening, bind
 from actors.turnlog import Lost, TurnLog
 from protocol.claim import gone, parsed
 from protocol.client import ConfigChanged, Degraded, Recovered, ToolExecution
@@ -49,12 +49,14 @@ async def keep(ctx: KeepContext) -> AsyncIterator[Front]:
     """What the slot keeps; args: `listeners` (trio listeners, closed here), `loopback`, `moved`.
 
     Where there are several fronts, also `front`, its id, and `handover`, the path of any front's socket (see
-    `actors.handover`); neither is there where it is the only one.
+    `actors.handover`); neither is there where it is the only one. `source` gives the listeners of an address; where
+    it is missing they are bound here.
     """
     snapshot = await ctx.ref("watcher").ask(GetSnapshot(), within=START_S, again=True)
     async with trio.open_nursery() as nursery:
         # the handler is made before what it serves: connections come only once `begin` was called
-        listening = Listening(nursery, lambda stream: serve(front, stream), ctx.args["moved"])
+        source = ctx.args.get("source", bind)
+        listening = Listening(nursery, lambda stream: serve(front, stream), ctx.args["moved"], source)
         name = ctx.args.get("front", "")
         handover = Handover(name, ctx.args["handover"]) if name else None
         front = Front(ctx, snapshot, listening=listening, status=lambda: reported(ctx), front=name, handover=handover)

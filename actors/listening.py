@@ -20,6 +20,12 @@ OVERLAP_S = 2.0  # the old listener serves on for so long: what was queued in it
 BACKLOG = 4096
 
 Handler = Callable[[trio.SocketStream], Awaitable[object]]
+Source = Callable[[str, int], Awaitable[list[trio.SocketListener]]]
+
+
+async def bind(host: str, port: int) -> list[trio.SocketListener]:
+    """Listeners of that address, bound here. Raises OSError, ValueError (a name that cannot be one)."""
+    return await trio.open_tcp_listeners(port, host=host, backlog=BACKLOG)
 
 
 class Listening:
@@ -29,10 +35,14 @@ class Listening:
         nursery: where connections run; outlives every listener.
         handler: serves one connection, never raises.
         moved: told the new host and port.
+        source: gives the listeners of a host and port. Raises OSError, ValueError.
     """
 
-    def __init__(self, nursery: trio.Nursery, handler: Handler, moved: Callable[[str, int], None]) -> None:
+    def __init__(
+        self, nursery: trio.Nursery, handler: Handler, moved: Callable[[str, int], None], source: Source
+    ) -> None:
         self._nursery = nursery
+        self._source = source
         self._handler = handler
         self._moved = moved
         self._scope = trio.CancelScope()
@@ -58,7 +68,7 @@ class Listening:
             self._refuse(f"{websocket.host} can be reached from other machines, and nobody is asked who they are")
             return
         try:
-            listeners = await trio.open_tcp_listeners(websocket.port, host=websocket.host, backlog=BACKLOG)
+            listeners = await self._source(websocket.host, websocket.port)
         except (OSError, ValueError) as error:  # ValueError: a name that cannot be one
             reason = getattr(error, "strerror", None) or error
             self._refuse(f"cannot listen on {websocket.host}:{websocket.port}: {reason}")

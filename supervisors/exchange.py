@@ -192,6 +192,13 @@ class Exchange:
                 continue
             nursery.start_soon(self._live, Port(stream, self, opened_by=None), HELLO_S, name="port, taken")
 
+    def keep(self, *roles: str) -> None:
+        """Be connected to these at any time, also before there is mail for them: their events are wanted."""
+        for role in roles:
+            peer = self._peer(role)
+            peer.known = True
+            self._want(peer)
+
     def _want(self, peer: Peer) -> None:
         wanted = peer.known or peer.waiting
         if wanted and self._nursery is not None and peer.role in self.addresses and peer.role not in self._connecting:

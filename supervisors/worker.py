@@ -80,7 +80,9 @@ def run(control: socket.socket) -> int:
                 vocabulary=named(orders.vocabulary) if orders.vocabulary else None,
             )
             make = cast(Callable[[str, dict[str, Any]], Group], named(orders.make))
-            group = make(boot.role, {**orders.args, "fds": orders.fds, "exchange": exchange})
+            group = make(
+                boot.role, {**orders.args, "fds": orders.fds, "exchange": exchange, "incarnation": boot.incarnation}
+            )
         except Exception as error:  # noqa: BLE001 - the boundary: it would be found again by a restart
             return unusable(control, boot.role, error)
         try:
@@ -163,6 +165,7 @@ async def work(group: Group, exchange: Exchange, control: socket.socket, listene
         error: Exception | None = None
         try:
             with duty.starting:
+                await port.up()  # an actor's first message may be for the parent
                 async with running(group, abroad=exchange) as duty.tree:
                     port.tell(Ready())
                     if ports is not None:
