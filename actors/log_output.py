@@ -155,14 +155,17 @@ class Output(logging.Handler):
 
     def _write(self, poll: select.poll, data: bytes) -> bool:
         """Write all of it; False when it cannot be written, or was not read when all has to end."""
-        rest = memoryview(data)
-        while rest:
+        rest, at = memoryview(data), 0
+        while at < len(data):
             while not poll.poll(LOOK_S * 1000):
                 if time.monotonic() >= self._deadline:
                     return False
+            # A pipe that can take something takes this much without waiting, and in one piece: whole lines, for
+            # other processes of the service write to it too.
+            end = at + select.PIPE_BUF
+            end = data.rfind(b"\n", at, end) + 1 or end
             try:
-                # a pipe that can take something takes this much without waiting
-                rest = rest[os.write(self._descriptor, rest[: select.PIPE_BUF]) :]
+                at += os.write(self._descriptor, rest[at:end])
             except BlockingIOError:
                 continue  # somebody made the descriptor non-blocking: asked again
             except OSError:

@@ -248,6 +248,22 @@ def test_all_lines_come_in_order_and_the_thread_ends(tmp_path: Path) -> None:
     assert not log_output.outputs()
 
 
+def test_lines_of_several_processes_do_not_mix_in_one_pipe() -> None:
+    read, write = os.pipe2(os.O_DIRECT)  # keeps apart what was written at once
+    try:
+        output = Output(write)
+        for number in range(5):
+            output.emit(record("%s", f"{number}" * (3000 if number != 3 else 5000)))
+        output.start()
+        output.close()
+        pieces = [os.read(read, 65536) for _ in range(5)]
+    finally:
+        os.close(read)
+        os.close(write)
+    assert [len(piece) for piece in pieces] == [3001, 3001, 3001, 4096, 3906]
+    assert b"".join(pieces).splitlines()[4] == b"4" * 3000
+
+
 def test_when_nobody_reads_the_oldest_are_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log_output, "FLUSH_S", 0.05)
     with pipe() as (read, write):
