@@ -347,6 +347,33 @@ def next_try(found: dict[str, Any]) -> object:
     return found["state"], (found["retry_in_s"] or 0) > PARKED_S
 
 
+def where_and_for_ever(found: dict[str, Any]) -> object:
+    """Where it is, and whether it stays there until it is changed."""
+    return found["state"], found["retry_in_s"] is None
+
+
+def fact(name: str) -> Callable[[dict[str, Any]], object]:
+    """What it says of itself under that name."""
+    return lambda found: found["facts"].get(name)
+
+
+def no_directory(found: dict[str, Any]) -> object:
+    """Whether it is said that its working directory is not there."""
+    return "does not exist; correct `cwd`" in found["last_error"]
+
+
+async def logged_by_server(w: World) -> object:
+    """Levels of what a server writes to the log in a call."""
+    await w.turn(CALL)
+    return [line.split(" - ")[2] for line in await w.lines.new() if " - actors.mcp.<name> - " in line]
+
+
+async def seconds_of_call(w: World) -> object:
+    """How long a tool may take that never answers, as its result says; nothing while the tool is not there."""
+    ended = of_type(await w.turn(CALL.replace("hello", "hang")), "tool_execution")[-1]
+    return re.findall(r"([\d.]+) s\b", ended["result"])
+
+
 def seconds_of_error(found: dict[str, Any]) -> object:
     """The last number of seconds that its last error names."""
     return re.findall(r"([\d.]+) s\b", found["last_error"])[-1:]

@@ -12,6 +12,7 @@ comes by itself (`comes=True`).
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -30,7 +31,7 @@ from tests.service import Client, Frame, Service, merge_into, service
 from tests.tls import Tls
 
 NOT_LOOKED_AT = ...  # as a row's `before`: nothing that could be seen in a moment
-PROVIDER = "fake"  # what `<name>` in a key stands for
+PROVIDER = "fake"  # what `<name>` in a key of a provider stands for
 
 
 class Lines:
@@ -71,10 +72,16 @@ class World:
         """One more socket, opened before the changes."""
 
     async def change(self, changes: Mapping[str, Any]) -> None:
-        """Edit the runtime file as a person would; wait until sockets are told that it is in force."""
+        """Edit the file as a person would. Of the runtime file: until sockets are told that it is in force."""
+        if "mcpServers" in (edit := nested(changes)) or "settings" in edit:
+            path = self.s.state / "servers_config.json"
+            settings = json.loads(path.read_text())
+            merge_into(settings, edit)
+            path.write_text(json.dumps(settings))
+            return
         path = self.s.state / "runtime_config.yaml"
         settings = yaml.safe_load(path.read_text())
-        merge_into(settings, nested(changes))
+        merge_into(settings, edit)
         path.write_text(yaml.safe_dump(settings))
         await self.client.until("config_changed")
 
@@ -121,7 +128,7 @@ def nested(changes: Mapping[str, Any]) -> dict[str, Any]:
     """`{"a.b": 1}` as `{"a": {"b": 1}}`."""
     made: dict[str, Any] = {}
     for key, value in changes.items():
-        *parents, last = key.replace("<name>", PROVIDER).split(".")
+        *parents, last = key.replace("llm.providers.<name>", f"llm.providers.{PROVIDER}").split(".")
         merge_into(made, _within(parents, {last: value}))
     return made
 

@@ -6,15 +6,20 @@ need more than a row have tests of their own; tests/test_keys.py holds all keys 
 
 from __future__ import annotations
 
+import json
+import os
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from actors.configuration import settings_table
+from protocol.watcher import McpServer
 from tests import looks
 from tests.mcp_house import ODD
-from tests.service import of_type
-from tests.sweep import NOT_LOOKED_AT, Row, Sweep, show, watching
+from tests.service import LIGHT, of_type
+from tests.sweep import NOT_LOOKED_AT, Look, Row, Sweep, show, watching
 
 LOGGING = "chat.service.logging."
 NOTICES = "chat.service.tool_notifications."
@@ -30,6 +35,12 @@ AT_ONCE_MINUTES = 0.0001
 HUGE = 2**30
 KEY_VARIABLE = "SWEPT_KEY"
 REPLY, RESULT = "← LLM: finished with stop", "← MCP[odd]: result of tool hello"
+
+
+def _file(key: str, value: object, look: Look, before: object, after: object, **more: Any) -> Row:
+    """A row of the servers file, whose changes are followed in the background."""
+    return Row(key, value, look, before, after, "at once", comes=True, **more)
+
 
 SWEEPS: dict[str, Sweep] = {
     "turns and tools": Sweep(
@@ -420,6 +431,87 @@ SWEEPS: dict[str, Sweep] = {
 }
 
 
+SERVER, OF_ALL = "mcpServers.<name>.", "settings."
+SERVERS_FILE = Sweep(
+    servers={"<name>": {"command": "python", "args": [ODD, "plain"]}},
+    patches={"actors.stdio.EOF_GRACE_S": 0.01, "actors.mcp_server.DRAIN_S": 0.01},
+    rows=(
+        _file(SERVER + "args", [ODD, "pages"], looks.server("<name>", looks.fact("tools")), [4], [5]),
+        _file(SERVER + "cwd", "/nowhere", looks.server("<name>", looks.no_directory), [False], [True]),
+        _file(
+            SERVER + "env",
+            {"FLAVOUR": "vanilla"},
+            looks.server("<name>", looks.fact("stderr")),
+            ["0 characters"],
+            ["7 characters"],
+            given={
+                SERVER + "cwd": None,
+                SERVER + "command": "sh",
+                SERVER + "args": ["-c", "echo ${#FLAVOUR} characters >&2; exit 3"],
+                OF_ALL + "maxRetries": 0,
+                OF_ALL + "retryDelay": 0.001,
+            },
+        ),
+        _file(SERVER + "enabled", False, looks.server_names, ["<name>"], []),
+        _file(
+            SERVER + "command",
+            "false",
+            looks.server("<name>", looks.fact("exit_code")),
+            [3],
+            [1],
+            given={SERVER + "enabled": True},
+        ),
+        _file(
+            OF_ALL + "maxRetries",
+            2,
+            looks.server("<name>", looks.state_and_restarts),
+            [("parked", 0)],
+            [("parked", 2)],
+        ),
+        _file(
+            OF_ALL + "retryDelay",
+            500,
+            looks.server("<name>", looks.next_try),
+            [("parked", False)],
+            [("restarting", True)],
+        ),
+        _file(
+            OF_ALL + "autoReconnect",
+            False,
+            looks.server("<name>", looks.where_and_for_ever),
+            [("restarting", False)],
+            [("parked", True)],
+        ),
+        _file(
+            SERVER + "autoReconnect",
+            True,
+            looks.server("<name>", looks.where_and_for_ever),
+            [("parked", True)],
+            [("restarting", False)],
+        ),
+        _file(
+            OF_ALL + "logLevel",
+            "ERROR",
+            looks.logged_by_server,
+            ["INFO", "WARNING", "CRITICAL"],
+            ["CRITICAL"],
+            given={SERVER + "command": "python", SERVER + "args": [ODD, "logs", os.devnull]},
+        ),
+        _file(OF_ALL + "defaultTimeout", 0.1, looks.seconds_of_call, NOT_LOOKED_AT, ["0.1"]),
+        _file(SERVER + "timeout", 0.05, looks.seconds_of_call, ["0.1"], ["0.05"]),
+        _file(
+            SERVER + "protocol",
+            "legacy",
+            looks.server("<name>", looks.fact("era")),
+            ["modern"],
+            ["legacy"],
+            given={SERVER + key: value for key, value in LIGHT["demo"].items()},
+        ),
+    ),
+)
+"""Keys of the servers file, which are in no table: `<name>` is the server's name here."""
+
+
 def test_every_row_looks_when_the_table_says_that_a_change_counts() -> None:
     table = {row.key: row.applies for row in settings_table()}
     for sweep in SWEEPS.values():
@@ -433,3 +525,19 @@ async def test_sweep(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     async with watching(tmp_path, monkeypatch, SWEEPS[name]) as w:
         for row in SWEEPS[name].rows:
             await show(w, row)
+
+
+async def test_sweep_of_the_servers_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with watching(tmp_path, monkeypatch, SERVERS_FILE) as w:
+        for row in SERVERS_FILE.rows:
+            await show(w, row)
+
+
+def test_the_servers_file_is_swept_whole(shared: Path) -> None:
+    swept = {row.key for row in SERVERS_FILE.rows}
+    named = {re.sub("_(.)", lambda found: found[1].upper(), name) for name in McpServer.__struct_fields__}
+    assert {SERVER + key for key in named - {"name"}} <= swept
+    [example] = re.findall(r"```json\n(\{\n  \"_comment\".*?)```", (shared / "seed.md").read_text(), re.DOTALL)
+    written = json.loads(example)
+    assert {OF_ALL + key for key in written["settings"]} <= swept
+    assert {SERVER + key for entry in written["mcpServers"].values() for key in entry if key[0] != "_"} <= swept

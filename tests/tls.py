@@ -1,21 +1,15 @@
-"""A TLS end before a provider, with a certificate that only its own file vouches for."""
+"""A TLS end before a provider, with a authority that nobody knows."""
 
 from __future__ import annotations
 
-import ssl
-from datetime import UTC, datetime, timedelta
-from ipaddress import IPv4Address
 from pathlib import Path
 
 import h2.config
 import h2.connection
 import h2.events
 import trio
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
+from tests.certificates import Authority
 from tests.scripts import say, written
 
 Stream = trio.SSLStream[trio.SocketStream]
@@ -30,14 +24,13 @@ class Tls:
     """
 
     def __init__(self, folder: Path, port: int) -> None:
-        self.file = str(folder / "ca.pem")
+        authority = Authority(folder)
+        self.file = str(authority.file)
         self.port = 0
         self.protocols: list[str | None] = []
         """What was negotiated with each client whose handshake succeeded."""
         self._to = port
-        self._context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        self._context.load_cert_chain(self.file, write_certificate(self.file))
-        self._context.set_alpn_protocols(["h2", "http/1.1"])
+        self._context = authority.server("h2", "http/1.1")
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled."""
@@ -86,22 +79,3 @@ async def pump(source: trio.abc.ReceiveStream, to: trio.abc.SendStream) -> None:
     """Pass on what comes, to the end."""
     while data := await source.receive_some(65536):
         await to.send_all(data)
-
-
-def write_certificate(path: str) -> str:
-    """A certificate of 127.0.0.1, signed by itself; its key's file is the answer."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "tests")])
-    now = datetime.now(UTC)
-    made = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    Path(path).write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    private = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    Path(f"{path}.key").write_bytes(key.private_bytes(*private))
-    return f"{path}.key"
