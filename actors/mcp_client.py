@@ -30,6 +30,8 @@ from protocol.errors import Code, Fault
 from protocol.mcp_server import Catalogue, FilledPrompt, Prompt, Resource, ResourceContent, Tool, ToolOutcome
 
 RESOURCE_NOT_FOUND = -32002  # of the older era; the newer one says INVALID_PARAMS
+NAMES_MAX = 5  # of what is wrong, in a line for operators
+NAME_MAX = 64  # characters of one of them
 PAGES = 100  # of one list; a server whose list never ends must not hold us
 PROBE_S = 4.0  # a server that is merely slow to start answers within this; the handshake works after it too
 
@@ -120,11 +122,14 @@ class Connected:
             prompts.extend(page.prompts)
             return page.next_cursor
 
-        self._wire.bad_tools = 0
+        self._wire.bad_tools, self._wire.mended = 0, []
         if offers.tools is not None and (problem := await _all_pages(tool_page)):
             raise Refused(f"MCP server {self._name!r} cannot list its tools: {problem}")
         if self._wire.bad_tools:
             problems.append(f"{self._wire.bad_tools} tools without a name were left out")
+        if mended := self._wire.mended:
+            some = ", ".join([*(name[:NAME_MAX] for name in mended[:NAMES_MAX]), *["..."] * (len(mended) > NAMES_MAX)])
+            problems.append(f"{len(mended)} tools have a schema that is none of an object; it was repaired: {some}")
         if offers.resources is not None and (problem := await _all_pages(resource_page)):
             problems.append(f"resources: {problem}")
         if offers.prompts is not None and (problem := await _all_pages(prompt_page)):

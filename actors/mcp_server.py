@@ -94,6 +94,8 @@ class _Desk:
     """The level that the server was asked to log at."""
     listed: Catalogue | None = None
     """All that the server offers."""
+    problem: str = ""
+    """What was wrong with the last lists."""
     available: frozenset[str] = frozenset()
     """Its resources that could be read."""
     news: trio.Event = field(default_factory=trio.Event)
@@ -165,7 +167,11 @@ class _Desk:
         """Ask for everything that the server offers."""
         self.listed, problems = await connected.catalogue()
         self.calls.tools = frozenset(tool.name for tool in self.listed.tools)
-        self.ctx.report(tools=len(self.calls.tools), problem="; ".join(problems) or None)
+        problem = "; ".join(problems)
+        if problem not in ("", self.problem):
+            actor_log.warning("MCP server %r: %s", self.listed.server, problem)
+        self.problem = problem
+        self.ctx.report(tools=len(self.calls.tools), problem=problem or None)
         self.recheck.set()
 
     async def announce(self) -> None:

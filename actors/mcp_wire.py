@@ -44,6 +44,8 @@ class Wire:
         """Lines that were not messages and were skipped."""
         self.bad_tools = 0
         """Tools without a name, left out of listings so far."""
+        self.mended: list[str] = []
+        """Names of tools whose schema was repaired there."""
         self.heard_at = trio.current_time()
         """When the last line of the server came, whatever it was."""
         self.closed = False
@@ -117,9 +119,10 @@ class Wire:
             if message.id in self._listing:
                 self._listing.discard(message.id)
                 if isinstance(message, types.JSONRPCResponse):
-                    page, nameless = repaired_page(message.result)
-                    self.bad_tools += nameless
-                    message = message.model_copy(update={"result": page})
+                    page = repaired_page(message.result)
+                    self.bad_tools += page.left_out
+                    self.mended += page.mended
+                    message = message.model_copy(update={"result": page.result})
         return SessionMessage(message)
 
     def _unreadable(self, line: bytes, why: str) -> SessionMessage | None:

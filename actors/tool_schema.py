@@ -7,7 +7,7 @@ object. A good schema comes out as it went in.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 _HINTS = ("readOnlyHint", "destructiveHint", "idempotentHint", "openWorldHint")
 
@@ -48,12 +48,29 @@ def repaired_tool(tool: object) -> dict[str, Any] | None:
     return good
 
 
-def repaired_page(page: dict[str, Any]) -> tuple[dict[str, Any], int]:
-    """The result of one `tools/list` request, repaired, and how many tools had to be left out."""
+class Page(NamedTuple):
+    """One page of tools, repaired."""
+
+    result: dict[str, Any]
+    """Of the `tools/list` request."""
+    left_out: int
+    """Tools that have no name."""
+    mended: list[str]
+    """Names of tools whose schema was none of an object."""
+
+
+def repaired_page(page: dict[str, Any]) -> Page:
+    """The result of one `tools/list` request, repaired."""
     said = page.get("tools")
     tools = said if isinstance(said, list) else []
-    good = [tool for tool in map(repaired_tool, tools) if tool is not None]
-    result = {**page, "tools": good}
+    good = [(tool, repaired) for tool in tools if (repaired := repaired_tool(tool)) is not None]
+    result = {**page, "tools": [repaired for _, repaired in good]}
     if not isinstance(result.get("nextCursor", ""), str):
         del result["nextCursor"]
-    return result, len(tools) - len(good)
+    mended = [repaired["name"] for tool, repaired in good if _was_mended(tool.get("inputSchema"), repaired)]
+    return Page(result, len(tools) - len(good), mended)
+
+
+def _was_mended(schema: object, repaired: dict[str, Any]) -> bool:
+    # `properties` may be missing: a tool without arguments is none that is wrong
+    return not isinstance(schema, dict) or {"properties": {}, **schema} != repaired["inputSchema"]

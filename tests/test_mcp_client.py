@@ -35,12 +35,17 @@ async def test_the_older_handshake_can_be_forced(tmp_path: Path) -> None:
     assert "server/discover" not in seen.read_text()
 
 
-async def test_bad_schemas_hide_no_tool() -> None:
+async def test_bad_schemas_hide_no_tool_and_are_told(caplog: pytest.LogCaptureFixture) -> None:
     async with house(odd("bad_schemas")) as at:
         catalogue = await at.next(Catalogue)
         assert names(catalogue) == sorted([*ODD_TOOLS, "empty", "none", "text"])
         assert all(tool.schema["type"] == "object" and "properties" in tool.schema for tool in catalogue.tools)
-        assert at.facts()["problem"] == "2 tools without a name were left out"
+        problem = (
+            "2 tools without a name were left out; "
+            "3 tools have a schema that is none of an object; it was repaired: empty, none, text"
+        )
+        assert at.facts()["problem"] == problem
+        assert f"MCP server 'odd': {problem}" in caplog.messages
 
 
 async def test_all_pages_are_listed() -> None:

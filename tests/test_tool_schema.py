@@ -60,10 +60,12 @@ def test_a_tool_keeps_what_we_use() -> None:
 
 
 def test_one_bad_tool_does_not_hide_the_others() -> None:
-    page, nameless = repaired_page({"tools": [{"name": "a"}, None, {"name": ""}, {"name": "b"}], "nextCursor": 7})
-    assert [tool["name"] for tool in page["tools"]] == ["a", "b"]
-    assert nameless == 2
-    assert "nextCursor" not in page
+    good = {"type": "object"}
+    tools = [{"name": "a"}, None, {"name": ""}, {"name": "b", "inputSchema": good}]
+    page = repaired_page({"tools": tools, "nextCursor": 7})
+    assert [tool["name"] for tool in page.result["tools"]] == ["a", "b"]
+    assert (page.left_out, page.mended) == (2, ["a"])
+    assert "nextCursor" not in page.result
 
 
 @given(JSON)
@@ -76,5 +78,5 @@ def test_any_schema_becomes_an_object_schema_and_a_fixed_point(schema: object) -
 
 @given(st.dictionaries(st.sampled_from(["tools", "nextCursor", "ttlMs"]), JSON))
 def test_any_page_becomes_a_list_of_named_tools(page: dict[str, Any]) -> None:
-    good, _ = repaired_page(page)
-    assert all(tool["name"] and tool["inputSchema"]["type"] == "object" for tool in good["tools"])
+    good = repaired_page(page)
+    assert all(tool["name"] and tool["inputSchema"]["type"] == "object" for tool in good.result["tools"])
