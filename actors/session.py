@@ -17,7 +17,7 @@ from typing import Any
 import trio
 
 from actors import takeover, turn_lines
-from actors.durable import COMMIT_S, PAUSE_S, has_moved, insist, known_turn, storage_fault
+from actors.durable import COMMIT_S, PAUSE_S, has_moved, insist, storage_fault
 from actors.effects import (
     Ask,
     Close,
@@ -34,27 +34,17 @@ from actors.effects import (
 )
 from actors.front import Conversation, Front
 from actors.message_content import refusal
+from actors.messages import Messages
 from actors.running_turn import RunningTurn, show_end
 from actors.tool_calls import ToolCalls
 from actors.turn import Phase, Turns
 from actors.turnlog import Lost, TurnLog
-from protocol.client import MessageQueued, error_frame
 from protocol.errors import Code, Fault, FaultBody
 from protocol.mail import Mailbox, MailError, Ref, Request
 from protocol.session import Drain, Say, SessionMessage, Stop
 from protocol.spec import Context
 from protocol.streamer import Cancel, Complete, Failed, Finished
-from protocol.writer import (
-    Append,
-    Began,
-    BeginTurn,
-    Closed,
-    Done,
-    Event,
-    LoadHistory,
-    StartTurn,
-    UserEvent,
-)
+from protocol.writer import Append, Began, BeginTurn, Closed, Done, Event, LoadHistory, StartTurn
 
 log = logging.getLogger("actors.session")
 
@@ -96,10 +86,7 @@ class Session:
         self._loading = trio.Lock()
         self.events: list[Event] = []
         """Of the turns that have ended, in order."""
-        self.known: dict[str, int] = {}
-        """Turns by request_id."""
-        self.users: dict[int, UserEvent] = {}
-        """User events of turns that have not ended."""
+        self.messages = Messages(front, conversation, self.writer)
         self.running: RunningTurn | None = None
         """The turn that runs, visible to sockets or not yet."""
         self.calls = ToolCalls(ctx, front, conversation, tasks, self._call_ended)
@@ -141,14 +128,14 @@ class Session:
         for request in front.drop_requests(self.conversation.id, adopted):
             self.streamer.offer(Cancel(to=front.ctx.path, request=request))
         self.turns = Turns(found.last_turn, front.snapshot.service.max_tool_hops)
-        self.known, self.users, self.events = found.known, found.users, found.ended
+        self.messages.known, self.messages.users, self.events = found.known, found.users, found.ended
         for turn in found.queued:
             self.turns.adopt_queued(turn)
         if found.unshown is not None:
             self._publish(*found.unshown, None)
         if found.running is not None:
             turn_log, events = found.running
-            user = self.users[turn_log.turn]
+            user = self.messages.users[turn_log.turn]
             self.running = RunningTurn(turn_log, user, list(events), front.snapshot, front.merged, front.catalogues)
             hop, asks = max(1, turn_log.hop), turn_log.asked
             attached, shown = turn_log.attached, turn_log.shown
@@ -156,15 +143,8 @@ class Session:
         self.perform(self.turns.resume_queue())
 
     def _take_unanswered(self, lost: object) -> None:
-        if isinstance(lost, Say):
-            entry = self.conversation.unanswered.get(lost.request_id, (lost, 0))
-            self.conversation.unanswered[lost.request_id] = (lost, max(1, entry[1]))
-        for say, tries in tuple(self.conversation.unanswered.values()):
-            if tries == 0:
-                continue  # it is still in the mailbox
-            if say.request_id in self.known:
-                self.perform([TellRepeated(self.known[say.request_id], say)])
-            elif tries >= TRIES:
+        for say, tries in self.messages.left_behind(lost):
+            if tries >= TRIES and say.request_id not in self.messages.known:
                 detail = "This message could not be handled; the service logged why."
                 body = Fault(Code.INTERNAL, detail, retryable=False).body
                 self.perform([Refuse(say.client, say.echo, body, say)])
@@ -180,18 +160,17 @@ class Session:
         if not self.loaded:
             self.perform([Refuse(say.client, say.echo, Fault(Code.STORAGE_UNAVAILABLE).body, say)])
             return
-        if say.request_id in self.known:
-            self.perform([TellRepeated(self.known[say.request_id], say)])
-        else:
-            self._take_up(say)
+        self._take_up(say)
 
     def _take_up(self, say: Say) -> None:
         llm = self.front.snapshot.llm
+        if say.request_id in self.messages.known:
+            self.perform([TellRepeated(self.messages.known[say.request_id], say)])
+            return
         if (refused := refusal(say.content, llm.providers.get(llm.active))) is not None:
             self.perform([Refuse(say.client, say.echo, refused.body, say)])
             return
-        _, tries = self.conversation.unanswered.get(say.request_id, (say, 0))
-        self.conversation.unanswered[say.request_id] = (say, tries + 1)
+        self.messages.taken_up(say)
         self.turns.max_tool_hops = self.front.snapshot.service.max_tool_hops
         self.perform(self.turns.said(say))
 
@@ -232,12 +211,7 @@ class Session:
                 case Commit():
                     self._commit(effect)
                 case Resume():
-                    self.tasks.start_soon(
-                        self._store,
-                        StartTurn(self.conversation.id, effect.turn, self.front.id),
-                        lambda _, turn=effect.turn: self.turns.committed(turn),
-                        partial(self.turns.commit_failed, effect.turn),
-                    )
+                    self._resume(effect.turn)
                 case Ask():
                     self._ask(effect)
                 case Drop():
@@ -245,18 +219,11 @@ class Session:
                 case Start():
                     self._start(effect.turn)
                 case TellQueued():
-                    self._answered(effect.say)
-                    self.front.tell(
-                        effect.say.client, MessageQueued(effect.turn, effect.position, request_id=effect.say.echo)
-                    )
+                    self.messages.queued(effect)
                 case TellRepeated():
-                    if not self.turns.said_again(effect.turn, effect.say):
-                        self._answered(effect.say)
-                        self.tasks.start_soon(self._tell_repeated, effect)
+                    self._tell_repeated(effect)
                 case Refuse():
-                    if effect.say is not None:
-                        self._answered(effect.say)
-                    self.front.tell(effect.client, error_frame(effect.fault, request_id=effect.echo))
+                    self.messages.refused(effect)
                 case Journal():
                     self._journal(effect.turn)
                 case RunCalls() if self.running is not None:
@@ -264,44 +231,27 @@ class Session:
                 case Close():
                     self._close(effect)
 
-    def _answered(self, say: Say) -> None:
-        self.conversation.unanswered.pop(say.request_id, None)
-
     def _commit(self, effect: Commit) -> None:
-        say = effect.say
-        streaming = self.front.snapshot.service.streaming if say.streaming is None else say.streaming
-        event = UserEvent(content=say.content, request_id=say.request_id, streaming=streaming)
-        self.users[effect.turn] = event
-        self.known[say.request_id] = effect.turn
-        begin = BeginTurn(
-            owner=self.conversation.owner,
-            conversation=self.conversation.id,
-            turn=effect.turn,
-            event=event,
-            queued=effect.queued,
-            front=self.front.id,
-        )
-        self.tasks.start_soon(
-            self._store, begin, partial(self._stored_user, begin), partial(self._unstored_user, begin)
-        )
+        begin = self.messages.begin(effect)
+        stored, unstored = partial(self._stored_user, begin), partial(self._unstored_user, begin)
+        self.tasks.start_soon(self._store, begin, stored, unstored)
 
     def _stored_user(self, begin: BeginTurn, began: Began) -> list[Effect]:
+        self.messages.stored(begin, began)
         if began.turn == begin.turn:
             return self.turns.committed(begin.turn)
-        self.users.pop(begin.turn, None)
-        self.known[begin.event.request_id] = began.turn
         return self.turns.repeated(begin.turn, began.turn)
 
     def _unstored_user(self, begin: BeginTurn, fault: FaultBody) -> list[Effect]:
-        self.users.pop(begin.turn, None)
-        self.known.pop(begin.event.request_id, None)
+        self.messages.unstored(begin)
         return self.turns.commit_failed(begin.turn, fault)
 
+    def _resume(self, turn: int) -> None:
+        start, failed = StartTurn(self.conversation.id, turn, self.front.id), partial(self.turns.commit_failed, turn)
+        self.tasks.start_soon(self._store, start, lambda _: self.turns.committed(turn), failed)
+
     async def _store(
-        self,
-        request: Request[Any],
-        done: Callable[[Any], list[Effect]],
-        failed: Callable[[FaultBody], list[Effect]],
+        self, request: Request[Any], done: Callable[[Any], list[Effect]], failed: Callable[[FaultBody], list[Effect]]
     ) -> None:
         """Ask the store, and do what follows from its answer."""
         try:
@@ -343,7 +293,7 @@ class Session:
             self.ctx.ref(self.ctx.path).nudge()
 
     def _begin(self, turn: int) -> RunningTurn:
-        user = self.users[turn]
+        user = self.messages.users[turn]
         turn_log = TurnLog(self.conversation.id, turn, streaming=user.streaming)
         front = self.front
         self.running = RunningTurn(turn_log, user, [user], front.snapshot, front.merged, front.catalogues)
@@ -367,39 +317,26 @@ class Session:
         if running is None or running.turn != turn:
             # its request was dropped before it was on disk (stopped, drained): shown all the same, without text
             running = self._begin(turn)
-        waiting = self.conversation.unanswered.pop(running.user.request_id, None)
         frame = running.started()
         running.log.begin(frame)
         self.conversation.attach(running.log)
         self.front.grew(running.log)
         turn_lines.shown(running.log, len(self.conversation.sockets))
-        if waiting is not None:
-            asking = self.front.sockets.get(waiting[0].client)
-            if asking is not None and asking.conversation is not self.conversation:
-                asking.tell(frame)  # it has moved on, but the acknowledgement is its own
+        self.messages.started(running.user, frame)
 
-    async def _tell_repeated(self, effect: TellRepeated) -> None:
-        client, echo, turn = effect.say.client, effect.say.echo, effect.turn
-        for place, waiting in enumerate(self.turns.waiting):
-            if waiting.turn == turn:
-                self.front.tell(client, MessageQueued(turn, place + 1, request_id=echo))
-                return
-        running = self.running
-        if running is not None and running.turn == turn:
-            if running.log.attached:
-                self.front.tell(client, running.started())
-            return  # not on disk yet: its turn_started will answer
-        conversation = self.conversation
-        known = await known_turn(self.writer, conversation.owner, conversation.id, turn, echo)
-        if isinstance(known, UserEvent):
-            # on disk, and run by nobody: its turn comes now
-            if not self.turns.has(turn):
-                self.users[turn] = known
-                self.turns.adopt_queued(turn)
-                self.perform(self.turns.resume_queue())
+    def _tell_repeated(self, effect: TellRepeated) -> None:
+        if self.turns.said_again(effect.turn, effect.say):
             return
-        for frame in known:
-            self.front.tell(client, frame)
+        if not self.messages.repeated(effect, self.turns.place(effect.turn), self.running):
+            self.tasks.start_soon(self._tell_stored, effect)
+
+    async def _tell_stored(self, effect: TellRepeated) -> None:
+        user = await self.messages.repeated_long_ago(effect)
+        if user is not None and not self.turns.has(effect.turn):
+            # on disk, and run by nobody: its turn comes now
+            self.messages.users[effect.turn] = user
+            self.turns.adopt_queued(effect.turn)
+            self.perform(self.turns.resume_queue())
 
     # Tools.
 
@@ -457,7 +394,7 @@ class Session:
         outcome, error = show_end(turn_log, closed, storage)
         turn_lines.ended(turn_log, outcome, error, self.running)
         self.front.tally.turn(outcome)
-        self.users.pop(turn_log.turn, None)
+        self.messages.users.pop(turn_log.turn, None)
         self.running = None
         self.conversation.finish()
         self.front.turn_ended()

@@ -295,6 +295,10 @@ class Turns:
         """It runs or waits here."""
         return (self.current is not None and self.current.turn == turn) or any(w.turn == turn for w in self.waiting)
 
+    def place(self, turn: int) -> int | None:
+        """Its place among those that wait, from 1; None: it does not."""
+        return next((place for place, waiting in enumerate(self.waiting, 1) if waiting.turn == turn), None)
+
     def resume_queue(self) -> list[Effect]:
         """Start what waits, if nothing runs."""
         return self._next()
