@@ -118,7 +118,7 @@ class Life:
             await self.process.close()
             await trio.aclose_forcefully(self._stream)
             if strangers := await end_strangers():
-                log.warning("%s left %d processes behind, which were killed", self, strangers)
+                log.warning("%s is gone; %d processes that were left behind were killed", self, strangers)
             self._judge()
             self.settled.set()
 

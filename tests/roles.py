@@ -159,6 +159,12 @@ async def never_ready(box: Mailbox[Any], ctx: Context) -> None:
     await trio.sleep_forever()
 
 
+async def lingering(box: Mailbox[VOCABULARY | Nudge], ctx: Context) -> None:
+    """A toy that has no end."""
+    await toy(box, ctx)
+    await trio.sleep_forever()
+
+
 async def failing(box: Mailbox[Any], ctx: Context) -> None:
     """An actor that fails as often as it is asked."""
     async for _ in box:
@@ -170,6 +176,8 @@ def part(role: str, args: Mapping[str, Any]) -> Group:
     match args.get("how"):
         case "unready":
             actor = Child("toy", "tests.roles:never_ready")
+        case "lingering":
+            actor = Child("toy", "tests.roles:lingering", shutdown_s=1000.0)
         case "failing":
             once = Intensity(restarts=0)
             return Group("toys", (Group(role, (Child("toy", "tests.roles:failing", intensity=once),), intensity=once),))

@@ -234,11 +234,10 @@ async def test_what_ignores_every_word_is_killed_with_its_group(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lives, "TERM_S", 1.0)
-    async with root(plan("deaf", grace_s=0.1), plan("slow", grace_s=0.1)) as tree:
+    async with root(plan("deaf", grace_s=0.1), plan("slow", grace_s=0.1, args={"how": "lingering"})) as tree:
         companion = await tree.ref("deaf/toy").ask(Accompany(), within=5)
         troubles = await tree.ref("slow/toy").ask(Trouble(), within=5)
         tree.ref("deaf/toy").offer(Block(deaf=True))
-        tree.ref("slow/toy").offer(Block())
         deaf, slow = life(tree, "deaf"), life(tree, "slow")
     assert deaf.process.exit_code == -signal.SIGKILL
     assert "ignores SIGTERM: killed" in caplog.text
