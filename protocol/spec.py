@@ -100,6 +100,8 @@ class Child:
     across incarnations (`ctx.kept`). Entered before the first incarnation, left after the final stop."""
     start_s: float = 300.0
     """How long an incarnation may take to be ready before it counts as failed."""
+    gate: bool = True
+    """It starts only when all before it in the group are ready, parked or done; else as soon as the group does."""
     args: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     """Given to the actor as `ctx.args`."""
 
@@ -114,6 +116,8 @@ class Group:
     on_limit: OnLimit = OnLimit.ESCALATE
     intensity: Intensity = Intensity()
     backoff: Backoff = Backoff()
+    gate: bool = True
+    """As of a child."""
     dynamic: bool = False
     """Children are added and removed while it runs (`ctx.start_child`)."""
 

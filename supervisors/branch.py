@@ -90,7 +90,7 @@ class Branch(Member):
             if self.spec.dynamic and member.incarnation and member.policy.restart is Restart.TEMPORARY:
                 self._remove(member)
             else:
-                member.plan(now, gated=not self.spec.dynamic, fresh=True)
+                member.plan(now, gated=member.spec.gate and not self.spec.dynamic, fresh=True)
         while self._failure is None and not self._leaving:
             while self._batches:
                 await self._cycle(self._batches.pop(0))

@@ -151,7 +151,7 @@ def run(arguments: argparse.Namespace) -> int:
         with start_logging(snapshot):
             allow_descriptors()
             start = Start(state, overrides, snapshot, files.said, environment)
-            if arguments.inline or "MCP_ACTORS_PROCESSES" not in os.environ:
+            if arguments.inline:
                 return trio.run(inline.serve, start)
             placement = importlib.import_module("supervisors.placement")
             code: int = trio.run(placement.serve, start, arguments.fronts)

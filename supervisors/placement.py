@@ -130,7 +130,7 @@ class Run:
             rss_limit=RSS_LIMITS[kind],
             grace_s=GRACE_S[kind],
         )
-        return child(plan, self.exchange, intensity=OFTEN)
+        return child(plan, self.exchange, intensity=OFTEN, gate=False)
 
     def front(self, role: str) -> Child:
         """A process that clients talk to."""

@@ -126,6 +126,7 @@ async def announce(tree: Tree, address: str, manager: Manager) -> None:
             if not told:
                 log.warning("no turns can be taken: the store does not open (%s); see `actors-main status`", error)
             told = True
+    await tree.until(lambda: all(slot.settled for path, slot in tree.slots.items() if path.startswith(FRONTS)))
     manager.tell("READY=1", f"STATUS=listening on {address}")
     try:
         print(f"listening on {address}", flush=True)  # noqa: T201 - the one line of standard output

@@ -51,7 +51,7 @@ def service(*, watcher: Args, reporter: Args, back: Sequence[Child], fronts: Seq
             *head(watcher, reporter),
             logs(),
             *back,
-            Group("fronts", tuple(fronts), dynamic=True),
+            Group("fronts", tuple(fronts), dynamic=True, gate=False),
             Child("door", "supervisors.door:run", on_limit=OnLimit.PARK, park_s=60.0, args=door),
         ),
     )
