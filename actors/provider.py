@@ -16,12 +16,14 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from email.utils import parsedate_to_datetime
 
+import httpcore
 import httpx
 import trio
 
 from actors.sending import Sending
 from actors.sse import MAX_EVENT
 from actors.verdict import Complaint
+from actors.warm import Warm
 from protocol.errors import Code
 from protocol.watcher import ClientOptions, Provider
 
@@ -29,6 +31,8 @@ MAX_ERROR_BODY = 64 * 1024  # bytes read of an error's body; its words are in th
 CLOSE_S = 1.0  # bound of closing a client; an idle TLS connection may wait for its peer's farewell
 
 _CODINGS = frozenset({"gzip", "x-gzip", "deflate"})  # that can be read although none is asked for
+
+log = logging.getLogger(__name__)
 
 # httpx's line per request repeats the URL with its query, where some gateways take their key; hpack's at DEBUG
 # quote the headers.
@@ -89,23 +93,29 @@ class Client:
         self.settings = _settings(provider)
         self.users = 0
         self.retired = False
-        options = provider.client
+        self._options = options = provider.client
         with _setting("base_url"):
             url = httpx.URL(provider.base_url)
             self._url = url.copy_with(path=url.path.rstrip("/") + "/chat/completions")
         if options.http2:
             importlib.import_module("actors.http2")  # only where it is wanted: h2 is large
         with _setting("client.ca_file"):
-            verify = _tls(options, url.scheme == "https")
-        self._http = httpx.AsyncClient(
+            self._tls = _tls(options, url.scheme == "https")
+        transport = httpx.AsyncHTTPTransport(
             http2=options.http2,
             trust_env=False,
-            verify=verify,
+            verify=self._tls,
             limits=httpx.Limits(
                 max_connections=options.max_connections,
                 max_keepalive_connections=options.max_keepalive_connections,
                 keepalive_expiry=options.keepalive_expiry,
             ),
+        )
+        # httpx hands no such thing on; a test sees that it is used.
+        self._warm = transport._pool._network_backend = Warm(options.keepalive_expiry)
+        self._http = httpx.AsyncClient(
+            transport=transport,
+            trust_env=False,
             timeout=httpx.Timeout(None, connect=options.connect_timeout, write=options.idle_timeout),
         )
 
@@ -148,10 +158,34 @@ class Client:
             await answer.leave()
             await response.aclose()
 
+    async def warm(self) -> None:
+        """Open connections that a request may soon need; that none can be is left to the request to say."""
+        options, tls = self._options, self._url.scheme == "https"
+        wanted = int(tls) if options.prewarm is None else options.prewarm
+        if options.http2:
+            wanted = min(wanted, 1)  # all requests share it
+        context: ssl.SSLContext | None = None
+        if tls:
+            context = self._tls
+            context.set_alpn_protocols(["http/1.1", "h2"] if options.http2 else ["http/1.1"])
+        port = self._url.port or (443 if tls else 80)
+        try:
+            for _ in range(wanted - len(self._warm)):
+                await self._warm.open(self._url.host, port, context, options.connect_timeout)
+        except (httpcore.ConnectError, httpcore.ConnectTimeout, OSError, ValueError) as error:
+            # ValueError: a name that is none (idna).
+            log.info("no connection to %s could be opened ahead: %s", self._url.host, error)
+
+    async def cool(self) -> None:
+        """Close what was opened ahead and not taken in its time."""
+        await self._warm.cool()
+
     async def close(self) -> None:
         """Close all connections; bounded, also when the caller is being cancelled."""
         with trio.move_on_after(CLOSE_S, shield=True):
             await self._http.aclose()
+        with trio.move_on_after(CLOSE_S, shield=True):
+            await self._warm.aclose()
 
 
 class Clients:
@@ -181,6 +215,13 @@ class Clients:
             if client.retired and not client.users:
                 self._retired.discard(client)
                 await client.close()
+
+    async def warm(self, provider: Provider) -> None:
+        """Have connections to it ready, for as long as idle ones are kept. Raises Complaint: it cannot be used."""
+        async with self.using(provider) as client:
+            await client.warm()
+        await trio.sleep(provider.client.keepalive_expiry)
+        await client.cool()
 
     async def keep(self, providers: Mapping[str, Provider]) -> None:
         """Retire the clients of providers that are gone or changed; each closes with its last request."""
@@ -223,7 +264,7 @@ def _setting(name: str) -> Iterator[None]:
         ) from error
 
 
-def _tls(options: ClientOptions, needed: bool) -> ssl.SSLContext | bool:
+def _tls(options: ClientOptions, needed: bool) -> ssl.SSLContext:
     if options.ca_file:
         return ssl.create_default_context(cafile=options.ca_file)
     # Without trust_env httpx would not look at SSL_CERT_FILE; proxies stay ignored. Loading the

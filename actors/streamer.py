@@ -20,13 +20,15 @@ from actors.models import ModelLists
 from actors.outlet import Outlet
 from actors.provider import Clients
 from actors.retry import BACKOFF_S
+from actors.sending import prepare
 from actors.upstream import Upstreams
+from actors.verdict import Complaint
 from protocol.errors import Fault
 from protocol.mail import Mailbox, Reply
 from protocol.models import ListModels
 from protocol.spec import Context
 from protocol.streamer import Cancel, Complete, Failed, Finished, StreamerMessage
-from protocol.watcher import Configured, GetSnapshot, Snapshot, Subscribe
+from protocol.watcher import ClientOptions, Configured, GetSnapshot, Llm, Provider, Snapshot, Subscribe
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +56,7 @@ async def run(box: Mailbox[StreamerMessage], ctx: Context) -> None:
                         streamer.configure(newer)
                     case _:
                         pass  # a nudge: nothing here waits for one
+            streamer.cool()
     finally:
         await clients.close()
 
@@ -77,6 +80,8 @@ class Streamer:
         self._outlets: dict[str, Outlet] = {}
         self._backoff_s = float(ctx.args.get("backoff_s", BACKOFF_S))
         self._running = self._done = self._failed = 0
+        self._warming = trio.CancelScope()
+        self._warm()
         self._report()
 
     def begin(self, request: Complete) -> None:
@@ -105,11 +110,33 @@ class Streamer:
 
     def configure(self, snapshot: Snapshot) -> None:
         """Requests begin with this from now on; running ones keep theirs."""
-        self._snapshot = snapshot
+        before, self._snapshot = self._snapshot, snapshot
         self._upstreams.change(snapshot.llm.providers)
+        if _address(before.llm) != _address(snapshot.llm):
+            self._warm()
         # Aside: closing connections may wait for their peers, and a Cancel behind this message must not.
         self._nursery.start_soon(self._clients.keep, snapshot.llm.providers)
         self._report()
+
+    def cool(self) -> None:
+        """Nothing more is to be kept warm; running requests go on."""
+        self._warming.cancel()
+
+    def _warm(self) -> None:
+        """The next request shall find a connection to the active provider."""
+        self._warming.cancel()
+        self._warming = trio.CancelScope()
+        llm = self._snapshot.llm
+        if (active := llm.providers.get(llm.active)) is not None:
+            self._nursery.start_soon(self._keep_warm, active, self._warming)
+
+    async def _keep_warm(self, provider: Provider, scope: trio.CancelScope) -> None:
+        with scope:
+            try:
+                prepare(provider)  # who lacks its key is not asked anything
+                await self._clients.warm(provider)
+            except Complaint as complaint:
+                log.debug("%s is not warmed: %s", provider.name, complaint.what)
 
     async def list_models(self, message: ListModels, box: Mailbox[StreamerMessage], reply: Reply | None) -> None:
         """Answer what a provider offers."""
@@ -169,3 +196,8 @@ class Streamer:
             waiting=self._upstreams.waiting() or None,
             resting=self._upstreams.resting() or None,
         )
+
+
+def _address(llm: Llm) -> tuple[str, ClientOptions] | None:
+    active = llm.providers.get(llm.active)
+    return None if active is None else (active.base_url, active.client)

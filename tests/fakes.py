@@ -137,12 +137,11 @@ class FakeProvider:
         """What came, in order."""
         self.connections = 0
         """Connections that were accepted."""
-        self.open = 0
-        """Connections that are open now."""
         self._interval = interval
         self._path = path
         self._tls = tls
         self._next = 0
+        self._live: set[Stream] = set()
         self._arrived = trio.Event()
         self._stack = AsyncExitStack()
         self._nursery: trio.Nursery | None = None
@@ -153,11 +152,21 @@ class FakeProvider:
         """`http://127.0.0.1:PORT/v1`"""
         return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}{self._path}"
 
+    @property
+    def open(self) -> int:
+        """Connections that are open now."""
+        return len(self._live)
+
     async def request(self, number: int) -> Asked:
         """The request of that number, from 1; waits until it has come."""
         while len(self.requests) < number:
             await self._arrived.wait()
         return self.requests[number - 1]
+
+    async def hang_up(self) -> None:
+        """Close all connections, whatever happens on them."""
+        for stream in list(self._live):
+            await trio.aclose_forcefully(stream)
 
     async def listen(self, port: int = 0, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; `async with` does it for tests."""
@@ -180,17 +189,19 @@ class FakeProvider:
 
     async def _serve(self, socket_stream: trio.SocketStream) -> None:
         self.connections += 1
-        self.open += 1
         stream: Stream = socket_stream
         if self._tls is not None:
             stream = trio.SSLStream(socket_stream, self._tls, server_side=True, https_compatible=True)
         connection = _Connection(self, stream, self.connections)
         try:
+            if isinstance(stream, trio.SSLStream):
+                await stream.do_handshake()
+            self._live.add(stream)
             await connection.run()
         except (trio.BrokenResourceError, trio.ClosedResourceError, h11.RemoteProtocolError):
             pass  # the client went away, or does not speak HTTP: this connection's end
         finally:
-            self.open -= 1
+            self._live.discard(stream)
             for asked in connection.asked:
                 asked.closed.set()
             await trio.aclose_forcefully(stream)

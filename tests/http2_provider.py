@@ -96,7 +96,6 @@ class Http2Provider:
 
     async def _serve(self, stream: trio.SSLStream[trio.SocketStream]) -> None:
         self.connections += 1
-        self.open += 1
         try:
             async with trio.open_nursery() as nursery:
                 await _Connection(self, stream, self.connections, nursery).run()
@@ -104,7 +103,6 @@ class Http2Provider:
         except* (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the client went away, or does not trust us
         finally:
-            self.open -= 1
             await trio.aclose_forcefully(stream)
 
 
@@ -122,13 +120,17 @@ class _Connection:
 
     async def run(self) -> None:
         await self._stream.do_handshake()
+        self._provider.open += 1
         assert self._stream.selected_alpn_protocol() == "h2"
         self._http.initiate_connection()
         await self._flush()
-        while data := await self._stream.receive_some():
-            for event in self._http.receive_data(data):
-                self._take(event)
-            await self._flush()
+        try:
+            while data := await self._stream.receive_some():
+                for event in self._http.receive_data(data):
+                    self._take(event)
+                await self._flush()
+        finally:
+            self._provider.open -= 1
 
     def _take(self, event: h2.events.Event) -> None:
         match event:

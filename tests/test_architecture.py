@@ -46,7 +46,7 @@ IMPORTERS = {
     "rich": {"supervisors/chat_screen.py"},
     "prompt_toolkit": {"supervisors/chat_prompt.py"},
     "h2": {"actors/http2.py"},  # and by httpx, where client.http2 is on
-    "httpcore": {"actors/http2.py"},
+    "httpcore": {"actors/http2.py", "actors/provider.py", "actors/warm.py"},
 }
 """Who may import a heavy library; nobody else."""
 

@@ -126,7 +126,7 @@ async def test_a_server_that_ends_the_connection(authority: Authority) -> None:
 async def test_who_is_not_trusted_is_not_asked(authority: Authority, http2: bool) -> None:
     async with FakeProvider(say("a"), tls=authority.server("h2", "http/1.1")) as upstream:
         # The system does not know this authority.
-        async with harness(provider(upstream.base_url, http2=http2)) as h:
+        async with harness(provider(upstream.base_url, http2=http2, prewarm=0)) as h:
             h.ask(1)
             fault = (await h.failed(1)).fault
             assert (fault.code, fault.retryable) == (Code.LLM_UNAVAILABLE, False)

@@ -34,7 +34,7 @@ SHOWN = {
     "chat.service.drain_s": "tests/test_main.py::"
     "test_sigint_interrupts_a_turn_that_does_not_end_in_the_time_that_is_configured_by_then",
     "llm.fallbacks": "tests/test_asking.py::test_a_fallback_answers_what_is_not_the_requests_fault",
-    "llm.providers.<name>.client.prewarm": "tests/test_streamer.py::*",
+    "llm.providers.<name>.client.prewarm": "tests/test_warm.py::test_as_many_as_configured_plain_ones_too",
     "llm.providers.<name>.client.limits.concurrent": "tests/test_upstream.py::"
     "test_so_many_requests_at_a_time_the_others_wait_in_order",
     "llm.providers.<name>.client.limits.per_minute": "tests/test_upstream.py::"
