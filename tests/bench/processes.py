@@ -49,10 +49,13 @@ class Program:
             stderr=self._errors,
             cwd=ROOT,
             env={**os.environ, **(env or {})},
+            start_new_session=True,
         )
-        # before it starts threads or processes, which inherit it
-        with contextlib.suppress(PermissionError):
+        # Before it starts threads or processes, which inherit it. A session is a scheduling group of its own where
+        # the kernel groups by session, and there the group's weight counts.
+        with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, self._process.pid, NICE)
+            Path(f"/proc/{self._process.pid}/autogroup").write_text(str(NICE))
         self._lines = b""
 
     @property

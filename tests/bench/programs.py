@@ -104,9 +104,9 @@ class Upstream:
 
 
 @contextmanager
-def upstream(programs: Programs) -> Iterator[Upstream]:
-    """An upstream for the block."""
-    with started([programs.path("upstream")]) as program:
+def upstream(programs: Programs, grain_us: int = 0) -> Iterator[Upstream]:
+    """An upstream for the block; with a grain, tokens of all streams leave together so often."""
+    with started([programs.path("upstream"), str(grain_us)]) as program:
         yield Upstream(program)
 
 

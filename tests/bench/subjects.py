@@ -7,7 +7,6 @@ nothing, offer no tools; each passes on what the model says as `assistant_delta`
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
 import re
@@ -18,8 +17,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from tests.bench.processes import Program, python, started
-from tests.bench.programs import Programs, Script, Upstream
+from tests.bench.processes import Program, Stuck, python, started
+from tests.bench.programs import Programs, Script, Upstream, Wrong
 
 MOST_STREAMS = 5000  # at once; the shipped limit of connections to one provider is far lower, and would queue them
 START_S = 60.0  # for a service to listen; a large store that was not closed is checked first
@@ -88,7 +87,8 @@ def ours(
         with started(python("supervisors.main", "--state", folder, "--port", "0", *arguments)) as program:
             said = re.fullmatch(r"listening on ws://[^:]+:(\d+)(/\S*)", program.line(START_S))
             assert said, program.log
-            yield Running(program, int(said[1]), said[2] + "?conversation=new", state)
+            with explained(program):
+                yield Running(program, int(said[1]), said[2] + "?conversation=new", state)
 
 
 def write_settings(state: Path, settings: Mapping[str, Any]) -> None:
@@ -108,7 +108,8 @@ def reference(name: str, upstream: Upstream, script: Script, programs: Programs)
         [programs.path("relay"), *arguments] if name == "c" else python(f"tests.bench.reference_{name}", *arguments)
     )
     with started(command) as program:
-        yield Running(program, int(program.line(START_S).removeprefix("port ")), "/")
+        with explained(program):
+            yield Running(program, int(program.line(START_S).removeprefix("port ")), "/")
 
 
 REFERENCES = {
@@ -132,8 +133,19 @@ TITLES = {
 @contextmanager
 def subject(name: str, upstream: Upstream, script: Script, programs: Programs) -> Iterator[Running]:
     """Ours or a reference, by name. Raises Missing."""
-    with contextlib.ExitStack() as stack:
-        if name == "ours":
-            yield stack.enter_context(ours(upstream, script))
-        else:
-            yield stack.enter_context(reference(name, upstream, script, programs))
+    if name == "ours":
+        with ours(upstream, script) as running:
+            yield running
+    else:
+        with reference(name, upstream, script, programs) as running:
+            yield running
+
+
+@contextmanager
+def explained(program: Program) -> Iterator[None]:
+    """Whoever waits in vain for what the subject should have done is told what the subject has to say."""
+    try:
+        yield
+    except (Stuck, Wrong) as error:
+        error.add_note(f"{program.name} says: {program.log[-3000:] or 'nothing'}")
+        raise

@@ -6,6 +6,8 @@
  * was made, which is when it was sent, or when it was due if the peer did not take the one before. Streams begin
  * at different moments of their first interval, as real ones do: tokens of many streams do not come in one lump.
  *
+ *   upstream [GRAIN]     tokens leave at multiples of so many microseconds only, as of a program with coarse timers
+ *
  * Says `port N` on standard output. Commands on standard input: after `hold` a stream stops with its first token
  * until `release`, so that all of them run when it counts; `mark` does nothing. Each answers a line of JSON with
  * the tokens made and the worst lateness since the last one, which shows whether this program kept up. Ends with
@@ -32,7 +34,7 @@ typedef struct List {
 
 static int epoll, listener, holding;
 static List paced, flat, held; /* a heap by `due`; streams without a pace; streams that wait for `release` */
-static uint64_t made, late;
+static uint64_t made, late, grain = 1;
 static uint32_t streams, running;
 
 static void put(List *l, int i, Conn *c) {
@@ -75,6 +77,7 @@ static void unschedule(Conn *c) {
 /* A golden section spreads the phases of however many streams evenly over an interval; the first has none. */
 static void begin_pace(Conn *c) {
     c->due = now_ns() + (uint64_t)((double)c->interval * ((double)((c->id - 1) * 2654435769u) / 4294967296.0));
+    c->due += grain - 1 - (c->due - 1) % grain; /* intervals are multiples of it, so this is enough */
 }
 
 static void release(void) {
@@ -235,10 +238,11 @@ static void arrive(void) {
     }
 }
 
-int main(void) {
+int main(int argc, char **argv) {
     int port, in = 0;
     char line[64];
     struct epoll_event events[512];
+    if (argc > 1 && atoi(argv[1])) grain = strtoull(argv[1], NULL, 10) * 1000;
     begin();
     listener = listening(&port);
     epoll = epoll_create1(0);
