@@ -141,7 +141,7 @@ async def fleet(
     async with FakeProvider(*replies, interval=interval) as provider:
         prepare(state, provider, settings or {}, LIGHT if servers is None else servers)
         arguments = ("--state", str(state), "--port", "0", "--fronts", str(fronts))
-        async with program(*arguments, env=env) as running:
+        async with program(*arguments, env=env, inline=False) as running:
             running_fleet = Fleet(running, await running.listening(), state)
             yield running_fleet, provider
             if running.process.poll() is None:

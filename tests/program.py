@@ -109,19 +109,24 @@ class Program:
 
 
 @asynccontextmanager
-async def program(*arguments: str, env: Mapping[str, str] | None = None) -> AsyncIterator[Program]:
+async def program(
+    *arguments: str, env: Mapping[str, str] | None = None, inline: bool = True
+) -> AsyncIterator[Program]:
     """`actors-main` with those arguments, killed at the end if it still runs.
 
     Args:
+        inline: a service is one process (cheap to start); false: several, as it is by default.
         env: changes to the environment; empty values remove.
     """
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
     environment = {name: value for name, value in environment.items() if value}
+    runs = not arguments or arguments[0] == "run" or arguments[0].startswith("-")
+    one = ["--inline"] if inline and runs and "--help" not in arguments else []
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "stderr"
         with log.open("wb") as stderr:
             process = await trio.lowlevel.open_process(
-                [sys.executable, "-m", "supervisors.main", *arguments],
+                [sys.executable, "-m", "supervisors.main", *arguments, *one],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=stderr,

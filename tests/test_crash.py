@@ -22,7 +22,7 @@ from tests.service import Client, of_type, prepare, text_of
 @asynccontextmanager
 async def started(state: Path) -> AsyncIterator[tuple[subprocess.Popen[bytes], str]]:
     """The service as a child process, and the address that it printed; killed at the end if it still runs."""
-    command = [sys.executable, "-m", "supervisors.main", "run", "--state", str(state), "--port", "0"]
+    command = [sys.executable, "-m", "supervisors.main", "run", "--state", str(state), "--port", "0", "--inline"]
     process: subprocess.Popen[bytes] = await trio.to_thread.run_sync(
         lambda: subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     )

@@ -582,7 +582,7 @@ async def test_nothing_is_logged_per_piece(tmp_path: Path) -> None:
 @asynccontextmanager
 async def child(state: Path, stderr: int) -> AsyncIterator[tuple[subprocess.Popen[bytes], str]]:
     """The service as a child process with that standard error, and the address that it printed."""
-    command = [sys.executable, "-m", "supervisors.main", "run", "--state", str(state), "--port", "0"]
+    command = [sys.executable, "-m", "supervisors.main", "run", "--state", str(state), "--port", "0", "--inline"]
     process: subprocess.Popen[bytes] = await trio.to_thread.run_sync(
         lambda: subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr)
     )
