@@ -7,6 +7,8 @@ purpose, `DIFFERENT` says so with the reason; nothing else may differ.
 from __future__ import annotations
 
 import json
+import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -148,14 +150,25 @@ def test_recorded_streams_mean_what_the_openai_package_reads(recordings: list[Re
 
 
 def test_recorded_streams_mean_the_same_at_every_split(recordings: list[Recording]) -> None:
+    splits = 0
     for recording in recordings:
         if recording.status != 200 or recording.expected["error"]:
             continue
         out, completion = decode(recording.wire)
         whole = completion.finish()
-        for size in (1, 7, 100, 1460) if len(recording.wire) < 10_000 else (61, 1460):
+        for size in (1, 61, 1460):  # at every byte at once, and at those of packets
             pieces, completion = decode(recording.wire, size)
             assert (pieces, completion.finish()) == (out, whole), (recording.file, size)
+        # And in two at every byte: an event's end leaves the decoder as it was, so each event is shown by itself.
+        ends = [match.end() for match in re.finditer(rb"(?:\r?\n){2}", recording.wire)]
+        for start, end in pairwise([0, *ends]):
+            one = recording.wire[start:end]
+            events = Decoder().feed(one)
+            for at in range(1, len(one)):
+                decoder = Decoder()
+                assert decoder.feed(one[:at]) + decoder.feed(one[at:]) == events, (recording.file, start + at)
+                splits += 1
+    assert splits > 400_000
 
 
 def test_recorded_streams_cut_anywhere_are_never_a_success(recordings: list[Recording]) -> None:
