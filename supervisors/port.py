@@ -46,6 +46,7 @@ from protocol.packing import BadFrame, Flow, Packer, Unpacker
 from protocol.reply import Gone
 from protocol.spec import Down, Up
 from protocol.vocabulary import Vocabulary
+from supervisors.direct import Direct
 from supervisors.inbound import Inbound
 from supervisors.outbound import Outbound
 
@@ -113,7 +114,7 @@ class Port:
         """The peer's actors that are ready, with their incarnations."""
         self.greeted = False
         """We have said Hello."""
-        self._stream = stream
+        self._stream = Direct(stream) if isinstance(stream, trio.SocketStream) else stream
         self._desk = desk
         self._control = control
         self._packer = Packer()
@@ -211,6 +212,8 @@ class Port:
                     self._writing = True
                     await self._stream.send_all(frames)
                     self._writing = False
+                    if self._packer:
+                        await trio.lowlevel.checkpoint()  # a large item is under way, and others want to go on
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             # The peer is gone. What it said before is still there to be read; the reader ends the port.
             self._writing = False
