@@ -1,72 +1,92 @@
-"""Where a running service's processor time goes: sampled by py-spy from outside, told by line and by function.
+"""Where the processor time of a running service goes, per token, by line and by function.
 
-`self` counts samples whose innermost Python line it was, with all that C did below it; `total` those in which the
-function was anywhere. Sampling costs the service little, but enough that figures of the same run are not used.
+The sampler is in the service's processes (inject/sitecustomize.py), which are started with `environment`. `self` is
+the time whose innermost Python line it was, with all that C and the kernel did below it; `total` that in which the
+function was anywhere. It costs the service one to three percent: figures of the same run are not used.
 """
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import sys
+import os
+import signal
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from tests.bench.figures import table
-from tests.bench.subjects import Missing
+from tests.bench.processes import ROOT, family
 
-RATE = 250  # samples per second; py-spy stops the process for each
-MOST = 25  # lines of a table
-END_S = 60.0  # for py-spy to write what it has
+INJECTED = Path(__file__).with_name("inject")
+MOST = 25  # rows of a table
+WRITTEN_S = 5.0  # for a process to write what it has
 
 
-def py_spy() -> str:
-    """The sampler. Raises Missing."""
-    beside = Path(sys.executable).with_name("py-spy")
-    found = str(beside) if beside.exists() else shutil.which("py-spy")
-    if found is None:
-        raise Missing("profiles need py-spy: uv sync --group bench")
-    return found
+def environment(folder: Path) -> dict[str, str]:
+    """For the service's processes, which will write into that folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return {"BENCH_PROFILE": str(folder.resolve()), "PYTHONPATH": os.pathsep.join((str(INJECTED), str(ROOT)))}
+
+
+class Sampled:
+    """What was sampled; `raw` is complete after the block."""
+
+    def __init__(self) -> None:
+        self.raw = ""
+
+    def tell(self, tokens: int) -> str:
+        """Tables of the largest costs, in microseconds per token."""
+        lines: Counter[str] = Counter()
+        functions: Counter[str] = Counter()
+        collecting = 0
+        for line in self.raw.splitlines():
+            stack, _, spent = line.rpartition(" ")
+            if stack == "#":
+                collecting += int(spent)
+                continue
+            frames = stack.split(";")
+            lines[frames[-1]] += int(spent)
+            for function in {frame.rpartition(":")[0] + ")" for frame in frames}:
+                functions[function] += int(spent)
+        whole = lines.total()
+        parts = [
+            f"{whole / tokens / 1000:.1f} µs per token in all, {collecting / tokens / 1000:.1f} of it collecting garbage; "
+            f"{tokens:,} tokens"
+        ]
+        for what, counted in (("self", lines), ("total", functions)):
+            rows = [
+                (f"`{name}`", f"{spent / tokens / 1000:.2f}", f"{100 * spent / whole:.1f} %")
+                for name, spent in counted.most_common(MOST)
+            ]
+            parts.append(table((what, "µs/token", "of all"), rows))
+        return "\n\n".join(parts) + "\n"
 
 
 @contextmanager
-def of(pid: int, to: Path, seconds: float) -> Iterator[None]:
-    """Sample a process, its threads and its children for so long while the block runs; two tables into `to`.
+def sampling(pid: int, folder: Path) -> Iterator[Sampled]:
+    """Sample a service that was started with `environment(folder)` while the block runs."""
+    sampled = Sampled()
+    for old in folder.glob("*.raw"):
+        old.unlink()
+    members = [member for member in family(pid) if injected(member)]
+    for member in members:
+        os.kill(member, signal.SIGUSR2)
+    yield sampled
+    for member in members:
+        os.kill(member, signal.SIGUSR2)
+    until = time.monotonic() + WRITTEN_S
+    while len(found := list(folder.glob("*.raw"))) < len(members) and time.monotonic() < until:
+        time.sleep(0.05)
+    time.sleep(0.2)  # the last one may be being written
+    sampled.raw = "".join(file.read_text() for file in found)
 
-    Only threads that run count. Raises Missing.
-    """
-    to.parent.mkdir(parents=True, exist_ok=True)
-    raw = to.with_suffix(".raw")
-    command = [py_spy(), "record", "--pid", str(pid), "--duration", str(int(seconds)), "--rate", str(RATE)]
-    command += ["--format", "raw", "--output", str(raw), "--subprocesses", "--threads"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as sampler:
-        try:
-            yield
-            sampler.wait(END_S + seconds)
-        finally:
-            if sampler.poll() is None:
-                sampler.kill()
-    to.write_text(told(raw.read_text()))
 
-
-def told(raw: str) -> str:
-    """Tables of a profile as py-spy writes it: `frame;frame;frame count` a line, the outermost first."""
-    lines: Counter[str] = Counter()
-    functions: Counter[str] = Counter()
-    total = 0
-    for line in raw.splitlines():
-        stack, _, count = line.rpartition(" ")
-        frames = [frame for frame in stack.split(";") if not frame.startswith(("process ", "thread "))]
-        if not frames:
-            continue
-        total += int(count)
-        lines[frames[-1]] += int(count)
-        for function in {frame.rpartition(":")[0] + ")" for frame in frames}:
-            functions[function] += int(count)
-    parts = []
-    for what, counted in (("self", lines), ("total", functions)):
-        rows = [(f"`{name}`", f"{100 * count / total:.1f} %") for name, count in counted.most_common(MOST)]
-        parts.append(table((f"{total} samples", what), rows))
-    return "\n\n".join(parts) + "\n"
+def injected(pid: int) -> bool:
+    """It is a Python process of ours: SIGUSR2 ends all others."""
+    try:
+        return b"BENCH_PROFILE=" in Path(f"/proc/{pid}/environ").read_bytes() and "python" in os.readlink(
+            f"/proc/{pid}/exe"
+        )
+    except OSError:
+        return False  # it has ended

@@ -19,7 +19,7 @@ from tests.bench.figures import spread, table
 from tests.bench.options import Options
 from tests.bench.processes import Stuck, cpu_s, rss_kb
 from tests.bench.programs import Load, Programs, Script, Upstream, Wrong, compiled, load, upstream
-from tests.bench.subjects import TITLES, Missing, Running, subject
+from tests.bench.subjects import TITLES, Missing, Running, ours, subject
 
 BEGIN_S = 60.0  # for all sockets to be welcomed, or all streams to begin
 SETTLE_S = 1.0  # after their release
@@ -79,9 +79,10 @@ def run(options: Options) -> str:
                         continue
                     options.say(f"{number + 1}. {kind.title}: {name}: {cost}")
                     costs.setdefault((kind.title, name), []).append(cost)
-        if options.profile is not None:
-            for kind in kinds:
-                measure(programs, "ours", kind, options.seconds, profile=options.profile)
+        for kind in kinds if options.profile is not None else ():
+            assert options.profile is not None
+            told = profile(programs, kind, options.seconds, options.profile)
+            (options.profile / f"{kind.title.replace(' ', '-').replace('/', '-')}.md").write_text(told)
     parts = [report(kind, {name: costs.get((kind.title, name), []) for name in names}) for kind in kinds]
     return "\n\n".join(parts)
 
@@ -92,24 +93,49 @@ def rotated(names: list[str], by: int) -> list[str]:
     return names[by:] + names[:by]
 
 
-def measure(programs: Programs, name: str, kind: Kind, seconds: float, profile: Path | None = None) -> Cost:
+def measure(programs: Programs, name: str, kind: Kind, seconds: float) -> Cost:
     """One run of one subject under one load. Raises Missing, Stuck, Wrong."""
-    tokens = kind.tokens or int(kind.rate * (SETTLE_S + seconds + 1.0))
-    script = Script(kind.rate, tokens, tokens // 10)
+    script = scripted(kind, seconds)
     with (
         upstream(programs, kind.grain_us) as source,
         subject(name, source, script, programs) as service,
         load(programs, service.port, service.path, kind.streams, script) as streams,
     ):
-        streams.ready(BEGIN_S)
-        source.hold()
-        streams.go(BEGIN_S)
-        if profile is not None:
-            with profiles.of(
-                service.pid, profile / f"{kind.title.replace(' ', '-').replace('/', '-')}.txt", seconds + 3
-            ):
-                return watched(service, source, streams, kind, seconds)
+        begin(source, streams)
         return watched(service, source, streams, kind, seconds)
+
+
+def profile(programs: Programs, kind: Kind, seconds: float, folder: Path) -> str:
+    """The largest costs of our service under one load. Raises Stuck, Wrong."""
+    script = scripted(kind, seconds)
+    with (
+        upstream(programs, kind.grain_us) as source,
+        ours(source, script, env=profiles.environment(folder)) as service,
+        load(programs, service.port, service.path, kind.streams, script) as streams,
+    ):
+        begin(source, streams)
+        streams.mark()
+        source.release()
+        time.sleep(SETTLE_S if kind.rate else 0)
+        streams.mark()
+        with profiles.sampling(service.pid, folder) as sampled:
+            time.sleep(seconds)
+            tokens = streams.mark()["tokens"]
+        streams.finish(END_S)
+    return sampled.tell(tokens)
+
+
+def scripted(kind: Kind, seconds: float) -> Script:
+    """What the upstream is to send."""
+    tokens = kind.tokens or int(kind.rate * (SETTLE_S + seconds + 1.0))
+    return Script(kind.rate, tokens, tokens // 10)
+
+
+def begin(source: Upstream, streams: Load) -> None:
+    """All streams have begun, and wait for their release. Raises Stuck, Wrong."""
+    streams.ready(BEGIN_S)
+    source.hold()
+    streams.go(BEGIN_S)
 
 
 def watched(service: Running, source: Upstream, streams: Load, kind: Kind, seconds: float) -> Cost:

@@ -70,6 +70,7 @@ def ours(
     changes: Mapping[str, Any] | None = None,
     *arguments: str,
     store: Path | None = None,
+    env: Mapping[str, str] | None = None,
 ) -> Iterator[Running]:
     """The service, with all that ships on: history, reasoning, `persist_deltas`.
 
@@ -77,6 +78,7 @@ def ours(
         changes: merged into the runtime configuration.
         arguments: of the command.
         store: a database to begin with, which is copied.
+        env: added to its environment.
     """
     with TemporaryDirectory(prefix="bench-state-") as folder:
         state = Path(folder)
@@ -84,7 +86,7 @@ def ours(
         (state / "servers_config.json").write_text('{"mcpServers": {}}')
         if store is not None:
             shutil.copyfile(store, state / "chat_history.db")
-        with started(python("supervisors.main", "--state", folder, "--port", "0", *arguments)) as program:
+        with started(python("supervisors.main", "--state", folder, "--port", "0", *arguments), env) as program:
             said = re.fullmatch(r"listening on ws://[^:]+:(\d+)(/\S*)", program.line(START_S))
             assert said, program.log
             with explained(program):
