@@ -20,6 +20,7 @@ import httpcore
 import httpx
 import trio
 
+from actors.coding import CODINGS, Inflater, Unreadable
 from actors.sending import Sending
 from actors.sse import MAX_EVENT
 from actors.verdict import Complaint
@@ -30,7 +31,6 @@ from protocol.watcher import ClientOptions, Provider
 MAX_ERROR_BODY = 64 * 1024  # bytes read of an error's body; its words are in the first of them
 CLOSE_S = 1.0  # bound of closing a client; an idle TLS connection may wait for its peer's farewell
 
-_CODINGS = frozenset({"gzip", "x-gzip", "deflate"})  # that can be read although none is asked for
 
 log = logging.getLogger(__name__)
 
@@ -52,13 +52,27 @@ class Answer:
         """Asking again is not forbidden (OpenAI and those that copy it say so)."""
         codings = {coding.strip().lower() for coding in response.headers.get("content-encoding", "").split(",")}
         codings -= {"", "identity"}
-        self._unread = "" if codings <= _CODINGS else ", ".join(sorted(codings))[:50]
-        self._chunks = response.aiter_bytes() if codings else response.aiter_raw()
+        self._unread = "" if len(codings) < 2 and codings <= CODINGS else ", ".join(sorted(codings))[:50]
+        self._inflater = Inflater() if codings else None
+        self._chunks = response.aiter_raw()
 
     async def read_some(self) -> bytes:
-        """Some of the body; b"" at its end. Raises Complaint LLM_STREAM_BROKEN when the connection breaks."""
+        """Some of the body; b"" at its end. Raises Complaint, LLM_STREAM_BROKEN when the connection breaks."""
+        inflater = self._inflater
+        if inflater is None:
+            return await self._read_raw()
         if self._unread:
             raise Complaint(Code.LLM_UNAVAILABLE, "its answer is compressed, which was not asked for", self._unread)
+        try:
+            while not (part := inflater.part()):
+                if not (data := await self._read_raw()):
+                    break
+                inflater.feed(data)
+        except Unreadable:
+            raise Complaint(Code.LLM_STREAM_BROKEN, "the answer is compressed, and not readable", retry=True) from None
+        return part
+
+    async def _read_raw(self) -> bytes:
         try:
             return await anext(self._chunks)
         except StopAsyncIteration:
@@ -82,7 +96,7 @@ class Answer:
         # first wait ends them all here. What is buffered until then is little.
         with trio.CancelScope() as scope, suppress(Complaint):
             scope.cancel()
-            while await self.read_some():
+            while await self._read_raw():
                 pass
 
 
