@@ -99,7 +99,9 @@ class Handover:
 
     def _path(self, front: str) -> str:
         found = parsed(front)
-        return self._address.format(role=found.role, life=found.life) if found is not None else ""
+        if found is None:
+            return ""
+        return self._address.replace("{role}", found.role).replace("{life}", str(found.life))
 
     @asynccontextmanager
     async def listening(self, take: Take) -> AsyncIterator[None]:

@@ -61,6 +61,10 @@ class Listening:
         with scope:
             await trio.serve_listeners(self._handler, list(listeners), handler_nursery=self._nursery)
 
+    def end(self) -> None:
+        """Take no more connections; those that wait are for others that listen on the same sockets."""
+        self._scope.cancel()
+
     async def move(self, websocket: WebSocket) -> None:
         """Listen where the configuration says now."""
         loopback = is_loopback(websocket.host)

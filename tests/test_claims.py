@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import cast
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.fence import Fence
@@ -383,7 +383,6 @@ ACTS = ["enters", "says", "says", "starts", "shows", "ends", "lets_go", "dies", 
 STEPS = st.tuples(st.integers(0, 30), st.sampled_from(ACTS), st.sampled_from(["c", "d"]))
 
 
-@settings(max_examples=120, deadline=None)
 @given(st.lists(STEPS, max_size=60))
 def test_a_turn_is_never_run_by_two_and_never_lost(steps: list[tuple[int, str, str]]) -> None:
     world = World()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
+import trio
+import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -110,3 +114,95 @@ def test_close_frames_are_short_and_readable() -> None:
     assert len(long) <= 2 + 125
     assert long[4:].decode() == "é" * 61
     assert close_frame(1002, "\ud800") == b"\x88\x03\x03\xea?"
+
+
+# Moving to another front.
+
+
+messages = st.lists(
+    st.one_of(
+        st.tuples(st.just("message"), st.lists(st.sampled_from([0, 5, 125, 200]), min_size=1, max_size=2)),
+        st.tuples(st.sampled_from(["ping", "pong"]), st.just([0])),
+    ),
+    max_size=5,
+)
+
+
+def bytes_of(kind: str, sizes: list[int]) -> bytes:
+    if kind != "message":
+        return frame(PING if kind == "ping" else PONG, b"x" * sizes[0])
+    last = len(sizes) - 1
+    parts = [
+        frame(TEXT if i == 0 else CONTINUATION, b"t" * n, fin=i == last)
+        + (b"" if i == last else frame(PING, b"between"))
+        for i, n in enumerate(sizes)
+    ]
+    return b"".join(parts)
+
+
+@given(messages, st.data())
+def test_what_was_not_taken_is_what_came_behind_the_last_message_that_was(
+    sequence: list[tuple[str, list[int]]], data: st.DataObject
+) -> None:
+    stream, ends = b"handshake", []
+    for kind, sizes in sequence:
+        stream += bytes_of(kind, sizes)
+        if kind == "message":
+            ends.append(len(stream))
+    unused: Outbox = None  # type: ignore[assignment]  # following frames touches no connection
+    followed = Wire(unused, len(b"handshake"), lambda: LIMIT, keeps=True)
+    at = taken = 0
+    while at < len(stream):
+        size = data.draw(st.sampled_from([1, 2, 7, 60, 130, 500]))
+        followed.follow(stream[at : at + size])
+        at += size
+        for _ in range(data.draw(st.integers(0, sum(end <= at for end in ends) - taken))):
+            followed.taken()
+            taken += 1
+        assert followed.untaken == stream[ends[taken - 1] if taken else 0 : at]
+
+
+class Sent:
+    """An outbox that notes what is sent, and gives what the test has put there."""
+
+    def __init__(self) -> None:
+        self.data = b""
+        self.came, self.gives = trio.open_memory_channel[bytes](10)
+        self.received_at = 0.0
+
+    async def send_all(self, data: bytes) -> None:
+        await trio.lowlevel.checkpoint()
+        self.data += data
+
+    async def receive_some(self, _: int | None) -> bytes:
+        return await self.gives.receive()
+
+
+@pytest.mark.autojump
+async def test_a_peer_that_has_had_an_answer_gets_no_second_one_and_a_halted_library_is_done_with_all() -> None:
+    below = Sent()
+    over = Wire(cast(Outbox, below), 2, lambda: LIMIT, keeps=True, muted=True)
+    got: list[bytes] = []
+
+    async def library() -> None:
+        got.append(await over.receive_some(2))
+        await over.send_all(b"HTTP/1.1 101")
+        got.append(await over.receive_some(2))
+        await trio.sleep(1)  # virtual
+        await over.send_all(b"pong")
+        with pytest.raises(trio.ClosedResourceError):
+            await over.receive_some(2)
+
+    await below.came.send(b"hs")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(library)
+        await trio.testing.wait_all_tasks_blocked()
+        await below.came.send(frame(PING))
+        await trio.testing.wait_all_tasks_blocked()
+        await over.halt()
+        assert below.data == b"pong", "it has answered what it got"
+        assert got == [b"hs", frame(PING)]
+        await below.came.send(b"more")
+        with pytest.raises(trio.ClosedResourceError):
+            await over.send_all(b"late")
+    assert below.gives.receive_nowait() == b"more", "who comes next reads on"
