@@ -15,14 +15,15 @@ from typing import Any
 
 import trio
 
+from actors import neighbours
 from actors.connection import serve
+from actors.durable import has_moved
 from actors.front import Conversation, Front
 from actors.handover import Handover
 from actors.listening import Listening, bind
 from actors.turnlog import Lost, TurnLog
-from protocol.claim import gone, parsed
 from protocol.client import ConfigChanged, Degraded, Recovered, ToolExecution
-from protocol.errors import Code, Fault
+from protocol.errors import Fault
 from protocol.gateway import GatewayMessage, GetFigures, StopTaking
 from protocol.mail import Mailbox, MailError, Reply
 from protocol.mcp_server import Catalogue, TellTools, ToolProgress
@@ -31,7 +32,7 @@ from protocol.session import Drain
 from protocol.spec import Context, Down, KeepContext, Up
 from protocol.streamer import Cancel, Failed, Finished, Piece, Pieces, Text, Thinking
 from protocol.watcher import Configured, GetSnapshot, Snapshot, Subscribe, WebSocket
-from protocol.writer import AppendDeltas, Delta, FrontGone, TakeUnfinished
+from protocol.writer import AppendDeltas, Delta
 
 log = logging.getLogger("actors.gateway")
 
@@ -89,9 +90,9 @@ async def run(box: Mailbox[GatewayMessage], ctx: Context) -> None:
         tasks.start_soon(gateway.store_growth)
         tasks.start_soon(gateway.sweep)
         if ctx.incarnation == 1 or front.id:
-            tasks.start_soon(gateway.take_up_unfinished)
+            tasks.start_soon(neighbours.take_up_unfinished, front)
         if front.id:
-            tasks.start_soon(gateway.tell_shown)
+            tasks.start_soon(neighbours.tell_shown, front)
         async for message in box:
             match message:
                 case Pieces():
@@ -247,10 +248,7 @@ class Gateway:
         if down.path.startswith("mcp/"):
             self.front.withdraw_tools(down.path.removeprefix("mcp/"))
         notice = Degraded(what=down.path, reason=reason, retry_in_ms=down.retry_in_ms)
-        found = parsed(self.front.id)
-        if found is not None and (front := gone(found.run, down)):
-            self.front.gone.append(front)
-            self.front.bereaved.set()
+        neighbours.has_died(self.front, down)
         if down.path.startswith(f"{self.front.sessions}/"):
             self._tell_conversation(down.path, notice)
             return
@@ -293,8 +291,8 @@ class Gateway:
         try:
             await self.writer.ask(AppendDeltas([delta for _, delta in growth], self.front.id), within=TICK_S)
         except (MailError, Fault) as error:
-            if isinstance(error, Fault) and error.code is Code.MOVED:
-                self._banished()
+            if has_moved(error):
+                neighbours.banished(self.front)
                 return
             # not stored, or not known: the same ranges are sent again with the next tick
             log.warning("text of %d running turns is not stored yet: %s", len(growth), error)
@@ -303,50 +301,6 @@ class Gateway:
             if delta.hop == turn_log.hop:
                 turn_log.was_stored(delta.seq, len(delta.text) + len(delta.thinking))
                 self.front.grew(turn_log)  # what came meanwhile may be enough for another
-
-    def _banished(self) -> None:
-        """The store takes this front for dead: others have its conversations, or will have them in a moment."""
-        for conversation in tuple(self.front.conversations.values()):
-            self.front.evict(conversation)
-
-    async def tell_shown(self) -> None:
-        """Tell the store at once of turns that begin to show something: they are not asked again if this front dies."""
-        front = self.front
-        while True:
-            await front.shows.wait()
-            front.shows = trio.Event()
-            shown, front.shown = front.shown, []
-            marks = [Delta(one.conversation, one.turn, max(1, one.hop), one.seq, "", "") for one in shown]
-            try:
-                await self.writer.ask(AppendDeltas(marks, front.id), within=TICK_S, again=True)
-            except (MailError, Fault) as error:
-                log.warning("the store was not told that %d turns show something: %s", len(marks), error)
-
-    async def take_up_unfinished(self) -> None:
-        """Start sessions for messages that were acknowledged and that nobody runs: an earlier run of the service
-        has left them, or another front that died or let go of them."""
-        front = self.front
-        await self._take_up()
-        while front.id:
-            with trio.move_on_after(SWEEP_S):
-                await front.bereaved.wait()
-            front.bereaved = trio.Event()
-            dead, front.gone = front.gone, []
-            await self._take_up(*dead)
-
-    async def _take_up(self, *dead: str) -> None:
-        try:
-            for front in dead:  # the store may not have heard of it yet
-                await self.writer.ask(FrontGone(front), within=START_S, again=True)
-            if not self.front.taking:
-                return
-            left = await self.writer.ask(TakeUnfinished(self.front.id), within=START_S, again=True)
-        except (MailError, Fault) as error:
-            log.warning("messages that nobody runs could not be listed: %s", error)
-            return
-        for item in left:
-            conversation = self.front.conversation(item.conversation, item.owner)
-            self.front.session(conversation).nudge()
 
     async def sweep(self) -> None:
         """Let go of conversations that nobody needs; say how much there is."""
@@ -362,7 +316,9 @@ class Gateway:
     async def stop_taking(self, stop: StopTaking, box: Mailbox[Any], reply: Reply | None) -> None:
         """Refuse new turns, let the running ones end, cut off the rest."""
         self.front.taking = False
-        self.front.leaving = self.front.leaving or stop.replaced
+        if stop.replaced:
+            self.front.leaving = True
+            self.front.listening.end()
         self._drain_sessions(now=False)
         with trio.move_on_after(stop.grace_s):
             await self._quiet()

@@ -230,7 +230,7 @@ async def test_messages_of_a_dead_front_are_taken_up_without_a_client(tmp_path: 
 async def test_a_front_that_is_replaced_keeps_its_turns_to_their_end_and_lets_go_of_all_else(tmp_path: Path) -> None:
     gate = trio.Event()
     replies = (say("one"), Script(("Hel", Stall(gate))) + say("lo").items, say("from the other"))
-    async with several(tmp_path, *replies) as (one, two):
+    async with several(tmp_path, *replies) as (one, two), dial(one) as astray:
         async with one.client("?conversation=new") as idle, one.client("?conversation=new") as busy:
             await idle.say("hi")
             await busy.send("user_message", message="long", request_id="r1")
@@ -257,10 +257,12 @@ async def test_a_front_that_is_replaced_keeps_its_turns_to_their_end_and_lets_go
                     assert await closed(late) == 1012
                 assert await closed(busy) == 1012
                 assert of_type(busy.seen, "turn_finished")[-1]["outcome"] == "completed"
-                # another client comes to the front that leaves: it is sent on
-                async with one.client(f"?conversation={idle.conversation}") as astray:
-                    assert on(two) == [idle.conversation]
-                    await astray.alive()
+                # who was connected, but had not said where to yet, is sent on; nobody else comes
+                await astray.send(upgrade(one.port, path=f"/ws/chat?conversation={idle.conversation}"))
+                assert "101" in await astray.head()
+                assert on(two) == [idle.conversation]
+                with pytest.raises(OSError, match="all attempts to connect"):
+                    await trio.open_tcp_stream("127.0.0.1", one.port)
             assert cut == [0]
         async with two.client(f"?conversation={busy.conversation}") as again:
             await again.send("resume", turn=1, seq=10**6)
