@@ -171,6 +171,11 @@ async def failing(box: Mailbox[Any], ctx: Context) -> None:
         raise RuntimeError("this part is broken")
 
 
+async def stillborn(box: Mailbox[Any], ctx: Context) -> None:
+    """An actor that cannot start."""
+    raise RuntimeError("this part never works")
+
+
 def part(role: str, args: Mapping[str, Any]) -> Group:
     """What a toy process runs."""
     match args.get("how"):
@@ -178,9 +183,9 @@ def part(role: str, args: Mapping[str, Any]) -> Group:
             actor = Child("toy", "tests.roles:never_ready")
         case "lingering":
             actor = Child("toy", "tests.roles:lingering", shutdown_s=1000.0)
-        case "failing":
+        case "failing" | "stillborn" as how:
             once = Intensity(restarts=0)
-            return Group("toys", (Group(role, (Child("toy", "tests.roles:failing", intensity=once),), intensity=once),))
+            return Group("toys", (Group(role, (Child("toy", f"tests.roles:{how}", intensity=once),), intensity=once),))
         case "wrong":
             raise ValueError("the key `how` says nonsense")
         case _:
