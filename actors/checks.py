@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from types import UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
@@ -20,6 +21,8 @@ from actors.redaction import secrets, shown
 from actors.settings import Invalid, Settings, validate
 from actors.trees import Path, Tree, deep_merge, value_at, without, written
 
+ACTIVE: Path = ("llm", "active")
+PROVIDERS: Path = ("llm", "providers")
 METADATA = "_runtime_config"  # written by our own saves, read by nobody but them
 IGNORED = " and is ignored"
 GIVEN = "given configuration"  # how messages call what a program wants to save
@@ -40,7 +43,7 @@ def check(layers: Sequence[Layer]) -> Checked:
     Raises ConfigurationError with a line for each thing that is wrong; what has no effect is warned of.
     The first layer is the reference defaults, whose keys are all known.
     """
-    layers = [adopt(layer) for layer in layers]
+    layers = _active_stays([adopt(layer) for layer in layers])
     tree: Tree = {}
     for layer in layers:
         tree = deep_merge(tree, layer.data)
@@ -63,7 +66,7 @@ def check(layers: Sequence[Layer]) -> Checked:
             for words in [_words(wrong.path, wrong.value, wrong.missing, wrong.rule)]
         ) from None
     there = ", ".join(settings.llm.providers) or "none"
-    named: list[tuple[Path, str]] = [(("llm", "active"), settings.llm.active)]
+    named: list[tuple[Path, str]] = [(ACTIVE, settings.llm.active)]
     named += [(("llm", "fallbacks", number), name) for number, name in enumerate(settings.llm.fallbacks)]
     if unknown := [path for path, name in named if name not in settings.llm.providers]:
         raise ConfigurationError(
@@ -76,6 +79,27 @@ def check(layers: Sequence[Layer]) -> Checked:
     return Checked(settings, tree, warnings)
 
 
+def _active_stays(layers: list[Layer]) -> list[Layer]:
+    """The layers without a null that would take the active provider away.
+
+    Below `llm.providers` null removes; but an entry with all its keys commented out looks the same.
+    """
+    said = (value_at(layer.data, ACTIVE) for layer in reversed(layers))
+    path = (*PROVIDERS, next((name for name in said if isinstance(name, str)), ""))
+    return [_without_null(layer, path) if _is_null(layer.data, path) else layer for layer in layers]
+
+
+def _without_null(layer: Layer, path: Path) -> Layer:
+    why = "is empty and is ignored: the active provider is not taken away"
+    warnings = [*layer.warnings, f"{place([layer], path)}: {written(path)}: {why}"]
+    return replace(layer, data=without(layer.data, path), warnings=warnings)
+
+
+def _is_null(tree: Tree, path: Path) -> bool:
+    above = value_at(tree, path[:-1])
+    return isinstance(above, dict) and path[-1] in above and above[path[-1]] is None
+
+
 def refusals(changes: Layer, tree: Tree) -> list[str]:
     """What a program may not write into the file: unknown keys and secrets, unless `tree` has them already.
 
@@ -84,6 +108,11 @@ def refusals(changes: Layer, tree: Tree) -> list[str]:
         changes: with everything in its place here.
     """
     lines = [line for line in changes.warnings if not _known(tree, MODULES)]
+    active = (*PROVIDERS, value_at(changes.data, ACTIVE) or value_at(tree, ACTIVE))
+    if _is_null(changes.data, active):
+        lines.append(
+            f"{changes.name}: {written(active)}: is the active provider; let llm.active name another one first"
+        )
     found = [(path, why.replace(IGNORED, "")) for path, why in _unknown(Settings, changes.data)]
     found += [(path, "looks like a secret; put it into the environment or .env") for path in secrets(changes.data)]
     return lines + [f"{changes.name}: {written(path)}: {why}" for path, why in found if not _known(tree, path)]
@@ -103,7 +132,7 @@ def _unknown(model: Any, data: Tree, path: Path = ()) -> Iterator[tuple[Path, st
             if here != (METADATA,) and model is not ProviderSettings:
                 close = difflib.get_close_matches(key, fields(model), 1)
                 yield here, f"is not known here{IGNORED}{f'; is {close[0]} meant?' if close else ''}"
-        elif here == ("llm", "providers") and isinstance(value, dict):
+        elif here == PROVIDERS and isinstance(value, dict):
             for name, provider in value.items():
                 if isinstance(provider, dict):
                     yield from _unknown(ProviderSettings, provider, (*here, name))
@@ -112,7 +141,7 @@ def _unknown(model: Any, data: Tree, path: Path = ()) -> Iterator[tuple[Path, st
 
 
 def _secrets(tree: Tree) -> list[Path]:
-    providers = value_at(tree, ("llm", "providers"))
+    providers = value_at(tree, PROVIDERS)
     if not isinstance(providers, dict):
         return []
     # The provider's name is a name, whatever it is called.
@@ -120,7 +149,7 @@ def _secrets(tree: Tree) -> list[Path]:
         path
         for name, provider in providers.items()
         if isinstance(provider, dict)
-        for path in secrets(provider, ("llm", "providers", name))
+        for path in secrets(provider, (*PROVIDERS, name))
     ]
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import actors
-from actors.checks import check
-from actors.layers import Layer, parse
+from actors.checks import check, refusals
+from actors.layers import ConfigurationError, Layer, parse
 from actors.trees import Tree, deep_merge
 
 DEFAULTS = parse((Path(actors.__file__).parent / "defaults.yaml").read_text("utf-8"), "defaults.yaml")
@@ -50,6 +50,23 @@ def test_every_other_key_of_a_provider_is_a_parameter() -> None:
         "retry": {"n": [1, None]},
         "x": True,
     }
+
+
+def test_an_empty_provider_is_taken_away_unless_it_is_the_active_one() -> None:
+    text = "llm:\n  active: groq\n  providers:\n    openai:\n    groq:\n      # model: other\n"
+    checked = check([DEFAULTS, read(text)])
+    assert list(checked.settings.llm.providers) == ["openrouter", "groq"]
+    assert checked.warnings == [
+        "runtime_config.yaml:5: llm.providers.groq: is empty and is ignored: the active provider is not taken away"
+    ]
+    with pytest.raises(ConfigurationError, match="names no provider"):
+        check([DEFAULTS, read("llm: {active: mine, providers: {mine: }}")])
+    # A program would not read a warning.
+    said = Layer("given", {"llm": {"providers": {"groq": None, "openai": None}}})
+    why = "given: llm.providers.groq: is the active provider; let llm.active name another one first"
+    assert refusals(said, checked.tree) == [why]
+    said = Layer("given", {"llm": {"active": "openrouter", "providers": {"groq": None}}})
+    assert refusals(said, checked.tree) == []
 
 
 def test_the_metadata_is_no_setting() -> None:
