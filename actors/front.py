@@ -221,7 +221,7 @@ class Front:
         self.cut_off = 0
         """Turns that a drain ended as interrupted."""
         self.quiet = trio.Event()
-        """Set whenever no turn runs any more."""
+        """Set when nothing is left to wait for, while no turns are taken."""
         self.flush = trio.Event()
         """Set when enough text waits for the store to not wait for the tick."""
         self.tools_changed = trio.Event()
@@ -333,7 +333,7 @@ class Front:
                 if (started := turn_log.calls.get(call)) is not None:
                     self.ctx.ref(f"mcp/{started.server}").offer(CancelCall(call))
         self._forget(conversation)
-        self.turn_ended()
+        self.settle()
 
     def let_go(self) -> None:
         """Leave: release the conversations in which nothing runs, and close their sockets, so that others take them."""
@@ -387,9 +387,14 @@ class Front:
             self.shown.append(log)
             self.shows.set()
 
-    def turn_ended(self) -> None:
-        """Called when a turn has finished; wakes who waits for quiet."""
-        if self.leaving or next(self.running(), None) is None:
+    @property
+    def busy(self) -> int:
+        """Conversations with a turn that runs, or a message that was taken and not acknowledged yet."""
+        return sum(1 for one in self.conversations.values() if one.live or one.unanswered)
+
+    def settle(self) -> None:
+        """A turn has finished, or a message was answered: wakes who waits for quiet, once nothing is taken any more."""
+        if not self.taking and (self.leaving or not self.busy):
             self.quiet.set()
             self.quiet = trio.Event()
 

@@ -130,4 +130,5 @@ class Messages:
         return None
 
     def _answered(self, say: Say) -> None:
-        self._conversation.unanswered.pop(say.request_id, None)
+        if self._conversation.unanswered.pop(say.request_id, None) is not None:
+            self._front.settle()

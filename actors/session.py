@@ -397,4 +397,4 @@ class Session:
         self.messages.users.pop(turn_log.turn, None)
         self.running = None
         self.conversation.finish()
-        self.front.turn_ended()
+        self.front.settle()

@@ -384,13 +384,14 @@ async def test_quiet_is_told_when_the_last_turn_has_ended() -> None:
     one, two = house.front.conversation("one", "ann"), house.front.conversation("two", "ann")
     begin(one, 1)
     begin(two, 1)
+    house.front.taking = False
     quiet = house.front.quiet
     assert [log.conversation for log in house.front.running()] == ["one", "two"]
     end(one)
-    house.front.turn_ended()
+    house.front.settle()
     assert not quiet.is_set()
     end(two)
-    house.front.turn_ended()
+    house.front.settle()
     assert quiet.is_set()
     assert not house.front.quiet.is_set()
 

@@ -9,9 +9,13 @@ import trio
 from actors.gateway import grown
 from actors.turnlog import TurnLog
 from protocol.gateway import StopTaking
-from protocol.writer import AppendDeltas
+from protocol.writer import Append, AppendDeltas, BeginTurn
 from tests.fakes import Script, Stall, say
 from tests.service import front_of, of_type, service, text_of
+
+
+class NoDisk(Exception):
+    """What taps raise."""
 
 
 async def test_what_grows_is_stored_while_the_answer_runs(tmp_path: Path) -> None:
@@ -109,6 +113,66 @@ async def test_a_drain_lets_turns_end_and_refuses_new_ones(tmp_path: Path) -> No
             frames = await client.until("turn_finished")
             assert frames[-1]["outcome"] == "completed"
         assert cut == [0]
+
+
+async def test_a_drain_waits_for_a_message_that_is_not_on_disk_yet(tmp_path: Path) -> None:
+    trying = trio.Event()
+    order: list[str] = []
+    async with service(tmp_path, say("answered")) as s, s.client() as client:
+
+        def no_store(message: object) -> None:
+            if isinstance(message, BeginTurn):
+                trying.set()
+                raise NoDisk
+
+        def see(message: object) -> None:
+            if isinstance(message, Append) and message.key == "closed":
+                order.append("closed")
+
+        async def drain() -> None:
+            order.append(str(await s.ref("front/gateway").ask(StopTaking(grace_s=10.0), within=15.0)))
+
+        s.tree.tap("store/writer", no_store)
+        await client.send("user_message", message="hi")
+        await trying.wait()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(drain)
+            while front_of(s).taking:
+                await client.alive()
+            await client.alive()
+            s.tree.tap("store/writer", see)
+            frames = await client.until("turn_finished")
+            assert frames[-1]["outcome"] == "completed"
+        assert order == ["closed", "0"]
+
+
+async def test_a_drain_cuts_off_what_is_never_stored_either(tmp_path: Path) -> None:
+    async with service(tmp_path, say("unseen")) as s, s.client() as client:
+        trying = trio.Event()
+
+        def no_store(message: object) -> None:
+            if isinstance(message, BeginTurn):
+                trying.set()
+                raise NoDisk
+
+        s.tree.tap("store/writer", no_store)
+        await client.send("user_message", message="hi", request_id="r1")
+        await trying.wait()
+        async with trio.open_nursery() as nursery:
+            cut: list[int] = []
+
+            async def drain() -> None:
+                cut.append(await s.ref("front/gateway").ask(StopTaking(grace_s=0.05), within=15.0))
+
+            nursery.start_soon(drain)
+            session = s.tree.slots[f"front/sessions/{client.conversation}"]
+            drained = trio.Event()
+            session.box.on_take = lambda message: drained.set() if getattr(message, "now", False) else None
+            await drained.wait()
+            s.tree.tap("store/writer", None)
+            frames = await client.until("turn_finished")
+            assert frames[-1]["outcome"] == "interrupted"
+        assert cut == [1]
 
 
 async def test_a_drain_cuts_off_what_does_not_end(tmp_path: Path) -> None:
