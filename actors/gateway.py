@@ -15,14 +15,15 @@ from typing import Any
 
 import trio
 
+from actors import neighbours
 from actors.connection import serve
+from actors.durable import has_moved
 from actors.front import Conversation, Front
 from actors.handover import Handover
 from actors.listening import Listening, bind
 from actors.turnlog import Lost, TurnLog
-from protocol.claim import gone, parsed
 from protocol.client import ConfigChanged, Degraded, Recovered, ToolExecution
-from protocol.errors import Code, Fault
+from protocol.errors import Fault
 from protocol.gateway import GatewayMessage, GetFigures, StopTaking
 from protocol.mail import Mailbox, MailError, Reply
 from protocol.mcp_server import Catalogue, TellTools, ToolProgress
@@ -31,7 +32,7 @@ from protocol.session import Drain
 from protocol.spec import Context, Down, KeepContext, Up
 from protocol.streamer import Cancel, Failed, Finished, Piece, Pieces, Text, Thinking
 from protocol.watcher import Configured, GetSnapshot, Snapshot, Subscribe, WebSocket
-from protocol.writer import AppendDeltas, Delta, FrontGone, TakeUnfinished
+from protocol.writer import AppendDeltas, Delta
 
 log = logging.getLogger("actors.gateway")
 
@@ -56,26 +57,13 @@ async def keep(ctx: KeepContext) -> AsyncIterator[Front]:
     async with trio.open_nursery() as nursery:
         # the handler is made before what it serves: connections come only once `begin` was called
         source = ctx.args.get("source", bind)
-        listening = Listening(
-            nursery, lambda stream: serve(front, stream), ctx.args["moved"], source
-        )
+        listening = Listening(nursery, lambda stream: serve(front, stream), ctx.args["moved"], source)
         name = ctx.args.get("front", "")
         handover = Handover(name, ctx.args["handover"]) if name else None
-        front = Front(
-            ctx,
-            snapshot,
-            listening=listening,
-            status=lambda: reported(ctx),
-            front=name,
-            handover=handover,
-        )
+        front = Front(ctx, snapshot, listening=listening, status=lambda: reported(ctx), front=name, handover=handover)
         async with AsyncExitStack() as stack:
             if handover is not None:
-                await stack.enter_async_context(
-                    handover.listening(
-                        lambda stream, passed: serve(front, stream, passed)
-                    )
-                )
+                await stack.enter_async_context(handover.listening(lambda stream, passed: serve(front, stream, passed)))
             listening.begin(ctx.args["listeners"], loopback=ctx.args["loopback"])
             try:
                 yield front
@@ -102,9 +90,9 @@ async def run(box: Mailbox[GatewayMessage], ctx: Context) -> None:
         tasks.start_soon(gateway.store_growth)
         tasks.start_soon(gateway.sweep)
         if ctx.incarnation == 1 or front.id:
-            tasks.start_soon(gateway.take_up_unfinished)
+            tasks.start_soon(neighbours.take_up_unfinished, front)
         if front.id:
-            tasks.start_soon(gateway.tell_shown)
+            tasks.start_soon(neighbours.tell_shown, front)
         async for message in box:
             match message:
                 case Pieces():
@@ -141,11 +129,7 @@ class Gateway:
         """What the last incarnation died with: turns with a gap are lost, everything else is done again."""
         if self.ctx.incarnation > 1:
             what = self.ctx.path
-            self.front.announce(
-                Degraded(
-                    what=what, reason="the gateway's loop failed and was restarted"
-                )
-            )
+            self.front.announce(Degraded(what=what, reason="the gateway's loop failed and was restarted"))
             self.front.announce(Recovered(what=what))
         match lost:
             case Pieces():
@@ -181,9 +165,7 @@ class Gateway:
                 else:
                     touched[turn_log.conversation] = None
             except Exception:  # boundary: one piece's trouble ends its turn only
-                log.exception(
-                    "a piece of %s could not be handled", turn_log.conversation
-                )
+                log.exception("a piece of %s could not be handled", turn_log.conversation)
                 self._lose(piece.request, "A piece of the answer could not be handled.")
         for conversation_id in touched:
             conversation = self.front.conversations.get(conversation_id)
@@ -262,17 +244,11 @@ class Gateway:
         reason = down.reason or "it ended"
         if down.path == "llm/streamer":
             for request in tuple(self.front.requests):
-                self._lose(
-                    request,
-                    "The part that talks to the model failed while the answer came.",
-                )
+                self._lose(request, "The part that talks to the model failed while the answer came.")
         if down.path.startswith("mcp/"):
             self.front.withdraw_tools(down.path.removeprefix("mcp/"))
         notice = Degraded(what=down.path, reason=reason, retry_in_ms=down.retry_in_ms)
-        found = parsed(self.front.id)
-        if found is not None and (front := gone(found.run, down)):
-            self.front.gone.append(front)
-            self.front.bereaved.set()
+        neighbours.has_died(self.front, down)
         if down.path.startswith(f"{self.front.sessions}/"):
             self._tell_conversation(down.path, notice)
             return
@@ -292,9 +268,7 @@ class Gateway:
             self.front.announce(Recovered(what=up.path))
 
     def _tell_conversation(self, path: str, notice: Degraded | Recovered) -> None:
-        conversation = self.front.conversations.get(
-            path.removeprefix(f"{self.front.sessions}/")
-        )
+        conversation = self.front.conversations.get(path.removeprefix(f"{self.front.sessions}/"))
         for socket in tuple(conversation.sockets) if conversation is not None else ():
             socket.tell(notice)
 
@@ -311,96 +285,27 @@ class Gateway:
                 await self._tick()
 
     async def _tick(self) -> None:
-        growth = [
-            (turn_log, delta)
-            for turn_log in self.front.running()
-            if (delta := grown(turn_log)) is not None
-        ]
+        growth = [(turn_log, delta) for turn_log in self.front.running() if (delta := grown(turn_log)) is not None]
         if not growth:
             return
         try:
-            await self.writer.ask(
-                AppendDeltas([delta for _, delta in growth], self.front.id),
-                within=TICK_S,
-            )
+            await self.writer.ask(AppendDeltas([delta for _, delta in growth], self.front.id), within=TICK_S)
         except (MailError, Fault) as error:
-            if isinstance(error, Fault) and error.code is Code.MOVED:
-                self._banished()
+            if has_moved(error):
+                neighbours.banished(self.front)
                 return
             # not stored, or not known: the same ranges are sent again with the next tick
-            log.warning(
-                "text of %d running turns is not stored yet: %s", len(growth), error
-            )
+            log.warning("text of %d running turns is not stored yet: %s", len(growth), error)
             return
         for turn_log, delta in growth:
             if delta.hop == turn_log.hop:
                 turn_log.was_stored(delta.seq, len(delta.text) + len(delta.thinking))
-                self.front.grew(
-                    turn_log
-                )  # what came meanwhile may be enough for another
-
-    def _banished(self) -> None:
-        """The store takes this front for dead: others have its conversations, or will have them in a moment."""
-        for conversation in tuple(self.front.conversations.values()):
-            self.front.evict(conversation)
-
-    async def tell_shown(self) -> None:
-        """Tell the store at once of turns that begin to show something: they are not asked again if this front dies."""
-        front = self.front
-        while True:
-            await front.shows.wait()
-            front.shows = trio.Event()
-            shown, front.shown = front.shown, []
-            marks = [
-                Delta(one.conversation, one.turn, max(1, one.hop), one.seq, "", "")
-                for one in shown
-            ]
-            try:
-                await self.writer.ask(
-                    AppendDeltas(marks, front.id), within=TICK_S, again=True
-                )
-            except (MailError, Fault) as error:
-                log.warning(
-                    "the store was not told that %d turns show something: %s",
-                    len(marks),
-                    error,
-                )
-
-    async def take_up_unfinished(self) -> None:
-        """Start sessions for messages that were acknowledged and that nobody runs: an earlier run of the service
-        has left them, or another front that died or let go of them."""
-        front = self.front
-        await self._take_up()
-        while front.id:
-            with trio.move_on_after(SWEEP_S):
-                await front.bereaved.wait()
-            front.bereaved = trio.Event()
-            dead, front.gone = front.gone, []
-            await self._take_up(*dead)
-
-    async def _take_up(self, *dead: str) -> None:
-        try:
-            for front in dead:  # the store may not have heard of it yet
-                await self.writer.ask(FrontGone(front), within=START_S, again=True)
-            if not self.front.taking:
-                return
-            left = await self.writer.ask(
-                TakeUnfinished(self.front.id), within=START_S, again=True
-            )
-        except (MailError, Fault) as error:
-            log.warning("messages that nobody runs could not be listed: %s", error)
-            return
-        for item in left:
-            conversation = self.front.conversation(item.conversation, item.owner)
-            self.front.session(conversation).nudge()
+                self.front.grew(turn_log)  # what came meanwhile may be enough for another
 
     async def sweep(self) -> None:
         """Let go of conversations that nobody needs; say how much there is."""
         while True:
-            self.ctx.report(
-                sockets=len(self.front.sockets),
-                conversations=len(self.front.conversations),
-            )
+            self.ctx.report(sockets=len(self.front.sockets), conversations=len(self.front.conversations))
             # retention leaves alone what is named here, for longer than until the next time
             self.writer.offer(self.front.in_use())
             await trio.sleep(SWEEP_S)
@@ -408,12 +313,12 @@ class Gateway:
 
     # The end.
 
-    async def stop_taking(
-        self, stop: StopTaking, box: Mailbox[Any], reply: Reply | None
-    ) -> None:
+    async def stop_taking(self, stop: StopTaking, box: Mailbox[Any], reply: Reply | None) -> None:
         """Refuse new turns, let the running ones end, cut off the rest."""
         self.front.taking = False
-        self.front.leaving = self.front.leaving or stop.replaced
+        if stop.replaced:
+            self.front.leaving = True
+            self.front.listening.end()
         self._drain_sessions(now=False)
         with trio.move_on_after(stop.grace_s):
             await self._quiet()
@@ -427,9 +332,7 @@ class Gateway:
     def _drain_sessions(self, *, now: bool) -> None:
         conversation: Conversation
         for conversation in self.front.conversations.values():
-            self.ctx.ref(f"{self.front.sessions}/{conversation.id}").offer(
-                Drain(now=now)
-            )
+            self.ctx.ref(f"{self.front.sessions}/{conversation.id}").offer(Drain(now=now))
 
     async def _quiet(self) -> None:
         while True:
