@@ -92,7 +92,7 @@ class Mailbox(Generic[M]):
 
     # The sending side, used through a Ref.
 
-    def put(self, message: object, reply: Reply | None = None, *, waits: bool = False) -> bool:
+    def put(self, message: object, reply: Reply | None = None, waits: bool = False) -> bool:
         """Queue without waiting; False (and counted) when full, closed or down. `waits` is for other processes."""
         if self._closed or self._down:
             self.counters.dead += 1
@@ -288,7 +288,7 @@ class Inlet(Protocol):
         """What it has seen; of another process, all mail to it."""
         ...
 
-    def put(self, message: object, reply: Reply | None = None, *, waits: bool = False) -> bool:
+    def put(self, message: object, reply: Reply | None = None, waits: bool = False) -> bool:
         """Take a message without waiting; False: not taken, counted.
 
         Args:
@@ -340,7 +340,7 @@ class Ref(Generic[M]):
             box = self._find()
             if box is None or box.closed:
                 raise Gone(self.path)
-            if box.depth < box.limit and box.put(message, waits=True):
+            if box.depth < box.limit and box.put(message, None, True):
                 return
             await box.wait_for_room()
 

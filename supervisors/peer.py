@@ -171,7 +171,7 @@ class RemoteInlet:
         """Of all mail to that process."""
         return self._peer.counters
 
-    def put(self, message: object, reply: Reply | None = None, *, waits: bool = False) -> bool:
+    def put(self, message: object, reply: Reply | None = None, waits: bool = False) -> bool:
         """Send, or keep until there is a port; False where there is no room."""
         return self._peer.put(self._path, message, reply, waits=waits)
 
