@@ -22,20 +22,54 @@ LONGEST_WORDS = 300  # characters of a provider's own words in an error: a sente
 RETRIED = frozenset({408, 409, 429})  # and every 5xx: the same request may succeed a moment later
 
 TOO_LONG = re.compile(
-    r"context_length_exceeded|context.?length|context.?window|maximum context|max context|"
-    r"too many (?:\w+ )?tokens|too_many_(?:\w+_)?tokens|prompt (?:is )?too long|"
-    r"length of all messages is too long|input (?:is )?too long|reduce the length of|exceed_context_size",
+    r"context_length_exceeded|context.?length|context.?window|context limit|max(?:imum)? context|exceed_context_size|"
+    r"context size|"
+    r"too many (?:\w+ )?tokens|too_many_(?:\w+_)?tokens|too many total text bytes|"
+    r"prompt (?:is )?too long|input (?:is )?too long|length of all messages is too long|maximum prompt length|"
+    r"prompt exceeds max|prompt token count of \d+ exceeds|exceeds the maximum number of tokens|"
+    r"exceeded model token limit|reduce the length of|max_new_tokens` must be <=|must have less than \d+ tokens",
     re.IGNORECASE,
 )
 """The ways to say that the conversation does not fit; of the status alone nobody can tell."""
 
-SPENT = re.compile(r"insufficient_quota|exceeded your current quota|billing_hard_limit", re.IGNORECASE)
-"""429 that no waiting heals: there is no money left."""
+TOO_LARGE = re.compile(r"request too large|request_too_large|tokens must be reduced", re.IGNORECASE)
+"""429 that no waiting heals: this one request is more than a minute may have."""
+
+SPENT = re.compile(
+    r"insufficient_(?:user_)?quota|billing_hard_limit|insufficient (?:account )?balance|insufficient credits|"
+    r"credit balance is too low|arrearage",
+    re.IGNORECASE,
+)
+"""No waiting heals it: there is no money left."""
+
+QUOTA = re.compile(r"exceeded your current quota", re.IGNORECASE)
+"""The same, unless the provider says when to come back: then it is the quota of a minute."""
 
 BAD_KEY = re.compile(
-    r"invalid_api_key|authentication_error|incorrect api key|invalid api key|unauthorized", re.IGNORECASE
+    r"invalid_api_key|api_key_invalid|authentication_error|incorrect api key|invalid api key|api key not valid|"
+    r"api key expired|no auth credentials|unauthorized",
+    re.IGNORECASE,
 )
-"""Said inside an answer of status 200, where no status tells it."""
+"""Said with a status of 400, or inside an answer of status 200."""
+
+FLAGGED = re.compile(r"moderation|flagged", re.IGNORECASE)
+"""403 that is not of the key: what was written is not wanted."""
+
+_AGAIN_IN = re.compile(
+    r"(?:try again|retry) (?:in|after) (?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)(m?s))?|"
+    r"\"retryDelay\":\s*\"(\d+(?:\.\d+)?)s\"",
+    re.IGNORECASE,
+)
+
+_SAID = (
+    (400, TOO_LONG),
+    (401, BAD_KEY),
+    (402, SPENT),
+    (429, re.compile(r"rate.?limit|too many requests", re.IGNORECASE)),
+    (503, re.compile(r"overloaded|capacity", re.IGNORECASE)),
+    (400, re.compile(r"invalid_request", re.IGNORECASE)),
+)
+"""What an error inside an answer of status 200 says -> the status that it would have had."""
 
 _OF_THE_REQUEST = frozenset({Code.LLM_REJECTED, Code.LLM_CONTEXT_TOO_LONG})
 
@@ -131,15 +165,10 @@ def of_error(error: Any) -> Complaint:
     words = words_of(error) or said
     status = _status_in(error)
     if status is not None:
-        return _judge(status, words, said, None)
-    if TOO_LONG.search(said):
-        return _judge(400, words, said, None)
-    if BAD_KEY.search(said):
-        return _judge(401, words, said, None)
-    if re.search(r"rate.?limit", said, re.IGNORECASE):
-        return _judge(429, words, said, None)
-    if "invalid_request" in said:
-        return _judge(400, words, said, None)
+        return _judge(status, words, said)
+    for status, pattern in _SAID:
+        if pattern.search(said):
+            return _judge(status, words, said, told="")
     return Complaint(Code.LLM_UNAVAILABLE, "the provider ended its answer with an error", words, retry=True)
 
 
@@ -181,31 +210,58 @@ def _status_in(error: Any) -> int | None:
     return _status_in(error.get("error"))
 
 
-def _judge(status: int, words: str, said: str, after_s: float | None) -> Complaint:
-    told = f"(HTTP {status})"
-    if status in {401, 403}:
-        return Complaint(Code.LLM_AUTH_FAILED, f"the provider refused our key {told}", words)
-    if status == 429:
-        spent = bool(SPENT.search(said))
+def _judge(status: int, words: str, said: str, after_s: float | None = None, *, told: str | None = None) -> Complaint:
+    """The complaint of a status.
+
+    Args:
+        said: all that the provider said; `words` is the part that is shown.
+        told: names the status; empty where it was only guessed.
+    """
+    told = f" (HTTP {status})" if told is None else told
+    if status in {401, 403} and not (status == 403 and FLAGGED.search(said)):
+        return Complaint(Code.LLM_AUTH_FAILED, f"the provider refused our key{told}", words)
+    if after_s is None:
+        after_s = _after(said)
+    spent = SPENT.search(said) or (after_s is None and QUOTA.search(said))
+    if status == 402 or (spent and status < 500):
         return Complaint(
             Code.LLM_RATE_LIMITED,
-            f"the provider says that the account is used up {told}"
-            if spent
-            else f"the provider asks to slow down {told}",
+            f"the provider says that the account is used up{told}",
             words,
-            hint="Check the provider's plan and billing." if spent else "",
-            retry=not spent,
+            hint="Check the provider's plan and billing.",
+            retryable=False,
+        )
+    if status == 413 or (TOO_LARGE if status == 429 else TOO_LONG).search(said):
+        return Complaint(Code.LLM_CONTEXT_TOO_LONG, f"the conversation is too long for the model{told}", words)
+    if status == 429:
+        hint = f"Wait {after_s:.0f} s, then send the message again." if after_s else ""
+        return Complaint(
+            Code.LLM_RATE_LIMITED,
+            f"the provider asks to slow down{told}",
+            words,
+            hint=hint,
+            retry=True,
             after_s=after_s,
-            retryable=not spent,
         )
     if status in RETRIED or status >= 500:
-        return Complaint(
-            Code.LLM_UNAVAILABLE, f"the provider failed {told}", words, retry=True, after_s=after_s, retryable=True
-        )
-    if TOO_LONG.search(said):
-        return Complaint(Code.LLM_CONTEXT_TOO_LONG, f"the conversation is too long for the model {told}", words)
+        return Complaint(Code.LLM_UNAVAILABLE, f"the provider failed{told}", words, retry=True, after_s=after_s)
+    if BAD_KEY.search(said):
+        return Complaint(Code.LLM_AUTH_FAILED, f"the provider refused our key{told}", words)
     if 300 <= status < 400:
         return Complaint(
-            Code.LLM_REJECTED, f"the address redirects elsewhere {told}", hint="Check the provider's base_url."
+            Code.LLM_REJECTED, f"the address redirects elsewhere{told}", hint="Check the provider's base_url."
         )
-    return Complaint(Code.LLM_REJECTED, f"the provider rejected the request {told}", words)
+    hint = "Check the provider's base_url and model." if status == 404 else ""
+    return Complaint(Code.LLM_REJECTED, f"the provider rejected the request{told}", words, hint=hint)
+
+
+def _after(said: str) -> float | None:
+    """Seconds until another try makes sense, where only the words say so: `try again in 1m2.5s`."""
+    found = _AGAIN_IN.search(said)
+    if found is None:
+        return None
+    hours, minutes, number, unit, delay = found.groups()
+    if not any((hours, minutes, number, delay)):
+        return None
+    seconds = float(delay or number or 0) / (1000 if (unit or "").lower() == "ms" else 1)
+    return int(hours or 0) * 3600 + int(minutes or 0) * 60 + seconds

@@ -246,7 +246,7 @@ BROKEN: dict[str, tuple[Script, Code, str]] = {
     "an error with an empty body": (Script((), 500, done=False), Code.LLM_UNAVAILABLE, "HTTP 500"),
     "an error in a list": (
         Script((b'[{"error":{"code":400,"message":"API key expired."}}]',), 400, done=False),
-        Code.LLM_REJECTED,
+        Code.LLM_AUTH_FAILED,
         "API key expired.",
     ),
     "an error packed": (

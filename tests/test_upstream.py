@@ -110,6 +110,7 @@ async def test_whoever_asks_for_more_than_a_person_waits_is_not_asked_again() ->
             fault = (await h.failed(1)).fault
             assert (fault.code, fault.retryable) == (Code.LLM_RATE_LIMITED, True)
             assert "Try again in 10 minutes" in fault.text
+            assert fault.hint == "Wait 600 s, then send the message again."
             h.ask(2)  # told at once, without asking: it would wait for longer than it may
             fault = (await h.failed(2)).fault
             assert (fault.code, len(upstream.requests)) == (Code.LLM_RATE_LIMITED, 1)
