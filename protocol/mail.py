@@ -19,12 +19,12 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from typing import Generic, NoReturn, Protocol, TypeVar, cast
+from typing import Generic, NoReturn, TypeVar, cast
 
-import msgspec
 import trio
 
 from protocol.errors import Fault
+from protocol.inlet import Counters, Directory, Inlet
 from protocol.reply import Gone, MailError, Overloaded, Reply, Request, TooSlow
 
 BATCH = 32  # messages taken between two checkpoints: 0.5 us a message instead of 6.8
@@ -41,19 +41,6 @@ class Nudge:
 
 
 NUDGE = Nudge()
-
-
-class Counters(msgspec.Struct):
-    """What a mailbox has seen since its slot was made."""
-
-    taken: int = 0
-    """Messages handed to the actor."""
-    refused: int = 0
-    """Messages not taken because the mailbox was full."""
-    dead: int = 0
-    """Messages to a closed mailbox (dead letters)."""
-    lost: int = 0
-    """Asks that ended `Gone` because the actor died with them in hand."""
 
 
 class Mailbox(Generic[M]):
@@ -263,54 +250,6 @@ class Mailbox(Generic[M]):
             self._redelivered = hand
             self._queue.appendleft((time.monotonic(), hand, None))
         self.lost, self._hand, self._current = hand, None, None
-
-
-class Inlet(Protocol):
-    """The sending side of a mailbox, here (`Mailbox`) or in another process; used through a Ref."""
-
-    @property
-    def closed(self) -> bool:
-        """Nobody takes messages, or nobody can be reached; a Ref looks the address up again."""
-        ...
-
-    @property
-    def depth(self) -> int:
-        """Messages that wait, or are under way; `limit` while nothing is taken."""
-        ...
-
-    @property
-    def limit(self) -> int:
-        """How many may."""
-        ...
-
-    @property
-    def counters(self) -> Counters:
-        """What it has seen; of another process, all mail to it."""
-        ...
-
-    def put(self, message: object, reply: Reply | None = None, waits: bool = False) -> bool:
-        """Take a message without waiting; False: not taken, counted.
-
-        Args:
-            waits: the sender has waited for room, and would go on to: a full mailbox may not drop it later.
-        """
-        ...
-
-    def nudge(self) -> None:
-        """Set the actor's wake flag; without effect across processes."""
-        ...
-
-    async def wait_for_room(self) -> None:
-        """Wait until a message may be taken, or until it closes."""
-        ...
-
-
-class Directory(Protocol):
-    """Where references find mailboxes by path."""
-
-    def mailbox(self, path: str) -> Inlet | None:
-        """The mailbox of a slot, or None (counted as a dead letter) when there is no such slot."""
-        ...
 
 
 class Ref(Generic[M]):
