@@ -152,7 +152,7 @@ async def down(front: Front) -> list[Part]:
     while waiting:
         part = waiting.pop()
         waiting.extend(part.children)
-        if part.kind == "actor" and part.state in DOWN:
+        if part.kind != "group" and part.state in DOWN:
             found.append(part)
     return sorted(found, key=lambda part: part.path)
 

@@ -26,12 +26,13 @@ from actors.verdict import Complaint
 from protocol.errors import Fault
 from protocol.mail import Mailbox, Reply
 from protocol.models import ListModels
-from protocol.spec import Context
+from protocol.spec import Context, Down
 from protocol.streamer import Cancel, Complete, Failed, Finished, StreamerMessage
 from protocol.watcher import ClientOptions, Configured, GetSnapshot, Llm, Provider, Snapshot, Subscribe
 
 log = logging.getLogger(__name__)
 
+GATEWAYS = "front*/gateway"  # who asks; there may be several, in processes of their own
 SNAPSHOT_S = 10.0  # the watcher reads two small files; longer means that it is down, and we start anew
 
 
@@ -39,6 +40,7 @@ async def run(box: Mailbox[StreamerMessage], ctx: Context) -> None:
     """The actor. `ctx.args` may hold `backoff_s`, the first delay between tries (default `BACKOFF_S`)."""
     watcher = ctx.ref("watcher")
     watcher.offer(Subscribe(to=ctx.path))
+    ctx.watch(GATEWAYS)
     snapshot: Snapshot = await watcher.ask(GetSnapshot(), within=SNAPSHOT_S, again=True)
     clients = Clients()
     try:
@@ -54,6 +56,8 @@ async def run(box: Mailbox[StreamerMessage], ctx: Context) -> None:
                         nursery.start_soon(streamer.list_models, message, box, box.reply_slot)
                     case Configured(newer):
                         streamer.configure(newer)
+                    case Down(path, retry_in_ms=None, parked=False):
+                        streamer.abandon(path)
                     case _:
                         pass  # a nudge: nothing here waits for one
             streamer.cool()
@@ -107,6 +111,12 @@ class Streamer:
             scope.cancel()
             outlet.forget(request)
             outlet.wake()
+
+    def abandon(self, to: str) -> None:
+        """Whoever asked is gone with its process: nobody reads what it asked for."""
+        outlet = self._outlets.get(to)
+        for request in tuple(outlet.requests) if outlet is not None else ():
+            self.cancel(to, request)
 
     def configure(self, snapshot: Snapshot) -> None:
         """Requests begin with this from now on; running ones keep theirs."""

@@ -14,6 +14,7 @@ import msgspec
 from protocol.errors import FaultBody
 from protocol.mail import Nudge
 from protocol.models import ListModels
+from protocol.spec import Down, Up
 from protocol.watcher import Configured
 
 
@@ -43,7 +44,7 @@ class Cancel(msgspec.Struct, frozen=True, tag=True):
     request: int
 
 
-StreamerMessage = Complete | Cancel | ListModels | Configured | Nudge
+StreamerMessage = Complete | Cancel | ListModels | Configured | Down | Up | Nudge
 
 
 class Text(msgspec.Struct, frozen=True, tag=1, array_like=True, gc=False):

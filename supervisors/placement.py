@@ -27,9 +27,7 @@ import msgspec
 import trio
 
 from protocol.claim import FrontId
-from protocol.mail import MailError
-from protocol.spec import Child, Group, Intensity
-from protocol.watcher import GetSnapshot, Snapshot
+from protocol.spec import Child, Group, Intensity, OnLimit
 from supervisors import door, orphans, tree
 from supervisors.address import is_loopback, listen, published, url
 from supervisors.exchange import Exchange
@@ -38,6 +36,7 @@ from supervisors.plan import Plan
 from supervisors.process import child
 from supervisors.service import Stop, live
 from supervisors.status import with_processes
+from supervisors.succession import Succession
 from supervisors.supervisor import Tree
 from supervisors.systemd import Manager
 
@@ -48,6 +47,7 @@ MB = 2**20
 RSS_LIMITS = {"store": 2048 * MB, "llm": 2048 * MB, "mcp": 2048 * MB, "front": 2048 * MB}
 """Many times what a role needs: past it something leaks, and a restart in order is better than the kernel's kill."""
 OFTEN = Intensity(restarts=20, period_s=10.0)
+PARK_S = 10.0  # between two tries of a front that keeps failing
 REPORT_S = 1.0  # for a process to say how its part is
 GRACE_S = {"store": 20.0, "llm": 15.0, "mcp": 20.0, "front": 20.0}  # for an ordered stop of each
 
@@ -66,9 +66,14 @@ async def serve(start: Start, fronts: int) -> int:
             exchange = Exchange("root", addresses={r: str(folder / r) for r in roles}, place=tree.role_of)
             run = Run(start, folder, held, exchange, trees, fronts)
             spec = run.spec(asked)
-            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            succession = Succession(trees, run.successor, start.snapshot.drain_s, fronts)
+            with (
+                trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals,
+                trio.open_signal_receiver(signal.SIGHUP) as renewals,
+            ):
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(stop.obey, signals)
+                    nursery.start_soon(succession.obey, renewals)
                     await nursery.start(exchange.run, None)
                     nursery.start_soon(orphans.reap)
                     with published(start.state, listeners, endpoint):
@@ -101,7 +106,6 @@ class Run:
         self.trees = trees
         self.nonce = secrets.token_hex(4)
         self.fronts = [f"front{number}" for number in range(1, fronts + 1)]
-        self.snapshot: Snapshot = start.snapshot
 
     def spec(self, asked: socket.socket) -> Group:
         """The root's tree."""
@@ -126,11 +130,13 @@ class Run:
             make="supervisors.placement:part",
             args=args,
             fds=fds or {},
-            snapshot=lambda: self.snapshot,
+            snapshot=lambda: self.start.snapshot,
             rss_limit=RSS_LIMITS[kind],
             grace_s=GRACE_S[kind],
         )
-        return child(plan, self.exchange, intensity=OFTEN, gate=False)
+        # one of several fronts that keeps failing must not end the others; without a back role there is no service
+        limit = OnLimit.PARK if kind == "front" else OnLimit.ESCALATE
+        return child(plan, self.exchange, intensity=OFTEN, gate=False, on_limit=limit, park_s=PARK_S)
 
     def front(self, role: str) -> Child:
         """A process that clients talk to."""
@@ -142,16 +148,16 @@ class Run:
         }
         return self.process(role, {"gateway": gateway}, Descriptors(self.held))
 
+    def successor(self, role: str) -> Child:
+        """A front's process that was not there at the start."""
+        self.exchange.addresses = {**self.exchange.addresses, role: str(self.folder / role)}
+        return self.front(role)
+
     async def status_json(self) -> bytes:
         """The tree of all processes."""
         if not self.trees:
             return b"{}"
         return msgspec.json.encode(await with_processes(self.trees[0], REPORT_S))
-
-    async def follow(self) -> None:
-        """Know what is configured: a process that starts later logs by it from its first line."""
-        with contextlib.suppress(MailError):  # the last known one will do
-            self.snapshot = await self.trees[0].ref("watcher").ask(GetSnapshot(), within=REPORT_S)
 
 
 class Descriptors(Mapping[str, int]):

@@ -79,6 +79,8 @@ ROWS = [
     Row("llm/streamer", "Cancel", "stop", outcome="stopped"),
     Row("llm/streamer", "Configured", "configure", outcome="interrupted"),
     Row("llm/streamer", "ListModels", "list models", outcome="interrupted"),
+    Row("llm/streamer", "Down", "asker down", outcome="interrupted"),
+    Row("llm/streamer", "Up", "asker up", outcome="interrupted"),
     Row("llm/streamer", "Nudge", "nudge", outcome="interrupted"),
     # A tool server: its call fails, the turn goes on.
     Row("mcp/demo", "CallTool", "tool"),

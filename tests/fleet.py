@@ -164,6 +164,8 @@ class Talk:
     notices: set[str] = field(default_factory=set)
     """Kinds of notices."""
     errors: list[str] = field(default_factory=list)
+    talking: trio.Event = field(default_factory=trio.Event)
+    """A turn has ended."""
 
 
 def check_turn(frames: Sequence[Frame], turn: int) -> str:
@@ -272,3 +274,44 @@ async def kept(f: Fleet, talks: Sequence[Talk]) -> None:
                 more, before = page["more"], {"before": min(turns)} if turns else {}
             assert set(one.acknowledged.values()) <= set(turns)
             assert len(turns) == len(set(turns))
+
+
+async def renew(f: Fleet, happened: Talk, over: trio.Event) -> None:
+    """Talk as a good client does: what is not acknowledged is said again, also on another connection.
+
+    A connection that the service closes is one with 1012, and is made anew at once.
+    """
+    number, turn, position = 1, 0, 0
+    while True:
+        async with f.client(f"?conversation={happened.conversation or 'new'}") as client:
+            happened.conversation = client.conversation
+            try:
+                while not over.is_set():
+                    request = f"m{number}"
+                    if request in happened.acknowledged:
+                        await client.send("resume", turn=turn, seq=position)
+                    else:
+                        await client.send("user_message", message="text", request_id=request)
+                    while True:
+                        frame = await client.next()
+                        if frame["type"] == "turn_started" and frame.get("request_id") == request:
+                            happened.acknowledged[request] = turn = frame["turn"]
+                            position = 0
+                        elif frame["type"] == "error":
+                            happened.errors.append(frame["error_code"])
+                            assert frame["retryable"], frame
+                            assert request not in happened.acknowledged
+                            await trio.sleep(0.05)  # before it is said again
+                            break
+                        elif frame.get("turn") == turn and turn:
+                            position = max(position, frame.get("seq", 0))
+                            if frame["type"] == "turn_finished":
+                                assert turn not in happened.outcomes
+                                happened.outcomes[turn] = frame["outcome"]
+                                happened.talking.set()
+                                number, turn = number + 1, 0
+                                break
+                return
+            except trio_websocket.ConnectionClosed as closed:
+                if closed.reason is None or closed.reason.code != 1012:
+                    raise

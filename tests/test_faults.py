@@ -19,8 +19,8 @@ import yaml
 from protocol import errors
 from protocol.gateway import GetFigures, StopTaking
 from protocol.mail import Request
-from protocol.models import ListModels
 from protocol.mcp_server import Catalogue, GetPrompt, ReadResource, SetServerLog, TellTools
+from protocol.models import ListModels
 from protocol.reporter import GetStatus
 from protocol.spec import Child, Down, Group, Status, Up
 from protocol.watcher import GetConfig, GetSnapshot, ListVersions, Rollback, SetConfig, SetLocalModel, Subscribe
@@ -212,6 +212,8 @@ def offering(path: str, message: object) -> Play:
 
 
 SCENES["gateway down"] = offering("mcp/demo", Down("front/gateway", 1, "", 0, parked=False))
+SCENES["asker down"] = offering("llm/streamer", Down("front/gateway", 1, "", 0, parked=False))
+SCENES["asker up"] = offering("llm/streamer", Up("front/gateway", 1))
 SCENES["gateway up"] = offering("mcp/demo", Up("front/gateway", 1))
 SCENES["roster down"] = offering("front/gateway", Down("roster", 1, "", 0, parked=False))
 SCENES["roster up"] = offering("front/gateway", Up("roster", 1))

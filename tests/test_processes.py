@@ -11,7 +11,7 @@ import trio
 import trio_websocket
 import yaml
 
-from tests.fleet import chaos, fleet, kept
+from tests.fleet import Talk, chaos, fleet, kept, renew
 from tests.scripts import Pause, Script, ask_tool, say
 from tests.service import Client, of_type, text_of
 
@@ -119,3 +119,24 @@ async def test_the_configuration_reaches_all_processes_and_the_port_moves(tmp_pa
         await client.until("config_changed")
         frames = await client.say("text")
         assert frames[-1]["outcome"] == "completed"
+
+
+async def test_every_process_is_replaced_under_load_and_no_turn_is_lost(tmp_path: Path) -> None:
+    async with fleet(tmp_path, answer, interval=0.01) as (f, _):
+        before = {role: node.pid for role, node in (await f.processes()).items()}
+        talks, over = [Talk() for _ in range(6)], trio.Event()
+        async with trio.open_nursery() as nursery:
+            for one in talks:
+                nursery.start_soon(renew, f, one, over)
+            for one in talks:
+                await one.talking.wait()
+            f.program.signal(signal.SIGHUP)
+            await f.program.logged("SIGHUP: done")
+            over.set()
+        after = await f.processes()
+        assert set(after) == {"store", "llm", "mcp", "front3", "front4"}
+        assert not {node.pid for node in after.values()} & {*before.values()}
+        for one in talks:
+            assert len(one.acknowledged) == len(one.outcomes)
+            assert {*one.outcomes.values()} == {"completed"}
+        await kept(f, talks)

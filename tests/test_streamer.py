@@ -14,7 +14,7 @@ from actors import outlet
 from actors.completion import Completion
 from actors.sending import prepare
 from protocol.errors import Code
-from protocol.spec import Status
+from protocol.spec import Down, Status
 from protocol.streamer import Piece, Text, Thinking
 from protocol.watcher import Configured
 from tests.fakes import (
@@ -186,6 +186,23 @@ async def test_cancel_before_the_head_closes_too() -> None:
         h.cancel(1)
         await asked.closed.wait()
         assert h.pieces(1) == []
+
+
+async def test_what_a_gone_front_asked_for_is_closed_and_a_restarted_ones_is_not() -> None:
+    hold = trio.Event()
+    async with FakeProvider(lambda asked: _held(asked, hold)) as upstream:
+        async with harness(provider(upstream.base_url)) as h:
+            h.ask(1)
+            asked = await upstream.request(1)
+            await h.until(lambda: h.text(1) == "begin ")
+            streamer = h.tree.ref("llm/streamer")
+            streamer.offer(Down("front2/gateway", 1, "its process ended", None, parked=False))
+            streamer.offer(Down("front/gateway", 1, "it fell", 0, parked=False))
+            h.ask(2)
+            await h.until(lambda: h.text(2) == "begin ")
+            assert not asked.closed.is_set()
+            streamer.offer(Down("front/gateway", 1, "its process ended", None, parked=False))
+            await asked.closed.wait()
 
 
 async def test_what_waits_of_a_cancelled_request_is_not_sent() -> None:
