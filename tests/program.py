@@ -9,12 +9,13 @@ async with program("--state", str(state), "--port", "0") as p:
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -144,6 +145,38 @@ async def program(
                 assert process.stdout is not None
                 await process.stdout.aclose()
                 started.close()
+
+
+EACH_IN_A_FORK = """
+import json, os, sys
+import actors.configuration, supervisors.main
+for number, arguments in enumerate(json.loads(sys.argv[1])):
+    pid = os.fork()
+    if not pid:
+        for fd, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(f"{number}.{name}", os.O_WRONLY | os.O_CREAT), fd)
+        sys.argv = ["actors-main", *arguments]
+        sys.exit(supervisors.main.main())
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+async def outcomes(*commands: Sequence[str]) -> list[tuple[int, str, str]]:
+    """Of each of these commands, one after the other; their modules are imported once for all."""
+    with tempfile.TemporaryDirectory() as folder:
+        process = await trio.run_process(
+            [sys.executable, "-c", EACH_IN_A_FORK, json.dumps(commands)],
+            capture_stdout=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            cwd=folder,
+        )
+        codes = [int(code) for code in process.stdout.split()]
+        assert len(codes) == len(commands)
+        return [(code, _text(folder, f"{n}.out"), _text(folder, f"{n}.err")) for n, code in enumerate(codes)]
+
+
+def _text(folder: str, name: str) -> str:
+    return Path(folder, name).read_text()
 
 
 async def outcome(*arguments: str, env: Mapping[str, str] | None = None) -> tuple[int, str, str]:
