@@ -225,10 +225,10 @@ async def test_a_successor_takes_over_when_it_is_ready_and_only_then(tmp_path: P
             [_, second] = await there.ask(Echo(""), within=5)
             assert second == seat(tree, "w").pid != first
             await gone(first, *troubles)
-            assert old.process.exit_code == 0
             assert await from_elsewhere.ask(Echo(""), within=5, again=True) == ["", second]
             assert (tree.slots["processes/w"].incarnation, error(tree, "w")) == (1, "")
         nursery.cancel_scope.cancel()
+    assert old.process.exit_code == 0
 
 
 async def test_what_ignores_every_word_is_killed_with_its_group(
