@@ -13,12 +13,15 @@ import sys
 from pathlib import Path
 
 from tests.bench.options import Options
-from tests.bench.processes import uptime
+from tests.bench.processes import Program, uptime
 from tests.bench.programs import NoCompiler
 from tests.bench.subjects import Missing
 
 TABLES = ("relay", "ttft", "idle", "store", "retention", "crash", "actors", "mcp")
 """Each is a module here with `run(options) -> str`."""
+
+
+REALTIME = "; all parts at real-time priority"
 
 
 def main() -> int:
@@ -30,7 +33,11 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", default=(), metavar="NAME", help="subjects to measure")
     parser.add_argument("--small", action="store_true", help="few of everything: whether it works")
     parser.add_argument("--profile", type=Path, metavar="DIR", help="put profiles of our service there")
+    parser.add_argument(
+        "--realtime", action="store_true", help="nobody else runs before us: latencies of a busy machine"
+    )
     given = parser.parse_args()
+    Program.realtime = given.realtime
     options = Options(given.repetitions, given.seconds, tuple(given.only), given.small, given.profile)
     before = uptime()
     try:
@@ -38,7 +45,7 @@ def main() -> int:
     except (NoCompiler, Missing) as error:
         print(error, file=sys.stderr)  # noqa: T201 - a command's output
         return 1
-    print(f"{made}\n\nMachine: {before} before, {uptime()} after.")  # noqa: T201 - a command's output
+    print(f"{made}\n\nMachine: {before} before, {uptime()} after{REALTIME * given.realtime}.")  # noqa: T201 - a command's output
     return 0
 
 

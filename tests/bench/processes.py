@@ -18,12 +18,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 ROOT = Path(__file__).resolve().parents[2]
 TICKS = os.sysconf("SC_CLK_TCK")
 PAGE_KB = os.sysconf("SC_PAGE_SIZE") // 1024
-NICE = -15  # of what is started, where that is allowed: others on the machine then disturb less
+NICE = -15  # of what is started, where that is allowed
 END_S = 30.0  # for a program to end after it was told to; then it is killed
 
 
@@ -34,10 +34,15 @@ class Stuck(Exception):
 class Program:
     """One started program.
 
+    It runs at a high priority, where that is allowed, since others on the machine then disturb less.
+
     Args:
         command: with its arguments.
         env: added to ours.
     """
+
+    realtime: ClassVar[bool] = False
+    """Whether programs go before everything else on the machine; not for loads that fill it."""
 
     def __init__(self, command: Sequence[str], env: Mapping[str, str] | None = None) -> None:
         self.name = " ".join(Path(part).name for part in command[:3])
@@ -56,6 +61,8 @@ class Program:
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, self._process.pid, NICE)
             Path(f"/proc/{self._process.pid}/autogroup").write_text(str(NICE))
+            if self.realtime:
+                os.sched_setscheduler(self._process.pid, os.SCHED_RR, os.sched_param(1))
         self._lines = b""
 
     @property

@@ -50,10 +50,8 @@ class Sampled:
             for function in {frame.rpartition(":")[0] + ")" for frame in frames}:
                 functions[function] += int(spent)
         whole = lines.total()
-        parts = [
-            f"{whole / tokens / 1000:.1f} µs per token in all, {collecting / tokens / 1000:.1f} of it collecting garbage; "
-            f"{tokens:,} tokens"
-        ]
+        all_us, garbage_us = whole / tokens / 1000, collecting / tokens / 1000
+        parts = [f"{all_us:.1f} µs per token in all, {garbage_us:.1f} of it collecting garbage; {tokens:,} tokens"]
         for what, counted in (("self", lines), ("total", functions)):
             rows = [
                 (f"`{name}`", f"{spent / tokens / 1000:.2f}", f"{100 * spent / whole:.1f} %")

@@ -1,9 +1,9 @@
 """Retention beside running streams: how late deltas are while a sweep runs, against the same run without it.
 
 Each run begins with a copy of the same store of 100,000 events, most of them over the limits, and has clients in
-old conversations beside the streams. With the sweep, its interval becomes almost nothing by an edit of the
-configuration; without it, the same edit says another long time. Pairs are interleaved, the order alternates.
-After each run the store is read: saved and live conversations must be what they were.
+old conversations beside the streams. With the sweep, its interval is a few seconds, so that it begins when all
+streams run, and is measured from there to its end. Pairs are interleaved, the order alternates. After each run the
+store is read: saved and live conversations must be what they were.
 """
 
 from __future__ import annotations
@@ -21,17 +21,19 @@ from tests.bench.figures import spread, table
 from tests.bench.options import Options
 from tests.bench.prefill import Prefilled, contents, count, prefill
 from tests.bench.processes import Stuck, cpu_s
-from tests.bench.programs import Load, Programs, Script, Upstream, compiled, load, upstream
-from tests.bench.subjects import Running, ours, settings, write_settings
+from tests.bench.programs import Programs, Script, compiled, load, upstream
+from tests.bench.relay import begin
+from tests.bench.subjects import Running, ours
 
 STREAMS = 50
 RATE = 50
+EVENTS = 3  # of a stream's turn
 LIVE = 20  # old conversations with a client in each
 LONGEST_S = 90.0  # a sweep is waited for that long
 SWEPT_PER_S = 4000  # events, at least: the streams of a run with a sweep last accordingly
-SETTLE_S = 1.0  # after the streams have begun
+FIRST_S = 6.0  # after the start of the service the sweep begins, and so does the measurement
 SWEPT = "retention removed"  # what the service logs at a sweep's end
-LATER, NEVER, AT_ONCE = 90_000.0, 100_000.0, 0.001  # minutes between sweeps
+NEVER_S = 1e6
 WITHIN_RATIO, WITHIN_MS = 1.10, 1.0  # the budget: either
 
 
@@ -69,54 +71,44 @@ def run(options: Options) -> str:
 def measure(programs: Programs, store: Prefilled, streams: int, seconds: float | None) -> Run:
     """One run of so many seconds; None: with a sweep, until it has ended."""
     longest = 3 + store.events / SWEPT_PER_S
-    script = Script(RATE, int(RATE * ((seconds or longest) + 4)), RATE)
-    with ExitStack() as stack:
-        source = stack.enter_context(upstream(programs))
-        configured = settings(source, script, interval(NEVER))
-        with ours(source, script, configured, store=store.path) as service:
-            assert service.state is not None
-            with clients(service, store.live), load(programs, service.port, service.path, streams, script) as load_:
-                found = watched(service, source, load_, configured, seconds)
-                load_.finish(LONGEST_S)
-                service.program.end()  # while the clients are there: what they have left may be removed
-            database = service.state / "chat_history.db"
-            for what, kept in (("live", store.live), ("saved", store.saved)):
-                before, after = contents(store.path, kept), contents(database, kept)
-                lost = [
-                    f"{name}: {len(rows) - len(after[name])}" for name, rows in before.items() if rows != after[name]
-                ]
-                assert not lost, f"of {len(kept)} {what} conversations these lost events: {lost[:5]}"
-            return found._replace(removed=store.events + streams * 3 - count(database))
+    script = Script(RATE, int(RATE * ((seconds or longest) + FIRST_S)), RATE)
+    with (
+        upstream(programs) as source,
+        ours(source, script, interval(FIRST_S if seconds is None else NEVER_S), store=store.path) as service,
+    ):
+        begins = time.monotonic() + FIRST_S
+        with (
+            clients(service, store.live),
+            load(programs, service.port, service.path, streams, script) as running,
+        ):
+            begin(source, running)
+            source.release()
+            time.sleep(max(begins - time.monotonic(), 0))
+            running.mark()
+            used = cpu_s(service.pid)
+            if seconds is None:
+                wait_for(service, SWEPT)
+            else:
+                time.sleep(seconds)
+            used = cpu_s(service.pid) - used
+            marked = running.mark()
+            running.finish(LONGEST_S)
+            service.program.end()  # while the clients are there: what they have left may be removed
+        assert service.state is not None
+        database = service.state / "chat_history.db"
+        for what, kept in (("live", store.live), ("saved", store.saved)):
+            before, after = contents(store.path, kept), contents(database, kept)
+            lost = [f"{name}: {len(rows) - len(after[name])}" for name, rows in before.items() if rows != after[name]]
+            assert not lost, f"of {len(kept)} {what} conversations these lost events: {lost[:5]}"
+        p50_ms, p99_ms, max_ms = (marked[name] / 1000 for name in ("p50_us", "p99_us", "max_us"))
+        removed = store.events + streams * EVENTS - count(database)
+    return Run(p50_ms, p99_ms, max_ms, marked["seconds"], used / marked["seconds"], removed)
 
 
-def watched(
-    service: Running, source: Upstream, streams: Load, configured: dict[str, object], seconds: float | None
-) -> Run:
-    """From an edit of the configuration to the end of its sweep, or so many seconds."""
-    assert service.state is not None
-    streams.ready(LONGEST_S)
-    source.hold()
-    streams.go(LONGEST_S)
-    source.release()
-    time.sleep(SETTLE_S)
-    streams.mark()
-    used = cpu_s(service.pid)
-    merged = {**configured, **interval(AT_ONCE if seconds is None else LATER)}
-    write_settings(service.state, merged)
-    if seconds is None:
-        wait_for(service, SWEPT)
-    else:
-        time.sleep(seconds)
-    used = cpu_s(service.pid) - used
-    marked = streams.mark()
-    p50_ms, p99_ms, max_ms = (marked[name] / 1000 for name in ("p50_us", "p99_us", "max_us"))
-    return Run(p50_ms, p99_ms, max_ms, marked["seconds"], used / marked["seconds"], removed=0)
-
-
-def interval(minutes: float) -> dict[str, object]:
+def interval(seconds: float) -> dict[str, object]:
     """The changes that say how often there is a sweep, and that its end is logged."""
     return {
-        "chat": {"storage": {"persistence": {"retention": {"cleanup_interval_minutes": minutes}}}},
+        "chat": {"storage": {"persistence": {"retention": {"cleanup_interval_minutes": seconds / 60}}}},
         "logging": {"level": "WARNING", "modules": {"writer": "INFO"}},
     }
 
