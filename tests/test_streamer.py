@@ -33,6 +33,7 @@ from tests.fakes import (
     say,
     think,
 )
+from tests.stops import hanging, stopped
 from tests.streaming import KEY, Harness, harness, provider, snapshot
 
 # The request
@@ -177,6 +178,15 @@ async def test_cancel_closes_the_upstream_and_leaves_the_others() -> None:
 
 def _held(_: Any, hold: trio.Event) -> Script:
     return Script(("begin ", Stall(hold), *say("end").items))
+
+
+async def test_stopped_requests_leave_neither_task_nor_connection() -> None:
+    # A thousand, and memory, in tests/soak/test_stops.py.
+    async with hanging() as upstream, harness(provider(upstream.base_url)) as h:
+        left = await stopped(h, upstream, 50)
+        assert left.tasks[1] <= left.tasks[0] + 2  # some are about to end
+        assert left.connections == [0, 0]
+        assert (h.facts()["running"], h.facts()["clients"]) == (0, 1)
 
 
 async def test_cancel_before_the_head_closes_too() -> None:
