@@ -8,6 +8,7 @@ its own actor's trouble.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -18,6 +19,8 @@ from protocol.mcp_server import SetServerLog
 from protocol.roster import RosterMessage
 from protocol.spec import Context, KeepContext
 from protocol.watcher import Configured, Connection, GetSnapshot, McpServer, Snapshot, Subscribe
+
+log = logging.getLogger(__name__)
 
 GROUP = "mcp"
 START_S = 30.0  # for the watcher's first snapshot
@@ -73,5 +76,8 @@ def apply(snapshot: Snapshot, ctx: Context) -> None:
                 log_level=level,
                 config_access=its_access,
             )
-            ctx.start_child(GROUP, place)
+            apart = ctx.args.get("apart")
+            if server.isolate and apart is None:
+                log.warning("MCP server %r is to be isolated, and shares the only process that there is", name)
+            ctx.start_child(GROUP, apart(place) if server.isolate and apart is not None else place)
     ctx.report(servers=len(known))

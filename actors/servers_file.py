@@ -132,7 +132,7 @@ class _Reader:
             self._wrong(at, f"must be an object ({shown(at, entry)})")
         if "url" in entry and "command" not in entry:
             self._wrong((*at, "url"), "servers by URL are not supported yet, only those with a command")
-        known = ("enabled", "command", "args", "cwd", "env", "timeout", "autoReconnect", "protocol", "type")
+        known = ("enabled", "command", "args", "cwd", "env", "timeout", "autoReconnect", "protocol", "type", "isolate")
         self._unknown(entry, at, known)
         self._take(entry, at, "type", lambda value: value == "stdio" or _raise("must be stdio"), True)
         return McpServer(
@@ -145,6 +145,7 @@ class _Reader:
             timeout=self._take(entry, at, "timeout", _seconds, timeout),
             auto_reconnect=self._take(entry, at, "autoReconnect", _flag, reconnect),
             protocol=self._take(entry, at, "protocol", _protocol, "auto"),
+            isolate=self._take(entry, at, "isolate", _flag, False),
         )
 
     def _take(self, entry: Tree, at: Path, key: str, rule: Any, default: Any) -> Any:

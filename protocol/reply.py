@@ -62,8 +62,20 @@ class Reply:
             hand.add(self)
 
     def when_closed(self, hook: Callable[[Reply], None]) -> None:
-        """Call `hook` once, when the slot closes: answered, faulted, or given up. It must not wait or raise."""
-        self._hook = hook
+        """Call `hook` once, when the slot closes: answered, faulted, or given up. It must not wait or raise.
+
+        After those that were given before.
+        """
+        earlier = self._hook
+        if earlier is None:
+            self._hook = hook
+            return
+
+        def both(reply: Reply) -> None:
+            earlier(reply)
+            hook(reply)
+
+        self._hook = both
 
     @property
     def value(self) -> Any:

@@ -201,6 +201,8 @@ class McpServer(msgspec.Struct, frozen=True):
     auto_reconnect: bool
     protocol: str
     """`auto` or `legacy`"""
+    isolate: bool = False
+    """Its actor gets a process of its own."""
 
 
 class Connection(msgspec.Struct, frozen=True):

@@ -90,6 +90,7 @@ class Exchange:
         self.ports: set[Port] = set()
         """All that run."""
         self._homely = homely
+        self._below: set[str] = set()
         self._tree: Home | None = None
         self._nursery: trio.Nursery | None = None
         self._connecting: set[str] = set()
@@ -114,6 +115,14 @@ class Exchange:
                 return None
             peer = self._peer(role)
         return None if peer.closed else RemoteInlet(peer, path)
+
+    def relay(self, role: str) -> None:
+        """A process below this one, which knows no other: what it says to others and of its actors is passed on."""
+        self._below.add(role)
+
+    def inlet_at(self, role: str, path: str) -> Inlet:
+        """The sending side to an address of the process that has that role, whichever role the address has."""
+        return RemoteInlet(self._peer(role), path)
 
     def told(self, event: Down | Up) -> None:
         """An actor of ours ended or is ready: peers are told."""
@@ -226,9 +235,10 @@ class Exchange:
 
     # For ports: it is their `Desk`.
 
-    def house(self, path: str) -> Mailbox[Any] | None:
-        """A mailbox of this process."""
-        return self._tree.house(path) if self._tree is not None else None
+    def house(self, path: str) -> Inlet | None:
+        """A mailbox of this process; where there are processes below it, which know no others, of any."""
+        found = self._tree.house(path) if self._tree is not None else None
+        return self.inlet(path) if found is None and self._below else found
 
     def greeted(self, port: Port, hello: Hello) -> None:
         """The peer takes mail: from now on ours goes there, unless another port is to be kept. Raises BadFrame."""
@@ -278,6 +288,8 @@ class Exchange:
         peer = self.peers.get(port.role)
         if peer is not None and peer.port is port and self._tree is not None:
             self._tree.announce_abroad(event)
+        if port.role in self._below:
+            self.told(event)
 
     def more(self, port: Port) -> None:
         """The port takes more mail than before."""

@@ -13,13 +13,12 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import trio
 
 from protocol.errors import Code, Fault
 from protocol.frames import Answered, Asked, Cast, Dropped, Faulted, Full, Item, Missed, Room
-from protocol.mail import Mailbox
+from protocol.mail import Inlet
 from protocol.packing import BadFrame, Flow, Packer, TooLarge
 from protocol.reply import Reply
 from protocol.vocabulary import Unspeakable, Vocabulary, encoded
@@ -46,7 +45,7 @@ class Inbound:
         flow: Flow,
         vocabulary: Vocabulary,
         wake: Callable[[], None],
-        house: Callable[[str], Mailbox[Any] | None],
+        house: Callable[[str], Inlet | None],
     ) -> None:
         self._packer = packer
         self._flow = flow

@@ -28,7 +28,7 @@ import trio
 
 from protocol.claim import FrontId
 from protocol.spec import Child, Group, Intensity, OnLimit
-from supervisors import door, orphans, tree
+from supervisors import door, isolated, orphans, tree
 from supervisors.address import is_loopback, listen, published, url
 from supervisors.exchange import Exchange
 from supervisors.inline import Start
@@ -209,6 +209,8 @@ def part(role: str, args: Mapping[str, Any]) -> Group:
             "source": partial(importlib.import_module("actors.doorbell").ring, door_path),
         }
         return tree.part(role, {"gateway": gateway})
+    if role == "mcp":
+        return tree.part(role, {"roster": {"apart": isolated.apart(args["exchange"])}})
     return tree.part(role, args)
 
 

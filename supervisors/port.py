@@ -41,7 +41,7 @@ from protocol.frames import (
     Room,
     Told,
 )
-from protocol.mail import Mailbox
+from protocol.mail import Inlet
 from protocol.packing import BadFrame, Flow, Packer, Unpacker
 from protocol.reply import Gone
 from protocol.spec import Down, Up
@@ -71,7 +71,7 @@ class Desk(Protocol):
         """How bodies are read."""
         ...
 
-    def house(self, path: str) -> Mailbox[Any] | None:
+    def house(self, path: str) -> Inlet | None:
         """A mailbox of this process."""
         ...
 

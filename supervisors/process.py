@@ -145,6 +145,16 @@ class Replace(Request[str], frozen=True):
 async def run(box: Mailbox[Replace | Nudge], ctx: Context) -> None:
     """The actor. Raises ProcessEnded, Parked, OSError."""
     seat: Seat = ctx.kept
+    async with spell(seat, box, ctx) as (_, nursery):
+        async for message in box:
+            if isinstance(message, Replace) and box.reply_slot is not None:
+                nursery.start_soon(_replace, seat, ctx, box.reply_slot, nursery)
+
+
+@asynccontextmanager
+async def spell(seat: Seat, box: Mailbox[Any], ctx: Context) -> AsyncIterator[tuple[Life, trio.Nursery]]:
+    """One process, and what is done while it runs; the body is cancelled at its end, and at the body's end it is asked
+    for. Raises ProcessEnded, Parked, OSError."""
     # We are ready when the process says so; not at our first look into the mailbox.
     box.on_idle = None
     seat.life = life = seat.start(ctx)
@@ -153,9 +163,7 @@ async def run(box: Mailbox[Replace | Nudge], ctx: Context) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(seat.see_through, life, nursery.cancel_scope)
             nursery.start_soon(_announce, life, ctx)
-            async for message in box:
-                if isinstance(message, Replace) and box.reply_slot is not None:
-                    nursery.start_soon(_replace, seat, ctx, box.reply_slot, nursery)
+            yield life, nursery
             seat.quit()
     finally:
         last, seat.life = seat.life, None

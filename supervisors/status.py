@@ -36,7 +36,7 @@ WORDS = {
     Status.STOPPED: "stopped",
 }
 ALARMING = {"restarting", "parked"}
-PROCESS = "supervisors.process:run"  # what runs in the slot of a process
+PROCESSES = ("supervisors.process:run", "supervisors.isolated:run")  # what runs in the slot of one
 BUSY_S = 1.0  # mail that waits longer than this is shown
 
 
@@ -190,7 +190,7 @@ async def with_processes(tree: Tree, within: float) -> Node:
 
     async with trio.open_nursery() as nursery:
         for path, slot in tree.slots.items():
-            if slot.spec.run == PROCESS and slot.kept is not None:
+            if slot.spec.run in PROCESSES and slot.kept is not None:
                 nursery.start_soon(ask, path, cast(Process, slot.kept))  # that actor keeps nothing else
     return _joined(tree.status(), parts)
 

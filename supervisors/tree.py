@@ -32,7 +32,7 @@ def product(*, watcher: Args, writer: Args, local: Args, gateway: Args, reporter
             logs(),
             store(writer),
             llm(local),
-            *servers(),
+            *servers({}),
             front("front", gateway),
         ),
     )
@@ -65,7 +65,7 @@ def part(role: str, args: Args) -> Group:
         case "llm":
             own = (llm(args["local"]),)
         case "mcp":
-            own = servers()
+            own = servers(args.get("roster", {}))
         case _:
             own = (front(role, args["gateway"]),)
     return Group(role, (logs(), *own))
@@ -134,7 +134,7 @@ def llm(local: Args) -> Group:
     )
 
 
-def servers() -> tuple[Group, Child]:
+def servers(roster: Args) -> tuple[Group, Child]:
     """MCP servers, and who starts and stops their actors."""
     return (
         Group("mcp", dynamic=True),
@@ -145,6 +145,7 @@ def servers() -> tuple[Group, Child]:
             redeliver=True,
             on_limit=OnLimit.PARK,
             park_s=60.0,
+            args=roster,
         ),
     )
 

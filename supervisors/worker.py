@@ -34,11 +34,12 @@ from supervisors.exchange import Exchange
 from supervisors.member import describe, explained
 from supervisors.plan import EXIT_FAILED, EXIT_UNUSABLE, Orders, framed, read_orders
 from supervisors.port import Port
-from supervisors.status import rss_bytes
+from supervisors.status import rss_bytes, with_processes
 from supervisors.supervisor import Escalated, Tree, running
 
 log = logging.getLogger("supervisors.worker")
 
+REPORT_S = 0.5  # for a process below us to say how it is; who asks us waits twice as long
 FLUSH_S = 2.0  # for the last answers to leave; the peer may be stuck
 NOT_OURS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -123,6 +124,7 @@ class Duty:
 
     def __init__(self, listener: trio.SocketListener | None) -> None:
         self.tree: Tree | None = None
+        self.nursery: trio.Nursery | None = None
         self._listener = listener
         self.asked = trio.Event()
         """Told to end, in order."""
@@ -135,8 +137,8 @@ class Duty:
             case Ping(n=n):
                 lag_ms = self.tree.lag.worst_ms if self.tree is not None else 0.0
                 port.tell(Pong(n, lag_ms, rss_bytes() or 0, time.process_time()))
-            case Report(id=id) if self.tree is not None:
-                port.tell(Reported(id, msgspec.Raw(msgspec.msgpack.encode(self.tree.status()))))
+            case Report(id=id) if self.tree is not None and self.nursery is not None:
+                self.nursery.start_soon(self.report, port, id, self.tree)
             case Quit():
                 self.asked.set()
                 if self._listener is not None:
@@ -145,6 +147,11 @@ class Duty:
                     self.starting.cancel()
             case _:
                 pass  # nothing that a parent says
+
+    async def report(self, port: Port, number: int, tree: Tree) -> None:
+        """Say how the tree is, with the processes that are below it."""
+        node = await with_processes(tree, REPORT_S)
+        port.tell(Reported(number, msgspec.Raw(msgspec.msgpack.encode(node))))
 
     def hurry(self, *_: object) -> None:
         """SIGTERM: once told to end in order, at once; before that it is not for us."""
@@ -159,6 +166,7 @@ async def work(group: Group, exchange: Exchange, control: socket.socket, listene
     signal.signal(signal.SIGTERM, duty.hurry)
     stream = trio.SocketStream(trio.socket.from_stdlib_socket(control))
     async with trio.open_nursery() as nursery:
+        duty.nursery = nursery
         port: Port = await nursery.start(tied, exchange, stream, duty)
         await nursery.start(exchange.run)
         nursery.start_soon(orphans.reap)
