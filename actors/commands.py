@@ -55,6 +55,7 @@ log = logging.getLogger("actors.gateway")
 
 ANSWER_S = 10.0  # for a query of the store that a client waits for
 MOST_ASIDE = 4  # answers of others that one socket may wait for at a time
+SHOWN_BYTES = 4 * 2**20  # of a page's events: more is another page
 LAST_TURN = 2**53  # greater than any; clients may send any number
 SERVER = {"name": "mcp-actors", "version": version("mcp-actors")}
 
@@ -310,6 +311,7 @@ class Commands:
             after=min(after, LAST_TURN),
             limit=limit,
             missing_ok=True,
+            most_bytes=SHOWN_BYTES,
         )
         return await self.writer.ask(load, within=ANSWER_S, again=True)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import binascii
 import re
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,9 +19,12 @@ import msgspec
 from protocol.client import MAX_IMAGE_BYTES, MAX_PARTS, MAX_TEXT_CHARS, MAX_URL_CHARS, ImagePart, TextPart
 from protocol.errors import Code, Fault
 from protocol.watcher import Provider
+from protocol.writer import Event, UserEvent
 
 DATA_URI = re.compile(r"data:image/[a-z0-9][a-z0-9.+-]{0,60}(?:;[a-z0-9.+-]+=[^;,]{0,60})*;base64,", re.IGNORECASE)
 DETAIL = re.compile(r"[a-z_]{1,20}")  # auto, low, high, and what comes next
+TOLD_BYTES = 20 * 2**20  # of the images of earlier messages in one request; providers take 20 to 50 MB a request
+IMAGE_PAST = "[An image was here. It is too long ago to be sent again.]"
 IMAGE_GONE = "[An image was here. This model reads text only.]"
 
 Content = str | list[dict[str, Any]]
@@ -93,6 +97,26 @@ def _plain(part: TextPart | ImagePart) -> dict[str, Any]:
 def has_images(content: Content) -> bool:
     """It needs a model that can see."""
     return not isinstance(content, str) and any(part.get("type") == "image_url" for part in content)
+
+
+def image_bytes(content: Content) -> int:
+    """Bytes of the images that it carries."""
+    if isinstance(content, str):
+        return 0
+    return sum(len(part["image_url"]["url"]) for part in content if part.get("type") == "image_url")
+
+
+def lightened(events: Sequence[Event], most_bytes: int = TOLD_BYTES) -> list[Event]:
+    """The events, with words in the place of the oldest images where all have more bytes than a request should."""
+    found: list[Event] = []
+    total = 0
+    for event in reversed(events):
+        if isinstance(event, UserEvent) and (carried := image_bytes(event.content)):
+            total += carried
+            if total > most_bytes:
+                event = msgspec.structs.replace(event, content=in_words(event.content, IMAGE_PAST))
+        found.append(event)
+    return found[::-1]
 
 
 def refusal(content: Content, provider: Provider | None) -> Fault | None:

@@ -12,11 +12,15 @@ from typing import Any
 from actors.durable import known_turn
 from actors.effects import Commit, Refuse, TellQueued, TellRepeated
 from actors.front import Conversation, Front
+from actors.message_content import image_bytes, refusal
 from actors.running_turn import RunningTurn
 from protocol.client import MessageQueued, TurnStarted, error_frame
+from protocol.errors import Code, Fault
 from protocol.mail import Ref
 from protocol.session import Say
 from protocol.writer import Began, BeginTurn, UserEvent
+
+WAITING_BYTES = 20 * 2**20  # of images in messages that are not over: they are read together after a restart
 
 
 class Messages:
@@ -53,6 +57,20 @@ class Messages:
             _, tries = unanswered.get(lost.request_id, (lost, 0))
             unanswered[lost.request_id] = (lost, max(1, tries))
         return [(say, tries) for say, tries in unanswered.values() if tries]  # the others are still in the mailbox
+
+    def refusal(self, say: Say) -> Fault | None:
+        """Why it is not taken: the provider in force reads no images, or too many wait already; None: it is."""
+        llm = self._front.snapshot.llm
+        if (refused := refusal(say.content, llm.providers.get(llm.active))) is not None:
+            return refused
+        here = {user.request_id: user.content for user in self.users.values()}
+        here |= {id: other.content for id, (other, tries) in self._conversation.unanswered.items() if tries}
+        waiting = sum(image_bytes(content) for id, content in here.items() if id != say.request_id)
+        if waiting and waiting + image_bytes(say.content) > WAITING_BYTES:
+            return Fault(
+                Code.OVERLOADED, "The images of messages that wait in this conversation are too large already."
+            )
+        return None
 
     # What is stored.
 

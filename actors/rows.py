@@ -12,6 +12,7 @@ constants, and a test asks the planner that each is bound by an index.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import msgspec
@@ -93,6 +94,7 @@ ADD_DELTA = "INSERT OR IGNORE INTO delta (conversation, turn, seq, hop, text, th
 DROP_DELTAS = "DELETE FROM delta WHERE conversation = ? AND turn = ? AND hop <= ?"
 TURNS_BEFORE = "SELECT turn FROM turn WHERE conversation = ? AND turn < ? ORDER BY turn DESC LIMIT ?"
 TURNS_AFTER = "SELECT turn FROM turn WHERE conversation = ? AND turn > ? AND turn < ? ORDER BY turn LIMIT ?"
+SIZES = "SELECT turn, sum(octet_length(body)) FROM event WHERE conversation = ? AND turn BETWEEN ? AND ? GROUP BY turn"
 EVENTS = "SELECT turn, at, body FROM event WHERE conversation = ? AND turn BETWEEN ? AND ? ORDER BY turn, pos"
 OPEN_TURNS = (
     "SELECT turn, state FROM turn WHERE conversation = ? AND state IN ('queued', 'running') ORDER BY conversation, turn"
@@ -328,6 +330,21 @@ def events_between(db: Database, conversation: int, first: int, last: int) -> li
     return [StoredEvent(turn, at, _DECODE(body)) for turn, at, body in stored]
 
 
+def fitting(
+    db: Database, conversation: int, turns: list[int], most_bytes: int, always: Collection[int] = ()
+) -> list[int]:
+    """The first of these turns, as many as have not more bytes; one at least, and those of `always`."""
+    sizes: dict[int, int] = dict(rows(db, SIZES, conversation, min(turns), max(turns))) if turns else {}
+    taken: list[int] = []
+    total = 0
+    for turn in turns:
+        total += sizes.get(turn, 0)
+        if taken and total > most_bytes and turn not in always:
+            break
+        taken.append(turn)
+    return taken
+
+
 _DECODE = msgspec.json.Decoder[Event](Event).decode
 
 
@@ -346,11 +363,11 @@ def history(db: Database, query: LoadHistory) -> History:
     else:
         found_turns = rows(db, TURNS_BEFORE, conversation, before, limit + 1)
     turns = [row[0] for row in found_turns]
-    page = turns[:limit]
     waiting = rows(db, OPEN_TURNS, conversation)
+    page = fitting(db, conversation, turns[:limit], query.most_bytes, {turn for turn, _ in waiting})
     return History(
         events=events_between(db, conversation, min(page), max(page)) if page else [],
-        more=len(turns) > limit,
+        more=len(turns) > len(page),
         last_turn=last_turn,
         queued=[turn for turn, state in waiting if state == "queued"],
         running=[turn for turn, state in waiting if state == "running"],

@@ -21,12 +21,14 @@ from actors.rows import (
     Row,
     add_conversation,
     events_between,
+    fitting,
     one,
     rows,
 )
 from actors.schema import Database
 from protocol.errors import Code, Fault
 from protocol.writer import (
+    PAGE_BYTES,
     DeleteSaved,
     Done,
     ListSaved,
@@ -135,9 +137,9 @@ def read(db: Database, query: ReadSaved) -> SavedPage:
     conversation, kept = found
     limit = min(max(query.limit, 1), PAGE_MAX)
     turns = [row[0] for row in rows(db, TURNS_AFTER, conversation, query.after, kept.up_to_turn + 1, limit + 1)]
-    page = turns[:limit]
+    page = fitting(db, conversation, turns[:limit], PAGE_BYTES)
     events = events_between(db, conversation, page[0], page[-1]) if page else []
-    return SavedPage(kept, events, more=len(turns) > limit)
+    return SavedPage(kept, events, more=len(turns) > len(page))
 
 
 def _find(db: Database, owner: str, saved_id: str) -> tuple[int, Saved] | None:

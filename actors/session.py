@@ -33,7 +33,7 @@ from actors.effects import (
     TellRepeated,
 )
 from actors.front import Conversation, Front
-from actors.message_content import refusal
+from actors.message_content import lightened
 from actors.messages import Messages
 from actors.running_turn import RunningTurn, show_end
 from actors.tool_calls import ToolCalls
@@ -128,7 +128,7 @@ class Session:
         for request in front.drop_requests(self.conversation.id, adopted):
             self.streamer.offer(Cancel(to=front.ctx.path, request=request))
         self.turns = Turns(found.last_turn, front.snapshot.service.max_tool_hops)
-        self.messages.known, self.messages.users, self.events = found.known, found.users, found.ended
+        self.messages.known, self.messages.users, self.events = found.known, found.users, lightened(found.ended)
         for turn in found.queued:
             self.turns.adopt_queued(turn)
         if found.unshown is not None:
@@ -163,11 +163,10 @@ class Session:
         self._take_up(say)
 
     def _take_up(self, say: Say) -> None:
-        llm = self.front.snapshot.llm
         if say.request_id in self.messages.known:
             self.perform([TellRepeated(self.messages.known[say.request_id], say)])
             return
-        if (refused := refusal(say.content, llm.providers.get(llm.active))) is not None:
+        if (refused := self.messages.refusal(say)) is not None:
             self.perform([Refuse(say.client, say.echo, refused.body, say)])
             return
         self.messages.taken_up(say)
@@ -385,7 +384,7 @@ class Session:
             log.warning("%s: the end of turn %d is not stored yet: %s", self.ctx.path, append.turn, error)
             self.tasks.start_soon(insist, self.writer, *appends)
         if self.running is not None:
-            self.events.extend(self.running.events)
+            self.events = lightened([*self.events, *self.running.events])
             self._publish(self.running.log, closed, fault)
         self.perform(self.turns.closed(append.turn))
         self.wake()

@@ -20,6 +20,8 @@ from protocol.spec import Down, Up
 from protocol.streamer import ToolCall
 from protocol.watcher import Configured
 
+PAGE_BYTES = 24 * 2**20  # of a page's events: images are among them, and a message between processes has an end
+
 
 class Done(msgspec.Struct, frozen=True):
     """The operation is on disk."""
@@ -238,6 +240,8 @@ class LoadHistory(Request[History], frozen=True, tag=True):
     after: int = 0
     limit: int = 50
     missing_ok: bool = False
+    most_bytes: int = PAGE_BYTES
+    """Fewer turns than that where they have more bytes; one at least, and always all that have not ended."""
 
 
 class Unfinished(msgspec.Struct, frozen=True):

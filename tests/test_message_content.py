@@ -10,14 +10,16 @@ import msgspec
 import pytest
 import trio
 
-from actors.message_content import IMAGE_GONE, content_of, has_images, in_words, refusal
+from actors.message_content import IMAGE_GONE, IMAGE_PAST, content_of, has_images, in_words, lightened, refusal
 from protocol.client import MAX_IMAGE_BYTES, MAX_PARTS, MAX_TEXT_CHARS, MAX_URL_CHARS, ImagePart, TextPart
 from protocol.errors import Code, Fault
+from protocol.writer import Event, UserEvent
 from tests.fakes import Script, Stall, say
 from tests.service import of_type, service
 from tests.streaming import provider
 from tests.test_dialect import talk
 from tests.test_keys import change
+from tests.test_transcript import closed, hop, user
 
 PIXEL = "data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\n").decode()
 
@@ -107,6 +109,42 @@ def test_a_model_that_reads_text_only_is_asked_nothing_with_images() -> None:
     assert refusal(content_of(said(text("a"), text("b"))), blind) is None
     assert in_words(content) == f"what\n{IMAGE_GONE}\nis it"
     assert in_words("text") == "text"
+
+
+def test_the_oldest_images_are_told_as_words_where_all_are_too_large() -> None:
+    def turn(number: int) -> list[Event]:
+        return [user(number, [text(f"t{number}"), image(PIXEL)]), hop(1, "seen"), closed()]
+
+    events = [event for number in (1, 2, 3) for event in turn(number)]
+    assert lightened(events) == events
+    assert lightened(events, len(PIXEL) * 3) == events
+    two = lightened(events, len(PIXEL) * 2)
+    assert two[1:] == events[1:]
+    assert two[0] == user(1, f"t1\n{IMAGE_PAST}")
+    assert [has_images(e.content) for e in lightened(events, 0) if isinstance(e, UserEvent)] == [False] * 3
+    assert lightened([user(1, "x")], 0) == [user(1, "x")]
+
+
+async def test_large_images_wait_in_bounds_and_make_small_pages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("actors.messages.WAITING_BYTES", len(PIXEL) * 2)
+    monkeypatch.setattr("actors.commands.SHOWN_BYTES", 1)
+    gate = trio.Event()
+    async with service(tmp_path, Script((Stall(gate),)) + say("x").items) as s, s.client() as client:
+        for number in (1, 2, 3):
+            await client.send("user_message", message=[image(PIXEL)], request_id=f"r{number}")
+        [*_, error] = await client.until("error")
+        assert (error["error_code"], error["request_id"], error["retryable"]) == ("OVERLOADED", "r3", True)
+        gate.set()
+        await client.until("turn_finished", turn=2)
+        await client.say([image(PIXEL)], request_id="r3")
+        await client.send("history")
+        page = (await client.until("history"))[-1]
+        assert ({m["turn"] for m in page["messages"]}, page["more"]) == ({3}, True)
+        await client.send("history", before=3)
+        page = (await client.until("history"))[-1]
+        assert ({m["turn"] for m in page["messages"]}, page["more"]) == ({2}, True)
 
 
 async def test_images_are_limited_kept_and_refused_by_a_provider_of_text_only(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from actors.store import MEMORY, Store
 from protocol.errors import Code, Fault
 from protocol.mail import Request
 from protocol.writer import (
+    PAGE_BYTES,
     Append,
     AppendDeltas,
     Began,
@@ -392,6 +393,26 @@ def test_how_operations_are_batched_changes_nothing(sequence: list[Operation], d
             del left[:size]
         assert [str(timeless(answer)) for answer in answers] == expected
         assert image(batched) == image(singly)
+
+
+def test_a_page_has_an_end_in_bytes_too_and_what_runs_is_always_on_it() -> None:
+    def shown(most_bytes: int = PAGE_BYTES, before: int = 0, after: int = 0) -> tuple[list[int], bool]:
+        page = ask(s, LoadHistory("ann", "c", before, after, most_bytes=most_bytes))
+        return sorted({stored.turn for stored in page.events}), page.more
+
+    with opened(MEMORY) as s:
+        for turn in range(1, 6):
+            do(s, begin(turn, content="x" * 1000, queued=turn > 3))
+            if turn < 4:
+                do(s, append(closed(), turn=turn, key=f"{turn}"))
+        assert shown() == ([1, 2, 3, 4, 5], False)
+        assert shown(most_bytes=5200) == ([2, 3, 4, 5], True)
+        assert shown(most_bytes=1) == ([4, 5], True)
+        assert shown(most_bytes=1, before=4) == ([3], True)
+        assert shown(most_bytes=2600, before=4) == ([2, 3], True)
+        assert shown(most_bytes=2600, after=1) == ([2, 3, 4, 5], False)
+        assert shown(most_bytes=1, after=1, before=4) == ([2], True)
+        assert shown(most_bytes=1, before=2) == ([1], False)
 
 
 # Every statement finds its rows by an index.
