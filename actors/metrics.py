@@ -25,8 +25,8 @@ TABLE: dict[str, tuple[str, str]] = {
     "tokens_total": ("counter", "Tokens, as providers count them. Cached ones are among input, reasoning in output."),
     "cost_total": ("counter", "What answers cost, in the currency of the configured prices."),
     "tool_calls_total": ("counter", "Tool calls that have ended, by outcome; without server: of unknown tools."),
-    "actor_up": ("gauge", "1: the actor runs."),
-    "restarts_total": ("counter", "Starts of an actor after its first."),
+    "actor_up": ("gauge", "How many of an actor, or process, run: 1 where there is one of that name."),
+    "restarts_total": ("counter", "Starts of an actor, or process, after its first."),
     "mailbox_depth": ("gauge", "Messages that wait for an actor."),
     "mailbox_oldest_seconds": ("gauge", "How long the message at the head has waited."),
     "mailbox_taken_total": ("counter", "Messages that an actor has taken."),
@@ -92,14 +92,14 @@ def gateways(tree: Part) -> list[str]:
 
 
 def of_tree(tree: Part) -> Iterator[Figure]:
-    """What the tree says; sessions as one actor a front."""
+    """What the tree says; the sessions of a front are one actor, and a process is one too."""
     for part in _walk(tree):
         if part.rss_bytes is not None:
             process = {"process": part.path or "root"}
             yield Figure("process_resident_memory_bytes", part.rss_bytes, process)
             yield Figure("process_loop_lag_seconds", (part.loop_lag_ms or 0.0) / 1000, process)
             yield Figure("process_dead_letters_total", part.dead_letters or 0, process)
-        if part.kind != "actor":
+        if part.kind not in ("actor", "process"):
             continue
         front, sessions, _ = part.path.partition("/sessions/")
         actor = {"actor": f"{front}/sessions" if sessions else part.path}

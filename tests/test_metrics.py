@@ -103,14 +103,17 @@ def test_sessions_and_fronts_are_summed() -> None:
         return {"path": path, "kind": "actor", "state": "running", "restarts": restarts, "mailbox": mail}
 
     parts = [actor("front/sessions/aa", 1), actor("front/sessions/bb", 2), actor("front/gateway", 0)]
-    process = {"path": "front2", "kind": "group", "rss_bytes": 7, "children": [actor("front2/gateway", 3)]}
+    process = {"path": "fronts/front2", "kind": "process", "state": "parked", "restarts": 4, "rss_bytes": 7}
+    process["children"] = [actor("front2/gateway", 3)]
     tree = tree_of(msgspec.json.encode({"path": "", "kind": "group", "children": [*parts, process]}))
     assert gateways(tree) == ["front/gateway", "front2/gateway"]
     families = parsed(render(of_tree(tree)))
     assert value(families, "restarts_total", actor="front/sessions") == 3
     assert value(families, "mailbox_depth", actor="front/sessions") == 2
     assert value(families, "restarts_total", actor="front2/gateway") == 3
-    assert value(families, "process_resident_memory_bytes", process="front2") == 7
+    assert value(families, "restarts_total", actor="fronts/front2") == 4
+    assert families[PREFIX + "actor_up"].samples[frozenset({("actor", "fronts/front2")})] == 0
+    assert value(families, "process_resident_memory_bytes", process="fronts/front2") == 7
 
 
 async def scraped(s: Service) -> tuple[dict[str, Family], str]:
