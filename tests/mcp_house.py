@@ -18,6 +18,7 @@ from protocol.mcp_server import CallTool, Catalogue, TellTools, ToolOutcome
 from protocol.spec import Child, Context, Down, Group, Up
 from protocol.watcher import Connection, McpServer
 from supervisors.supervisor import Tree, running
+from tests.service import DEMO, LIGHT
 
 ODD = str(Path(__file__).with_name("odd_servers.py"))
 ODD_TOOLS = ["count", "die", "hang", "hello"]
@@ -49,7 +50,12 @@ def odd(mode: str, argument: str = "", *, timeout: float = 10.0, name: str = "od
 
 
 def demo(timeout: float = 10.0) -> McpServer:
-    return odd("", name="demo", args=["-m", "Servers.demo_server"], timeout=timeout)
+    return odd("", name="demo", args=DEMO["demo"]["args"], timeout=timeout)
+
+
+def light(timeout: float = 10.0) -> McpServer:
+    """The same, quick to start, for what is not about the MCP package."""
+    return odd("", name="demo", args=LIGHT["demo"]["args"], timeout=timeout)
 
 
 class House:

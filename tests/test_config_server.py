@@ -1,5 +1,5 @@
-"""The server with which a model changes its own configuration: a real child process, and a small fake of the
-service's configuration API on a Unix socket.
+"""The server with which a model changes its own configuration: in process against a small fake of the service's
+configuration API on a Unix socket, and as the child that it is against the real one.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 import trio
 from mcp import Client
+from mcp_types import TextContent
 
 import Servers
-from protocol.mcp_server import CallTool, Catalogue, ToolOutcome
+from protocol.mcp_server import CallTool, ToolOutcome
 from protocol.watcher import GetSnapshot
-from Servers.config_server import server
+from Servers.config_server import ACCESS, server
 from tests.fakes import say
-from tests.mcp_house import House, house, odd
 from tests.service import merge_into, service
 
 TOKEN = "planted-token-of-this-run"
@@ -99,24 +99,25 @@ class FakeApi:
 class Room:
     """A model's view of the tools."""
 
-    def __init__(self, at: House, api: FakeApi) -> None:
-        self.at = at
+    def __init__(self, client: Client, api: FakeApi) -> None:
+        self.client = client
         self.api = api
-        self._calls = 0
-
-    async def call(self, tool: str, **arguments: Any) -> ToolOutcome:
-        self._calls += 1
-        return await self.at.call(tool, "config", f"c{self._calls}", **arguments)
 
     async def ok(self, tool: str, **arguments: Any) -> Any:
-        outcome = await self.call(tool, **arguments)
-        assert outcome.ok, outcome.text
-        return outcome.structured
+        result = await self.client.call_tool(tool, arguments)
+        assert not result.is_error, result.content
+        return result.structured_content
 
     async def refused(self, tool: str, **arguments: Any) -> str:
-        outcome = await self.call(tool, **arguments)
-        assert not outcome.ok
-        return outcome.text
+        return await refused(self.client, tool, **arguments)
+
+
+async def refused(client: Client, tool: str, **arguments: Any) -> str:
+    result = await client.call_tool(tool, arguments)
+    assert result.is_error
+    (block,) = result.content
+    assert isinstance(block, TextContent)
+    return block.text
 
 
 @asynccontextmanager
@@ -130,10 +131,10 @@ async def room() -> AsyncIterator[Room]:
         sock.listen()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.serve_listeners, api.serve, [trio.SocketListener(sock)])
-            ours = odd("", name="config", args=["-m", "Servers.config_server"])
-            async with house(ours, config_access=str(api.access)) as at:
-                await at.next(Catalogue)
-                yield Room(at, api)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv(ACCESS, str(api.access))
+                async with Client(server) as client:
+                    yield Room(client, api)
             nursery.cancel_scope.cancel()
 
 
@@ -241,9 +242,10 @@ async def test_with_the_real_service_a_change_is_in_force_and_a_version_of_the_t
         assert history.structured["versions"][0]["changed"] == ["llm.active"]
 
 
-async def test_without_access_it_says_so() -> None:
-    async with house(odd("", name="config", args=["-m", "Servers.config_server"])) as at:
-        assert "gives no access to its configuration" in (await at.call("list_providers", "config")).text
+async def test_without_access_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(ACCESS, raising=False)
+    async with Client(server) as client:
+        assert "gives no access to its configuration" in await refused(client, "list_providers")
 
 
 async def test_every_tool_is_annotated() -> None:

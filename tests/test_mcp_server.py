@@ -31,12 +31,12 @@ from protocol.mcp_server import (
     ToolProgress,
 )
 from protocol.spec import Down, Status, Up
-from tests.mcp_house import ODD, ODD_TOOLS, House, connection, demo, house, names, odd
+from tests.mcp_house import ODD, ODD_TOOLS, House, connection, demo, house, light, names, odd
 
 # A server that does it right.
 
 
-async def test_the_demo_server_is_listed_called_and_cancelled() -> None:
+async def test_the_demo_server_is_listed_read_called_and_cancelled() -> None:
     async with house(demo()) as at:
         catalogue: Catalogue = await at.next(Catalogue)
         assert names(catalogue) == ["add", "dice", "echo", "fail", "now", "slow"]
@@ -48,6 +48,15 @@ async def test_the_demo_server_is_listed_called_and_cancelled() -> None:
         add = next(tool for tool in catalogue.tools if tool.name == "add")
         assert set(add.schema["properties"]) == {"a", "b"}
         assert add.annotations["readOnlyHint"] is True
+
+        (content,) = await at.ref("demo").ask(ReadResource("demo://readme"), within=15)
+        assert content.text is not None
+        assert content.text.startswith("A server to try MCP with")
+        filled = await at.ref("demo").ask(GetPrompt("haiku", {"topic": "rivers"}), within=15)
+        assert "rivers" in filled.messages[0].content["text"]
+        with pytest.raises(Fault) as caught:
+            await at.ref("demo").ask(ReadResource("demo://nothing"), within=15)
+        assert caught.value.code is Code.NOT_FOUND
 
         outcome = await at.call("add", "demo", a=2, b=3)
         assert (outcome.ok, outcome.text, outcome.structured) == (True, "5.0", {"result": 5.0})
@@ -72,7 +81,7 @@ async def test_the_demo_server_is_listed_called_and_cancelled() -> None:
         assert (await at.call("echo", "demo", text="still here")).text == "still here"
         facts = at.facts("demo")
         assert (facts["state"], facts["era"], facts["tools"]) == ("ready", "modern", 6)
-        assert (facts["calls"], facts["failures"]) == (7, 4)
+        assert (facts["calls"], facts["failures"]) == (10, 5)
 
 
 async def cancelled_slow(at: House) -> None:
@@ -81,7 +90,7 @@ async def cancelled_slow(at: House) -> None:
 
 
 async def test_a_stop_lets_a_running_call_end() -> None:
-    async with house(demo()) as at:
+    async with house(light()) as at:
         await at.next(Catalogue)
         outcomes: list[ToolOutcome] = []
 
@@ -151,18 +160,6 @@ async def test_a_prompt_is_filled_in_and_failures_are_typed() -> None:
         assert filled.messages == [PromptMessage("user", {"type": "text", "text": "Hello you"})]
         with pytest.raises(Fault, match="unknown prompt") as caught:
             await at.ref().ask(GetPrompt("insult", {}), within=15)
-        assert caught.value.code is Code.NOT_FOUND
-
-
-async def test_reads_and_prompts_of_the_newer_era_too() -> None:
-    async with house(demo()) as at:
-        (content,) = await at.ref("demo").ask(ReadResource("demo://readme"), within=15)
-        assert content.text is not None
-        assert content.text.startswith("A server to try MCP with")
-        filled = await at.ref("demo").ask(GetPrompt("haiku", {"topic": "rivers"}), within=15)
-        assert "rivers" in filled.messages[0].content["text"]
-        with pytest.raises(Fault) as caught:
-            await at.ref("demo").ask(ReadResource("demo://nothing"), within=15)
         assert caught.value.code is Code.NOT_FOUND
 
 
@@ -329,7 +326,7 @@ async def test_an_idle_server_that_answers_stays(
 
     monkeypatch.setattr(mcp_client.Connected, "answers", answers)
     seen = tmp_path / "seen"
-    server = odd("recorded", str(seen), protocol=protocol) if protocol == "legacy" else demo()
+    server = odd("recorded", str(seen), protocol=protocol) if protocol == "legacy" else light()
     async with house(server) as at:
         await asked.wait()
         assert at.tree.slots[f"mcp/{server.name}"].incarnation == 1
@@ -391,7 +388,7 @@ async def test_a_call_that_hangs_times_out_alone_and_the_server_is_told() -> Non
 
 async def test_progress_keeps_a_call_alive_up_to_a_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_calls, "CEILING", 3)
-    async with house(demo(timeout=0.5)) as at:
+    async with house(light(timeout=0.5)) as at:
         await at.next(Catalogue)
         assert (await at.call("slow", "demo", steps=3, step_s=0.25)).ok
         fault = await at.fault("slow", "demo", steps=100, step_s=0.1)
