@@ -17,7 +17,7 @@ import apsw
 import trio
 import trio_websocket
 
-from tests.fakes import Asked
+from tests.fakes import Asked, Script, fail, say
 from tests.mcp_house import ODD
 from tests.peer import PING, peer
 from tests.service import Frame, of_type
@@ -87,10 +87,17 @@ CALL = 'tool hello {"who": "x"}'
 def failing(message: str) -> Look:
     """The seconds that the error names by which a turn fails."""
 
-    def part(found: list[Frame]) -> object:
-        return re.findall(r"([\d.]+) s", of_type(found, "error")[0]["error_message"])
+    return frames(seconds, message)
 
-    return frames(part, message)
+
+def seconds(found: list[Frame]) -> object:
+    """The seconds that the error names by which a turn fails."""
+    return re.findall(r"([\d.]+) s\b", of_type(found, "error")[0]["error_message"])
+
+
+def broken_but_for_another_model(request: Any) -> Script:
+    """A provider's reply: its own model does not work."""
+    return fail(500) if request["model"] == "fake-1" else say("x")
 
 
 async def tries(w: World) -> object:
@@ -114,13 +121,49 @@ async def connections(w: World) -> object:
     return "kept" if first == second else "another"
 
 
-async def beside_another(w: World) -> object:
-    """How a turn ends that comes while another answer runs and does not end."""
-    async with w.s.client("?conversation=new") as other:
-        await stall(w)
-        outcome = (await other.say("say 1 words"))[-1]["outcome"]
-        await stop(w)
-    return outcome
+def beside_another(part: Callable[[list[Frame]], object]) -> Look:
+    """That part of a turn that comes while another answer runs and does not end."""
+
+    async def look(w: World) -> object:
+        async with w.s.client("?conversation=new") as other:
+            await stall(w)
+            found = await other.say("say 1 words")
+            await stop(w)
+        return part(found)
+
+    return look
+
+
+def outcome(found: list[Frame]) -> object:
+    """How a turn ended."""
+    return found[-1]["outcome"]
+
+
+def code(found: list[Frame]) -> object:
+    """The code of the error by which a turn fails."""
+    return of_type(found, "error")[0]["error_code"]
+
+
+async def two_turns(w: World) -> object:
+    """How two turns end, one after the other."""
+    return [outcome(await w.turn("say 1 words")) for _ in range(2)]
+
+
+async def tries_of_two(w: World) -> object:
+    """Requests of two turns whose provider is broken."""
+    return [await tries(w) for _ in range(2)]
+
+
+async def rest(w: World) -> object:
+    """For how long a provider is left alone that has failed, as the next turn says."""
+    await w.turn("fail 500")
+    return await failing("fail 500")(w)
+
+
+async def open_connections(w: World) -> object:
+    """How many connections the provider has, with nobody asking it."""
+    await w.client.alive()
+    return w.s.provider.open
 
 
 async def nobody_accepts(w: World) -> None:
@@ -144,6 +187,8 @@ async def another_peer(w: World) -> None:
     """Before the changes: a socket that answers nothing by itself, and one that does."""
     w.peer = await w.stack.enter_async_context(peer(w.s))
     w.other = await w.stack.enter_async_context(w.s.client())
+    # A ping that meets a close is too much for the clients' library.
+    w.stack.push_async_callback(w.change, {"chat.websocket.ping_interval": 0})
 
 
 async def pinged(w: World) -> object:

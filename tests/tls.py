@@ -1,4 +1,4 @@
-"""A TLS end before a provider, with a authority that nobody knows."""
+"""A TLS end before a provider, with a certificate of an authority that nobody knows."""
 
 from __future__ import annotations
 
