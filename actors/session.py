@@ -281,6 +281,7 @@ class Session:
             messages=running.messages(self.events),
             tools=running.tools,
             conversation=self.conversation.id,
+            llm=running.snapshot.llm,
         )
         turn_lines.asked(running, self.front.snapshot, complete)
         refused = running.refusal

@@ -164,7 +164,13 @@ class Streamer:
         try:
             with scope:
                 asking = Asking(
-                    request, snapshot.llm, outlet, self._clients, self._upstreams, self._backoff_s, self._report
+                    request,
+                    request.llm or snapshot.llm,
+                    outlet,
+                    self._clients,
+                    self._upstreams,
+                    self._backoff_s,
+                    self._report,
                 )
                 try:
                     out = await asking.answer()

@@ -15,7 +15,7 @@ from protocol.errors import FaultBody
 from protocol.mail import Nudge
 from protocol.models import ListModels
 from protocol.spec import Down, Up
-from protocol.watcher import Configured
+from protocol.watcher import Configured, Llm
 
 
 class Complete(msgspec.Struct, frozen=True, tag=True):
@@ -26,7 +26,7 @@ class Complete(msgspec.Struct, frozen=True, tag=True):
     to: str
     """Address that gets the pieces."""
     provider: str
-    """Name under `llm.providers`; its settings are taken when the request begins and kept to its end."""
+    """Name under `llm.providers`."""
     model: str
     """Overrides the provider's `model` when not empty."""
     messages: list[dict[str, Any]]
@@ -35,6 +35,8 @@ class Complete(msgspec.Struct, frozen=True, tag=True):
     """`chat/completions` tools; empty: none are offered."""
     conversation: str
     """For logs only."""
+    llm: Llm | None = None
+    """The configuration that the turn began with, which it keeps; None: the one in force."""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
