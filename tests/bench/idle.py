@@ -1,0 +1,89 @@
+"""Memory: of the service when nothing happens, per idle socket, per running stream.
+
+Resident memory of all processes of the subject, shared pages counted for each. Idle sockets are welcomed and in a
+conversation of their own; streams get a token a second and are looked at while all run. Each is the growth over the
+same service before, divided by their number.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+from tests.bench.figures import spread, table
+from tests.bench.options import Options
+from tests.bench.processes import family, rss_kb
+from tests.bench.programs import Programs, Script, compiled, load, upstream
+from tests.bench.relay import BEGIN_S, begin, rotated
+from tests.bench.subjects import TITLES, Missing, Running, subject
+
+IDLE = 5000
+STREAMS = 500
+SCRIPT = Script(1, 40, 4)
+RUN_S = 5.0  # that streams run before they are looked at
+WARM = 20  # sockets before anything is measured
+
+
+class Memory(NamedTuple):
+    """One run."""
+
+    empty_mb: float
+    processes: int
+    idle_kb: float
+    """Per socket."""
+    stream_kb: float
+    """Per stream, its socket included."""
+
+
+def run(options: Options) -> str:
+    """The table."""
+    found: dict[str, list[Memory]] = {}
+    names = [name for name in TITLES if not options.only or name in options.only]
+    with compiled() as programs:
+        for number in range(options.repetitions):
+            for name in rotated(names, number):
+                try:
+                    memory = measure(programs, name, options.of(IDLE, 50), options.of(STREAMS, 10))
+                except Missing as error:
+                    options.say(str(error))
+                    continue
+                options.say(f"{number + 1}. {name}: {memory}")
+                found.setdefault(name, []).append(memory)
+    rows = [
+        (
+            TITLES[name],
+            spread([memory.empty_mb for memory in found[name]]),
+            str(found[name][0].processes),
+            spread([memory.idle_kb for memory in found[name]]),
+            spread([memory.stream_kb for memory in found[name]]),
+        )
+        for name in names
+        if name in found
+    ]
+    return table(("memory", "empty MB", "processes", "KB/idle socket", "KB/running stream"), rows)
+
+
+def measure(programs: Programs, name: str, sockets: int, streams: int) -> Memory:
+    """One run of one subject. Raises Missing, Stuck, Wrong."""
+    with upstream(programs) as source, subject(name, source, SCRIPT, programs) as service:
+        empty, processes = rss_kb(service.pid), len(family(service.pid))
+        before = warmed(programs, service)
+        with load(programs, service.port, service.path, sockets, SCRIPT) as idle:
+            idle.ready(BEGIN_S)
+            of_idle = rss_kb(service.pid) - before
+    # another service, since what the first has freed would be used again and not be seen
+    with upstream(programs) as source, subject(name, source, SCRIPT, programs) as service:
+        before = warmed(programs, service)
+        with load(programs, service.port, service.path, streams, SCRIPT) as running:
+            begin(source, running)
+            source.release()
+            time.sleep(RUN_S)
+            of_streams = rss_kb(service.pid) - before
+    return Memory(empty / 1024, processes, of_idle / sockets, of_streams / streams)
+
+
+def warmed(programs: Programs, service: Running) -> int:
+    """Its memory in KiB once a few clients have been there: what is made once is made."""
+    with load(programs, service.port, service.path, WARM, SCRIPT) as some:
+        some.ready(BEGIN_S)
+    return rss_kb(service.pid)
