@@ -41,7 +41,14 @@ settings.register_profile("suite", TIMELESS, derandomize=True, max_examples=60)
 settings.register_profile("soak", TIMELESS, derandomize=False, max_examples=2000)
 settings.load_profile("suite")
 
+MORE_WORKERS = 2  # than cores: tests wait for processes and disks more than they compute
+
 DEFAULT_S = 20.0  # the slowest honest test takes a few seconds on two busy cores
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """For `-n auto`."""
+    return len(os.sched_getaffinity(0)) + MORE_WORKERS
 
 
 @pytest.hookimpl(tryfirst=True)
