@@ -13,7 +13,6 @@ Must not import the MCP package: it takes 0.6 s, so `actors.mcp_client` is impor
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import logging
 import math
@@ -33,7 +32,7 @@ from actors.server_command import command_of
 from actors.server_faults import ConnectTimeout, Refused, ServerEnded, Unusable
 from actors.server_log import ServerLog
 from actors.server_resources import available
-from protocol.mail import Gone, Mailbox
+from protocol.mail import Mailbox
 from protocol.mcp_server import (
     CallTool,
     CancelCall,
@@ -44,7 +43,7 @@ from protocol.mcp_server import (
     SetServerLog,
     TellTools,
 )
-from protocol.spec import Context, KeepContext, Parked, Up
+from protocol.spec import Context, Down, KeepContext, Parked, Up
 from protocol.watcher import Connection, McpServer
 
 if TYPE_CHECKING:
@@ -131,8 +130,10 @@ class _Desk:
                             self.tell(gateway)
                         case Up(path=path):
                             self.tell(path)  # it is back, or new, and may not know what we offer
+                        case Down(path=path, retry_in_ms=None, parked=False):
+                            self.gateways.discard(path)  # its process is gone; the next one tells us anew
                         case _:
-                            pass  # Down of the gateway, nudges: nothing to do
+                            pass  # Down of a gateway that comes back, nudges: nothing to do
                 self.leaving = True
                 nursery.cancel_scope.deadline = trio.current_time() + DRAIN_S
                 nursery.start_soon(self.announce)
@@ -180,8 +181,9 @@ class _Desk:
             if (offered := self._offered()) is None:
                 return
             for gateway in sorted(self.gateways):
-                with contextlib.suppress(Gone):  # it is told when it is Up
-                    await self.ctx.ref(gateway).send(offered)
+                # not `send`: that would wait for one that may never come back, and keep it from the others
+                if not self.ctx.ref(gateway).offer(offered) and not self.leaving:
+                    self.news.set()
 
     def _offered(self) -> Catalogue | None:
         if self.listed is None:

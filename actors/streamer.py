@@ -23,7 +23,7 @@ from actors.retry import BACKOFF_S
 from actors.sending import prepare
 from actors.upstream import Upstreams
 from actors.verdict import Complaint
-from protocol.errors import Fault
+from protocol.errors import Code, Fault
 from protocol.mail import Mailbox, Reply
 from protocol.models import ListModels
 from protocol.spec import Context, Down
@@ -32,6 +32,7 @@ from protocol.watcher import ClientOptions, Configured, GetSnapshot, Llm, Provid
 
 log = logging.getLogger(__name__)
 
+LAST_S = 3.0  # of an ordered stop, for requests to end by themselves; less than the supervisor gives us
 GATEWAYS = "front*/gateway"  # who asks; there may be several, in processes of their own
 SNAPSHOT_S = 10.0  # the watcher reads two small files; longer means that it is down, and we start anew
 
@@ -61,6 +62,7 @@ async def run(box: Mailbox[StreamerMessage], ctx: Context) -> None:
                     case _:
                         pass  # a nudge: nothing here waits for one
             streamer.cool()
+            await streamer.finish(LAST_S)
     finally:
         await clients.close()
 
@@ -84,6 +86,8 @@ class Streamer:
         self._outlets: dict[str, Outlet] = {}
         self._backoff_s = float(ctx.args.get("backoff_s", BACKOFF_S))
         self._running = self._done = self._failed = 0
+        self._ended = trio.Event()
+        """Set, and made anew, when a request has ended."""
         self._warming = trio.CancelScope()
         self._warm()
         self._report()
@@ -132,6 +136,19 @@ class Streamer:
         """Nothing more is to be kept warm; running requests go on."""
         self._warming.cancel()
 
+    async def finish(self, within: float) -> None:
+        """Let running requests end; those that do not in that many seconds fail, so that nobody waits for them."""
+        with trio.move_on_after(within):
+            while self._running:
+                await self._ended.wait()
+        for outlet in tuple(self._outlets.values()):
+            for request in tuple(outlet.requests):
+                scope = outlet.requests.pop(request)
+                scope.cancel()
+                body = Fault(Code.LLM_STREAM_BROKEN, "The part that talks to the model was stopped.").body
+                outlet.pieces.append(Failed(request, body))
+                outlet.wake()
+
     def _warm(self) -> None:
         """The next request shall find a connection to the active provider."""
         self._warming.cancel()
@@ -178,6 +195,8 @@ class Streamer:
                     out = Failed(request.request, fault.body)
         finally:
             self._running -= 1
+            self._ended.set()
+            self._ended = trio.Event()
             # Cancelled from outside (or superseded): it is no longer registered, and nothing more is said.
             if outlet.requests.get(request.request) is scope:
                 del outlet.requests[request.request]

@@ -113,6 +113,14 @@ class Told(msgspec.Struct, frozen=True, array_like=True, tag=12):
     event: Down | Up
 
 
+class Leaving(msgspec.Struct, frozen=True, array_like=True, tag=13):
+    """That process takes no more mail here: whoever has its role next does. What was asked is still answered."""
+
+
+class Left(msgspec.Struct, frozen=True, array_like=True, tag=14):
+    """The answer to Leaving: nothing more comes on this port."""
+
+
 # Between a process and the one that started it; only on a port that was made for it.
 
 
@@ -166,6 +174,9 @@ class Drain(msgspec.Struct, frozen=True, array_like=True, tag=26):
 class Quit(msgspec.Struct, frozen=True, array_like=True, tag=27):
     """To a process: stop in order."""
 
+    quiet_s: float = 0.0
+    """How long what runs in it may go on before."""
+
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, tag=28):
     """From a process, last: why it ends by itself."""
@@ -187,6 +198,8 @@ Item = (
     | Part
     | Hello
     | Told
+    | Leaving
+    | Left
     | Boot
     | Ready
     | Ping

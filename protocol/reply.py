@@ -64,8 +64,11 @@ class Reply:
     def when_closed(self, hook: Callable[[Reply], None]) -> None:
         """Call `hook` once, when the slot closes: answered, faulted, or given up. It must not wait or raise.
 
-        After those that were given before.
+        After those that were given before; now, where it is closed already.
         """
+        if self._done:
+            hook(self)
+            return
         earlier = self._hook
         if earlier is None:
             self._hook = hook

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import trio
 
-from protocol.frames import Hello, Told
+from protocol.frames import Hello, Leaving, Left, Told
 from protocol.mail import Inlet, Mailbox
 from protocol.packing import BadFrame
 from protocol.spec import Down, Up
@@ -212,9 +212,9 @@ class Exchange:
         wanted = peer.known or peer.waiting
         if wanted and self._nursery is not None and peer.role in self.addresses and peer.role not in self._connecting:
             self._connecting.add(peer.role)
-            self._nursery.start_soon(self._connect, peer, name=f"connects to {peer.role}")
+            self._nursery.start_soon(self._connect, peer, self._nursery, name=f"connects to {peer.role}")
 
-    async def _connect(self, peer: Peer) -> None:
+    async def _connect(self, peer: Peer, nursery: trio.Nursery) -> None:
         """Keep a connection to that role, as long as there is an address."""
         pause = AGAIN_S
         while peer.role in self.addresses:
@@ -227,8 +227,9 @@ class Exchange:
             except OSError as error:
                 log.debug("no connection to %s: %s", peer.role, error)
             else:
-                peer.attempt = Port(stream, self, opened_by=self.role)
-                await self._live(peer.attempt)
+                port = peer.attempt = Port(stream, self, opened_by=self.role)
+                nursery.start_soon(self._live, port, name=f"port to {peer.role}")
+                await port.done.wait()
             await trio.sleep(pause)
             pause = min(pause * 2, AGAIN_CAP_S)
         self._connecting.discard(peer.role)
@@ -291,6 +292,29 @@ class Exchange:
         if port.role in self._below:
             self.told(event)
 
+    def leaves(self, port: Port) -> None:
+        """The peer takes no more mail there: ours waits for who has its role next, and nothing is down meanwhile."""
+        port.leaving = True
+        port.done.set()
+        peer = self.peers.get(port.role)
+        if peer is not None and peer.port is port:
+            peer.switch(self._second(port.role))
+            self._want(peer)
+        port.tell(Left())
+
+    async def leave(self, within: float) -> None:
+        """Take no more mail from others: they are told, and what they sent before they knew is here at the end.
+
+        Args:
+            within: seconds for them to say that they know; one that hangs may lose what it sends.
+        """
+        peers = [port for port in self.ports if port.greeted and port.opened_by != ""]
+        for port in peers:
+            port.tell(Leaving())
+        with trio.move_on_after(within):
+            for port in peers:
+                await port.left.wait()
+
     def more(self, port: Port) -> None:
         """The port takes more mail than before."""
         peer = self.peers.get(port.role)
@@ -306,18 +330,25 @@ class Exchange:
             if peer.port is port:
                 self._switch(peer, self._second(peer.role))
                 self._want(peer)
+            elif port.leaving and peer.role == port.role and peer.port is None:
+                self._down(port)  # nobody has taken its place yet
 
     def _second(self, role: str) -> Port | None:
         """Another process of that role, which should have been replaced by the one that is gone."""
-        others = [port for port in self.ports if port.role == role]
+        others = [port for port in self.ports if port.role == role and not port.leaving]
         return max(others, key=lambda port: port.incarnation, default=None)
 
     def _switch(self, peer: Peer, port: Port | None) -> None:
         """From now on that port is the peer's; watchers are told what was up there and what is up here."""
-        before = peer.port.actors if peer.port is not None else {}
+        before = peer.port
         peer.switch(port)
+        if before is not None:
+            self._down(before)
         if self._tree is not None:
-            for path, incarnation in before.items():
-                self._tree.announce_abroad(Down(path, incarnation, ENDED, None, parked=False))
             for path, incarnation in port.actors.items() if port is not None else ():
                 self._tree.announce_abroad(Up(path, incarnation))
+
+    def _down(self, port: Port) -> None:
+        if self._tree is not None:
+            for path, incarnation in port.actors.items():
+                self._tree.announce_abroad(Down(path, incarnation, ENDED, None, parked=False))

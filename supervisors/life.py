@@ -185,7 +185,7 @@ class Life:
                 self.process.signal(signal.SIGKILL)
             return
         if self._port is not None:
-            self._port.tell(Quit())
+            self._port.tell(Quit(self._plan.quiet_s))
         grace_s = self._plan.grace_s if self._ready.is_set() else UNREADY_S
         if await self._gone_within(grace_s):
             return

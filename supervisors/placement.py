@@ -49,7 +49,8 @@ RSS_LIMITS = {"store": 2048 * MB, "llm": 2048 * MB, "mcp": 2048 * MB, "front": 2
 OFTEN = Intensity(restarts=20, period_s=10.0)
 PARK_S = 10.0  # between two tries of a front that keeps failing
 REPORT_S = 1.0  # for a process to say how its part is
-GRACE_S = {"store": 20.0, "llm": 15.0, "mcp": 20.0, "front": 20.0}  # for an ordered stop of each
+QUIET_S = {"llm": 60.0}  # of that, for answers that its successor cannot go on with
+GRACE_S = {"store": 20.0, "llm": 75.0, "mcp": 20.0, "front": 20.0}  # for an ordered stop of each
 
 
 async def serve(start: Start, fronts: int) -> int:
@@ -133,6 +134,7 @@ class Run:
             snapshot=lambda: self.start.snapshot,
             rss_limit=RSS_LIMITS[kind],
             grace_s=GRACE_S[kind],
+            quiet_s=QUIET_S.get(kind, 0.0),
         )
         # one of several fronts that keeps failing must not end the others; without a back role there is no service
         limit = OnLimit.PARK if kind == "front" else OnLimit.ESCALATE

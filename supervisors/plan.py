@@ -49,6 +49,8 @@ class Plan:
     """How long it may take to be ready."""
     grace_s: float = 20.0
     """How long an ordered stop may take before it is ended."""
+    quiet_s: float = 0.0
+    """Of that, how long what runs in it (its actors' fact `running`) may go on before anything is stopped."""
     ping_s: float = 1.0
     """Between two pings."""
     ping_limit_s: float = 10.0

@@ -31,6 +31,8 @@ from protocol.frames import (
     Full,
     Hello,
     Item,
+    Leaving,
+    Left,
     Missed,
     Ping,
     Pong,
@@ -83,6 +85,10 @@ class Desk(Protocol):
         """What the peer tells of its actors."""
         ...
 
+    def leaves(self, port: Port) -> None:
+        """The peer takes no more mail."""
+        ...
+
     def more(self, port: Port) -> None:
         """The port takes more mail than before."""
         ...
@@ -110,6 +116,12 @@ class Port:
         self.incarnation = 0
         """The peer's."""
         self.opened_by = opened_by
+        self.leaving = False
+        """The peer takes no more mail here."""
+        self.done = trio.Event()
+        """It is of no more use for our mail: the peer takes none, or the port has ended."""
+        self.left = trio.Event()
+        """The peer sends no more mail here, or the port has ended."""
         self.actors: dict[str, int] = {}
         """The peer's actors that are ready, with their incarnations."""
         self.greeted = False
@@ -140,6 +152,8 @@ class Port:
             Room: self.mail.freed,
             Hello: self._hello,
             Told: self._told,
+            Leaving: lambda _: desk.leaves(self),
+            Left: lambda _: self.left.set(),
             **dict.fromkeys((Boot, Ready, Ping, Pong, Report, Reported, Failed, Drain, Quit), self._controlled),
         }
 
@@ -175,6 +189,8 @@ class Port:
 
     def _end(self) -> None:
         self._ended = True
+        self.done.set()
+        self.left.set()
         self.mail.end()
         self._inbound.end()
         self._up.set()

@@ -7,12 +7,10 @@ keeps failing ends the service too: whoever runs it starts it anew.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import signal
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -23,6 +21,7 @@ from protocol.mail import MailError, Ref
 from protocol.spec import Group
 from protocol.watcher import GetSnapshot
 from protocol.writer import ListConversations
+from supervisors import orphans
 from supervisors.supervisor import Escalated, Tree, running
 from supervisors.systemd import Manager
 
@@ -64,7 +63,7 @@ class Stop:
                 continue
             if self.asked.is_set():
                 log.warning("forced to end at once by a second %s", name)
-                kill_children()
+                orphans.kill_all()
                 logging.shutdown()  # what waits to be written, for a moment
                 os._exit(128 + number)  # the store is crash-safe
             self.signal = name
@@ -73,17 +72,6 @@ class Stop:
             if not self.started:
                 log.info("%s: stopping before the start was over", name)
                 self.starting.cancel()
-
-
-def kill_children() -> None:
-    """Kill the processes that we started, with their groups; where /proc is missing they end by their leash."""
-    for task in Path("/proc/self/task").glob("*/children"):
-        with contextlib.suppress(OSError):  # ended meanwhile
-            for pid in map(int, task.read_text().split()):
-                if os.getpgid(pid) == pid:
-                    os.killpg(pid, signal.SIGKILL)
-                else:
-                    os.kill(pid, signal.SIGKILL)
 
 
 async def live(

@@ -26,7 +26,7 @@ from supervisors.supervisor import Tree
 
 log = logging.getLogger("supervisors.main")
 
-READY_S = 60.0  # for a new process to be ready, or to fail; it says so itself before
+READY_S = 75.0  # for a new process to be ready, or to fail; it says so itself before
 
 
 class Succession:

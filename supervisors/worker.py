@@ -40,6 +40,8 @@ from supervisors.supervisor import Escalated, Tree, running
 log = logging.getLogger("supervisors.worker")
 
 REPORT_S = 0.5  # for a process below us to say how it is; who asks us waits twice as long
+LEAVE_S = 1.0  # for peers to know that we take no more mail
+QUIET_S = 0.02  # between two looks whether something runs: nobody is told when it ends
 FLUSH_S = 2.0  # for the last answers to leave; the peer may be stuck
 NOT_OURS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -125,6 +127,8 @@ class Duty:
     def __init__(self, listener: trio.SocketListener | None) -> None:
         self.tree: Tree | None = None
         self.nursery: trio.Nursery | None = None
+        self.quiet_s = 0.0
+        """How long what runs may go on before the stop."""
         self._listener = listener
         self.asked = trio.Event()
         """Told to end, in order."""
@@ -139,7 +143,8 @@ class Duty:
                 port.tell(Pong(n, lag_ms, rss_bytes() or 0, time.process_time()))
             case Report(id=id) if self.tree is not None and self.nursery is not None:
                 self.nursery.start_soon(self.report, port, id, self.tree)
-            case Quit():
+            case Quit(quiet_s=quiet_s):
+                self.quiet_s = quiet_s
                 self.asked.set()
                 if self._listener is not None:
                     self._listener.socket.close()  # the root has it too: who connects now waits for our successor
@@ -181,6 +186,10 @@ async def work(group: Group, exchange: Exchange, control: socket.socket, listene
                     async with trio.open_nursery() as either:
                         either.start_soon(_then_cancel, duty.asked, either)
                         either.start_soon(_then_cancel, duty.tree.failed, either)
+                    if duty.asked.is_set():
+                        await exchange.leave(LEAVE_S)
+                        with trio.move_on_after(duty.quiet_s):
+                            await quiet(duty.tree)
                 error = duty.tree.error
         except Escalated as raised:
             error = raised
@@ -192,6 +201,12 @@ async def work(group: Group, exchange: Exchange, control: socket.socket, listene
         await orphans.end_all()
         nursery.cancel_scope.cancel()
     return 0 if error is None else EXIT_FAILED
+
+
+async def quiet(tree: Tree) -> None:
+    """Wait until no actor says that something runs."""
+    while any(slot.facts.get("running") for slot in tree.slots.values()):  # noqa: ASYNC110 - facts are for people
+        await trio.sleep(QUIET_S)
 
 
 async def tied(

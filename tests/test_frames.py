@@ -25,6 +25,8 @@ from protocol.frames import (
     Full,
     Hello,
     Item,
+    Leaving,
+    Left,
     Missed,
     Part,
     Ping,
@@ -61,6 +63,8 @@ ITEMS: list[Item] = [
     Reported(9, msgspec.Raw(BODY)),
     Drain(),
     Quit(),
+    Leaving(),
+    Left(),
     Failed("it cannot"),
 ]
 """One of each; a part is made by the packer only."""

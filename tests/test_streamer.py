@@ -10,12 +10,12 @@ import pytest
 import trio
 import trio.testing
 
-from actors import outlet
+from actors import outlet, streamer
 from actors.completion import Completion
 from actors.sending import prepare
 from protocol.errors import Code
 from protocol.spec import Down, Status
-from protocol.streamer import Piece, Text, Thinking
+from protocol.streamer import Failed, Piece, Text, Thinking
 from protocol.watcher import Configured
 from tests.fakes import (
     Asked,
@@ -213,6 +213,18 @@ async def test_what_a_gone_front_asked_for_is_closed_and_a_restarted_ones_is_not
             assert not asked.closed.is_set()
             streamer.offer(Down("front/gateway", 1, "its process ended", None, parked=False))
             await asked.closed.wait()
+
+
+async def test_a_stop_fails_what_does_not_end_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streamer, "LAST_S", 0.05)
+    async with FakeProvider(Script(("begin ", Stall()))) as upstream, harness(provider(upstream.base_url)) as h:
+        h.ask(1)
+        await h.until(lambda: h.text(1) == "begin ")
+        with trio.move_on_after(5):
+            await h.tree.restart("llm/streamer")
+        last = h.pieces(1)[-1]
+        assert isinstance(last, Failed)
+        assert last.fault.code is Code.LLM_STREAM_BROKEN
 
 
 async def test_what_waits_of_a_cancelled_request_is_not_sent() -> None:
