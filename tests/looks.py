@@ -445,6 +445,12 @@ async def behind_tls(w: World) -> None:
     await w.change({"llm.providers.<name>.base_url": f"https://127.0.0.1:{w.tls.port}/v1"})
 
 
+def trusted(found: list[Frame]) -> object:
+    """Whether the provider's certificate is; else that this is said."""
+    errors = [frame["error_message"] for frame in of_type(found, "error")]
+    return not errors or ["certificate is not trusted" in error for error in errors]
+
+
 async def http_version(w: World) -> object:
     """What a request speaks, and how its turn ends."""
     outcome = (await w.turn("say 1 words"))[-1]["outcome"]
