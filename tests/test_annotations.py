@@ -7,7 +7,7 @@ from pathlib import Path
 from actors.annotations import annotations_of, moved
 from protocol.writer import Event
 from tests.fakes import Finish, Script, ask_tool, say
-from tests.service import DEMO, of_type, service
+from tests.service import LIGHT, of_type, service
 from tests.test_transcript import closed, hop, user
 
 
@@ -32,7 +32,7 @@ async def test_annotations_and_who_answered_are_told_stored_and_replayed(tmp_pat
     cited = {"type": "url_citation", "url_citation": {"url": "https://example.org", "start_index": 0, "end_index": 2}}
     chunk = {"choices": [{"index": 0, "delta": {"annotations": [cited]}}], "model": "fake-model"}
     replies = (ask_tool("add", {"a": 1, "b": 2}, text=("Well: ",)), Script(("It", " is 3.", chunk, Finish("stop"))))
-    async with service(tmp_path, *replies, say("x"), servers=DEMO) as s, s.client() as client:
+    async with service(tmp_path, *replies, say("x"), servers=LIGHT) as s, s.client() as client:
         [message] = of_type(await client.say("1+2?"), "assistant_message")
         [found] = message["annotations"]
         place = found["url_citation"]

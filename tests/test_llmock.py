@@ -19,7 +19,7 @@ import pytest
 
 from protocol.errors import Code
 from protocol.streamer import Failed
-from tests.service import DEMO, of_type, service
+from tests.service import LIGHT, of_type, service
 from tests.streaming import Harness, harness, provider
 
 SERVE = """
@@ -139,7 +139,7 @@ async def test_what_is_refused_is_not_asked_again(llmock: str, code: Code) -> No
 
 async def test_broken_tool_calls_are_answered_and_the_turn_goes_on(llmock: str, tmp_path: Path) -> None:
     settings = {"llm": {"providers": {"fake": {"base_url": f"{llmock}/v1"}}}}
-    async with service(tmp_path, settings=settings, servers=DEMO) as s, s.client() as client:
+    async with service(tmp_path, settings=settings, servers=LIGHT) as s, s.client() as client:
         for kind in ("malformed_arguments", "unknown_tool"):
             async with graded(llmock, {"type": "tool_fault", "kind": kind}) as admin:
                 frames = await client.say(f"Add 1 and 2, {kind}.")

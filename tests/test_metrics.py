@@ -16,7 +16,7 @@ from actors.metrics import PREFIX, TABLE, gateways, of_tree, render, tree_of
 from protocol.gateway import Figure, GetFigures
 from protocol.spec import Status
 from tests.fakes import Script, Stall, ask_tool, fail, say
-from tests.service import DEMO, Service, service
+from tests.service import LIGHT, Service, service
 
 SAMPLE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? ([^ ]+)", re.DOTALL)
 LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\\n]|\\["\\n])*)"(?:,|\Z)')
@@ -135,7 +135,7 @@ async def test_the_numbers_are_those_of_what_has_happened(tmp_path: Path, monkey
         say("x", usage=None),
         Script(("a", Stall())),
     )
-    async with service(tmp_path, *replies, settings=settings, servers=DEMO) as s, s.client() as client:
+    async with service(tmp_path, *replies, settings=settings, servers=LIGHT) as s, s.client() as client:
         for text in ("1+2?", "fails", "unknown tool"):
             await client.say(text)
         await client.send("user_message", message="runs")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from actors.usage import MOST, added, cost_of, priced, tokens
 from protocol.watcher import PriceOptions
 from tests.fakes import ask_tool, say
-from tests.service import DEMO, of_type, service
+from tests.service import LIGHT, of_type, service
 from tests.test_keys import change
 
 PRICES = PriceOptions(input=2.0, output=8.0, cached=0.5)
@@ -100,7 +100,7 @@ async def test_what_an_answer_costs_is_told_and_kept_and_prices_change_live(tmp_
     settings = {"llm": {"providers": {"fake": {"client": {"prices": prices}}}}}
     cached = {"prompt_tokens": 100, "completion_tokens": 10, "prompt_tokens_details": {"cached_tokens": 50}}
     replies = (ask_tool("add", {"a": 1, "b": 2}), say("three"), say("x", usage=cached), say("y", usage=None))
-    async with service(tmp_path, *replies, settings=settings, servers=DEMO) as s, s.client() as client:
+    async with service(tmp_path, *replies, settings=settings, servers=LIGHT) as s, s.client() as client:
         [message] = of_type(await client.say("1+2?"), "assistant_message")
         # two answers of 11 and 7 tokens each
         used = {"prompt_tokens": 22, "completion_tokens": 14, "total_tokens": 36, "cost": 0.000162}
