@@ -79,7 +79,7 @@ async def main(folder: str, kind: str, what: str, producers: int, seconds: float
 
     async with running(Group("bench", (Group("store", (writer,)),))) as tree:
         ref = tree.ref("store/writer")
-        began, used = trio.current_time(), time.process_time()
+        began, used, written = trio.current_time(), time.process_time(), written_bytes()
         sampler = cProfile.Profile() if profile else None
         if sampler is not None:
             sampler.enable()
@@ -91,7 +91,7 @@ async def main(folder: str, kind: str, what: str, producers: int, seconds: float
             sampler.dump_stats(profile)
         took, used = trio.current_time() - began, time.process_time() - used
         facts = tree.status().children[0].children[0].facts
-    written = written_bytes()
+    written = written_bytes() - written
     return {"messages": done, "seconds": took, "cpu_s": used, "commits": float(facts["commits"]), "written": written}
 
 

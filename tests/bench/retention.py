@@ -30,7 +30,8 @@ RATE = 50
 EVENTS = 3  # of a stream's turn
 LIVE = 20  # old conversations with a client in each
 LONGEST_S = 90.0  # a sweep is waited for that long
-SWEPT_PER_S = 4000  # events, at least: the streams of a run with a sweep last accordingly
+SWEPT_PER_S = 4000  # events, at least: the streams of a run with a sweep last accordingly ...
+MORE_S = 3.0  # ... and this much longer
 FIRST_S = 6.0  # after the start of the service the sweep begins, and so does the measurement
 SWEPT = "retention removed"  # what the service logs at a sweep's end
 NEVER_S = 1e6
@@ -70,7 +71,7 @@ def run(options: Options) -> str:
 
 def measure(programs: Programs, store: Prefilled, streams: int, seconds: float | None) -> Run:
     """One run of so many seconds; None: with a sweep, until it has ended."""
-    longest = 3 + store.events / SWEPT_PER_S
+    longest = MORE_S + store.events / SWEPT_PER_S
     script = Script(RATE, int(RATE * ((seconds or longest) + FIRST_S)), RATE)
     with (
         upstream(programs) as source,
