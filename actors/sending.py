@@ -11,7 +11,7 @@ import ipaddress
 import os
 import re
 from collections.abc import Mapping
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import msgspec
 
@@ -33,9 +33,10 @@ class Sending(msgspec.Struct, frozen=True):
     """What `redact` takes out, longest first."""
 
     def redact(self, text: str) -> str:
-        """The text without the key and the configured header values."""
+        """The text without the key and the configured header values, plain or as JSON and addresses write them."""
         for secret in self.secrets:
-            text = text.replace(secret, "[redacted]")
+            for written in {secret, secret.replace("/", "\\/"), quote(secret), quote(secret, safe="")}:
+                text = text.replace(written, "[redacted]")
         return text
 
     def __repr__(self) -> str:

@@ -111,11 +111,7 @@ class Upstream:
                     wake = trio.Event()
                     self.gate.opened(trio.current_time())
             if not mine.admitted:
-                raise Complaint(
-                    Code.LLM_RATE_LIMITED,
-                    f"its limits let nothing through for {self._wait_s:g} s",
-                    hint="Send the message again later; the provider's client.limits say how much it is asked.",
-                )
+                raise self._late(f"let nothing through for {self._wait_s:g} s")
             admission = self.breaker.admit(trio.current_time())
             self._refuse(admission.after_s)
             turn = Turn(self, probe=admission.probe)
@@ -132,9 +128,11 @@ class Upstream:
 
     def _join(self, mine: Pass) -> None:
         now = trio.current_time()
-        held = self.gate.held_s(now)
-        if held > self._wait_s:
-            raise Complaint(Code.LLM_RATE_LIMITED, f"it asked for no requests for another {held:.0f} s")
+        held_s, due_s = self.gate.held_s(now), self.gate.due(now) - now
+        if held_s > self._wait_s:
+            raise Complaint(Code.LLM_RATE_LIMITED, f"it asked for no requests for another {held_s:.0f} s")
+        if self._wait_s < due_s < NEVER:
+            raise self._late(f"let nothing through for another {due_s:.0f} s")
         try:
             self.gate.join(mine, now)
         except Full:
@@ -143,6 +141,13 @@ class Upstream:
                 f"{self.gate.waiting} requests wait for it already",
                 hint="Send the message again in a moment; client.limits.queue says how many may wait.",
             ) from None
+
+    def _late(self, what: str) -> Complaint:
+        return Complaint(
+            Code.LLM_RATE_LIMITED,
+            f"its limits {what}",
+            hint="Send the message again later; the provider's client.limits say how much it is asked.",
+        )
 
     def _refuse(self, blocked_s: float) -> None:
         if blocked_s:

@@ -119,19 +119,24 @@ class Complaint(Exception):
 
     def fault(self, provider: str, redact: Callable[[str], str]) -> Fault:
         """The typed error for the client; `redact` takes the secrets out of a text."""
-        words = clean(redact(self.words))
+        # Before markup is taken out, and after: what a page writes as &amp; is only then as it is.
+        words = shortened(redact(plain(redact(self.words))))
         text = f"{provider}: {self.what}" + (f": {words}" if words else ".")
         return Fault(self.code, text, hint=self.hint, retryable=self.retryable)
 
 
-def clean(text: str, most: int = LONGEST_WORDS) -> str:
-    """One line of plain words: no markup, no control characters, at most `most` characters."""
+def plain(text: str) -> str:
+    """One line of plain words: no markup, no control characters."""
     text = text[:LONGEST_READ]
-    if "<" in text:
+    if "<" in text or "&" in text:
         title = _TITLE.search(text)
         body = html.unescape(_TAGS.sub(" ", text))
         text = f"{title.group(1)} {body}" if title and title.group(1).strip() not in body else body
-    text = _SPACE.sub(" ", "".join(c if c.isprintable() else " " for c in text)).strip()
+    return _SPACE.sub(" ", "".join(c if c.isprintable() else " " for c in text)).strip()
+
+
+def shortened(text: str, most: int = LONGEST_WORDS) -> str:
+    """At most `most` characters of it."""
     return text if len(text) <= most else text[: most - 3].rstrip() + "..."
 
 

@@ -107,8 +107,8 @@ class LimitOptions(msgspec.Struct, frozen=True):
     """Requests that begin within any minute, further tries included; None: without limit."""
     queue: int = 1000
     """Requests that wait for their turn; one more is refused at once."""
-    wait: float = 60.0
-    """Seconds that a request waits at most."""
+    wait: float = 30.0
+    """Seconds that a request waits at most: whoever waits at a screen does not wait longer for a beginning."""
 
 
 class BreakerOptions(msgspec.Struct, frozen=True):

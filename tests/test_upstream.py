@@ -73,6 +73,22 @@ async def test_so_many_requests_a_minute_further_tries_included() -> None:
             assert 120.0 <= trio.current_time() - begun < 121.0
 
 
+async def test_who_would_wait_in_vain_is_told_at_once() -> None:
+    async with FakeProvider(say("a")) as upstream:
+        async with harness(provider(upstream.base_url, limits={"per_minute": 1, "wait": 20.0})) as h:
+            begun = trio.current_time()
+            h.ask(1)
+            await h.finished(1)
+            h.ask(2)
+            fault = (await h.failed(2)).fault
+            assert fault.code == Code.LLM_RATE_LIMITED
+            assert "another 60 s" in fault.text
+            await trio.sleep(45)
+            h.ask(3)
+            await h.finished(3)
+            assert 60.0 <= trio.current_time() - begun < 61.0
+
+
 async def test_more_requests_than_connections_wait_for_one() -> None:
     hold = trio.Event()
     async with FakeProvider(Script(("a", Stall(hold), *say("b").items))) as upstream:

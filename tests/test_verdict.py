@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from actors.verdict import LONGEST_WORDS, Complaint, clean, of_error, of_status
+from actors.verdict import LONGEST_WORDS, Complaint, of_error, of_status, plain, shortened
 from protocol.errors import TABLE, Code
 
 
@@ -165,12 +165,19 @@ def test_the_words_are_found_in_every_known_shape(error: Any, words: str) -> Non
 
 
 def test_words_are_cleaned_and_bounded() -> None:
-    assert clean("<html><head><title>502 Bad&amp;Gateway</title><style>p{}</style></head><p>nginx\n\n</p>") == (
+    assert plain("<html><head><title>502 Bad&amp;Gateway</title><style>p{}</style></head><p>nginx\n\n</p>") == (
         "502 Bad&amp;Gateway nginx"
     )
-    assert clean("a\x00b\x1b[31m\r\n c\u202e") == "a b [31m c"
-    assert len(clean("x" * 100_000)) == LONGEST_WORDS
-    assert clean("<script" * 50_000) == clean("<script" * 50_000)  # ends, though its pattern is not linear
+    assert plain("a\x00b\x1b[31m\r\n c\u202e") == "a b [31m c"
+    assert len(shortened("x" * 100_000)) == LONGEST_WORDS
+    assert plain("<script" * 50_000) == plain("<script" * 50_000)  # ends, though its pattern is not linear
+
+
+@pytest.mark.parametrize("written", ["sk-a&amp;b/c", "sk-a&#38;b/c", "<b>sk-a&b/c</b>", "sk-a&b/c"])
+def test_a_secret_is_found_however_a_page_writes_it(written: str) -> None:
+    body = f"<html><p>the key {written} is wrong".encode()
+    shown = of_status(401, body).fault("p", lambda words: words.replace("sk-a&b/c", "***")).body.text
+    assert "the key *** is wrong" in shown
 
 
 def test_what_is_redacted_is_redacted_before_it_is_cut() -> None:
