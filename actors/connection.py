@@ -23,7 +23,7 @@ import trio
 import trio_websocket
 
 from actors import pages, passing
-from actors.commands import LOCAL_OWNER, Commands
+from actors.commands import Commands
 from actors.entering import Elsewhere, Place
 from actors.front import MOVED, Front, Socket
 from actors.handover import Passed
@@ -31,7 +31,7 @@ from actors.http import BadRequest, Head, Replay, host_allowed, origin_allowed, 
 from actors.outbox import Outbox
 from actors.passing import Line
 from actors.wire import Wire
-from protocol.client import error_frame
+from protocol.client import LOCAL_OWNER, error_frame
 from protocol.errors import Code, Fault
 from protocol.mail import MailError
 

@@ -58,7 +58,7 @@ PROMISES = {
     "Flexible LLM Support": PARAMETERS,
     "Real-time Communication": FRONTEND,
     "Persistent Storage": RESTART,
-    "MCP SDK": "test_mcp_server.py::test_the_demo_server_is_listed_called_and_cancelled",
+    "MCP SDK": "test_mcp_server.py::test_the_demo_server_is_listed_read_called_and_cancelled",
     "Pydantic": "test_settings.py::test_what_is_wrong_is_told_with_file_line_and_key",
     "WebSocket": TURN,
     "SQLite": "test_writer.py::test_an_answer_means_that_it_is_on_disk_and_commits_are_shared",
