@@ -31,6 +31,7 @@ TYPES = [
     "session_saved",
     "sessions",
     "config",
+    "models",
     "conversations",
     "search_results",
     "exported",
