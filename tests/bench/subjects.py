@@ -122,8 +122,27 @@ REFERENCES = {
 }
 """Their names, cheapest first, and the packages that they need."""
 
+
+class Variant(NamedTuple):
+    """A way to run our service."""
+
+    changes: Mapping[str, Any] = {}
+    """Of the runtime configuration."""
+    arguments: tuple[str, ...] = ()
+
+
+MEMORY = {"chat": {"storage": {"type": "memory"}}}
+OURS = {
+    "ours": Variant(),
+    "inline": Variant(arguments=("--inline",)),
+    "memory": Variant(MEMORY),
+    "inline-memory": Variant(MEMORY, ("--inline",)),
+}
+"""Our service, and other ways to run it, by name."""
+
 TITLES = {
     "ours": "mcp-actors",
+    "inline": "mcp-actors, one process",
     "c": "C, one epoll loop",
     "picows": "uvloop + picows",
     "trio": "trio + httpx, plain",
@@ -135,8 +154,8 @@ TITLES = {
 @contextmanager
 def subject(name: str, upstream: Upstream, script: Script, programs: Programs) -> Iterator[Running]:
     """Ours or a reference, by name. Raises Missing."""
-    if name == "ours":
-        with ours(upstream, script) as running:
+    if name in OURS:
+        with ours(upstream, script, OURS[name].changes, *OURS[name].arguments) as running:
             yield running
     else:
         with reference(name, upstream, script, programs) as running:

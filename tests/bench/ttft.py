@@ -7,23 +7,22 @@ short. The upstream's own time is measured by the same client over plain HTTP, a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from tests.bench.figures import spread, table
 from tests.bench.options import Options
 from tests.bench.programs import Programs, Script, Upstream, compiled, load, upstream
 from tests.bench.relay import BEGIN_S, rotated
-from tests.bench.subjects import TITLES, Missing, Running, ours, reference
+from tests.bench.subjects import TITLES, Missing, subject
 
 SOCKETS = 40
 TURNS = 400
 WARM = 80  # before: connections are made, code is run for the first time
 SCRIPT = Script(0, 5, 1)
 TURN_S = 0.5  # at most, on average
-MEMORY: Mapping[str, Any] = {"chat": {"storage": {"type": "memory"}}}
-NAMES = {"ours": "mcp-actors", "memory": "mcp-actors, store in memory"} | {
-    name: title for name, title in TITLES.items() if name != "ours"
+NAMES = TITLES | {
+    "memory": "mcp-actors, store in memory",
+    "inline-memory": "mcp-actors, one process, store in memory",
 }
 """Subjects, and what the table calls them."""
 
@@ -59,15 +58,8 @@ def run(options: Options) -> str:
 
 def measure(programs: Programs, source: Upstream, name: str, turns: int) -> dict[str, Any]:
     """One run of one subject. Raises Missing, Stuck, Wrong."""
-
-    def asked(service: Running) -> dict[str, Any]:
+    with subject(name, source, SCRIPT, programs) as service:
         return ask(programs, service.port, service.path, turns)
-
-    if name in ("ours", "memory"):
-        with ours(source, SCRIPT, MEMORY if name == "memory" else None) as service:
-            return asked(service)
-    with reference(name, source, SCRIPT, programs) as service:
-        return asked(service)
 
 
 def ask(programs: Programs, port: int, path: str, turns: int) -> dict[str, Any]:
