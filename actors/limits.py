@@ -89,6 +89,10 @@ class Gate:
         """The provider asked for peace: nobody is admitted until then."""
         self._held = max(self._held, now + min(seconds, HOLD_CAP_S))
 
+    def release(self) -> None:
+        """It is another provider now: the peace that was asked for is over."""
+        self._held = -NEVER
+
     def held_s(self, now: float) -> float:
         """Seconds of the peace that the provider asked for."""
         return max(0.0, self._held - now)

@@ -32,19 +32,20 @@ class Turn:
 
     def __init__(self, upstream: Upstream, *, probe: bool) -> None:
         self._upstream = upstream
+        self._breaker = upstream.breaker
         self._probe = probe
         self._told = False
 
     def answered(self) -> None:
         """The answer began to come."""
-        self._upstream.breaker.answered(probe=self._probe)
+        self._breaker.answered(probe=self._probe)
         if self._probe:
             self._upstream.changed()
 
     def succeeded(self) -> None:
         """It was whole."""
         self._told = True
-        self._upstream.breaker.succeeded(probe=self._probe)
+        self._breaker.succeeded(probe=self._probe)
 
     def failed(self, complaint: Complaint) -> None:
         """It was not."""
@@ -54,17 +55,17 @@ class Turn:
         if complaint.code not in BLAMED:
             return
         self._told = True
-        before = upstream.breaker.state
-        upstream.breaker.failed(now, probe=self._probe)
+        before = self._breaker.state
+        self._breaker.failed(now, probe=self._probe)
         upstream.reason = complaint.what
-        if upstream.breaker.state is State.OPEN and before is not State.OPEN:
-            rest = upstream.breaker.blocked_s(now)
+        if self._breaker.state is State.OPEN and before is not State.OPEN:
+            rest = self._breaker.blocked_s(now)
             log.warning("%s is left alone for %.0f s after its failures: %s", upstream.name, rest, complaint.what)
 
     def close(self) -> None:
         """It is over; where nothing was said, nothing is known."""
         if not self._told:
-            self._upstream.breaker.dropped(trio.current_time(), probe=self._probe)
+            self._breaker.dropped(trio.current_time(), probe=self._probe)
 
 
 class Upstream:
@@ -83,10 +84,15 @@ class Upstream:
         self.reason = ""
         """Why its last try failed, in our words."""
         self._wait_s = options.limits.wait
+        self._way = _way(provider)
 
     def change(self, provider: Provider) -> None:
-        """Other limits from now on."""
+        """Other limits from now on. What was known of it counts no more where it is asked in another way."""
         options = provider.client
+        if self._way != _way(provider):
+            self._way = _way(provider)
+            self.breaker = Breaker(options.breaker.failures, options.breaker.rest)
+            self.gate.release()
         self._wait_s = options.limits.wait
         self.gate.change(_concurrent(options), options.limits.per_minute, options.limits.queue)
         self.gate.opened(trio.current_time())
@@ -192,6 +198,10 @@ class Upstreams:
         """The breakers that are not closed, in words for status: `groq open, kimi half-open`."""
         states = ((name, upstream.breaker.state) for name, upstream in sorted(self._upstreams.items()))
         return ", ".join(f"{name} {state}" for name, state in states if state is not State.CLOSED)
+
+
+def _way(provider: Provider) -> tuple[str, str | None, ClientOptions]:
+    return provider.base_url, provider.api_key_env, provider.client
 
 
 def _concurrent(options: ClientOptions) -> int | None:
