@@ -44,6 +44,11 @@ class OneOf(Service):
         """The store is told that it died; it has not."""
         await self.ref("store/writer").ask(FrontGone(self.id), within=10.0)
 
+    async def dies(self) -> None:
+        """Its connections end, and the store is told; what it runs goes on to write, in vain."""
+        self.tree.slots[f"{self.role}/gateway"].close_keep()
+        await self.is_gone()
+
 
 @asynccontextmanager
 async def several(

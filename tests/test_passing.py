@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import trio.testing
 import trio_websocket
 
 from protocol.gateway import StopTaking
-from tests.fakes import Script, Stall, say
+from tests.fakes import Pause, Script, Stall, say
 from tests.peer import CONTINUATION, PING, PONG, TEXT, Peer, dial, frame, peer, upgrade
+from tests.rovers import Rover
 from tests.service import Client, Frame, of_type, text_of
 from tests.several import OneOf, several
 
@@ -268,3 +270,32 @@ async def test_a_front_that_is_replaced_keeps_its_turns_to_their_end_and_lets_go
             await again.send("resume", turn=1, seq=10**6)
             frames = await again.until("turn_finished", turn=2)
             assert text_of(frames) == "from the other"
+
+
+# httpx does not end its own generator when a request is cancelled while its body is sent
+@pytest.mark.filterwarnings("ignore:Async generator 'httpx._content:ResourceWarning")
+async def test_whoever_dies_when_each_message_is_answered_once(tmp_path: Path) -> None:
+    """Clients that go back and forth between fronts, while one of these after the other is taken for dead."""
+    marks = {number: trio.Event() for number in (12, 24, 36, 48)}
+    said = itertools.count(1)
+
+    def one_more() -> None:
+        if (mark := marks.get(next(said))) is not None:
+            mark.set()
+
+    answer = Script(("a ", Pause(0.005), "b ", Pause(0.01), "c ")) + say("end").items
+    async with several(tmp_path, answer, count=4) as fronts:
+        rovers = [Rover([front.port for front in fronts], one_more) for _ in range(4)]
+        over = trio.Event()
+        async with trio.open_nursery() as nursery:
+            for rover in rovers:
+                nursery.start_soon(rover.rove, over)
+            for mark, dying in zip(marks.values(), [*fronts[:-1], None], strict=True):
+                await mark.wait()
+                if dying is not None:
+                    await dying.dies()
+            over.set()
+        outcomes = [end for rover in rovers for told in rover.told for end in told.ends]
+        assert {*outcomes} <= {"completed", "interrupted"}
+        assert sum(rover.moves for rover in rovers) > 0
+        assert sum(rover.broken for rover in rovers) > 0
