@@ -165,11 +165,13 @@ class Branch(Member):
         found: list[Member] = []
         unsettled = False
         for member in self.members:
-            waits = member.gated and unsettled
-            if isinstance(member, Slot):
-                waits = waits or member.after in self.members or (member.leaving and self.spec.dynamic)
-            if member.due_at is not None and not member.alive and not waits:
-                found.append(member)
+            # Few are due: what is asked of those only would cost each start the square of all members otherwise.
+            if member.due_at is not None and not member.alive:
+                waits = member.gated and unsettled
+                if isinstance(member, Slot):
+                    waits = waits or member.after in self.members or (member.leaving and self.spec.dynamic)
+                if not waits:
+                    found.append(member)
             unsettled = unsettled or not member.settled
         return found
 
