@@ -246,7 +246,12 @@ async def test_what_comes_with_the_handshake_is_not_lost(tmp_path: Path) -> None
 
 async def test_a_flood_of_pings_is_answered_and_delays_nobody_for_ever(tmp_path: Path) -> None:
     gate = trio.Event()
-    async with service(tmp_path, held(gate)) as s, nothing_left(s), turn_beside(s, gate) as beside, peer(s) as p:
+    async with (
+        service(tmp_path, held(gate)) as s,
+        nothing_left(s),
+        turn_beside(s, gate) as beside,
+        peer(s, "?conversation=new") as p,
+    ):
         await p.until("welcome")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(p.send, *(frame(PING, b"%d" % number) for number in range(3000)))
