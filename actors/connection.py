@@ -278,7 +278,7 @@ async def _handle(
             # not while something is owed to this client here: it would get it from nobody
             if commands.settled and await passing.move(line, frame, elsewhere, discard):
                 return
-            if await patience.wait():
+            if await patience.wait() or await passing.bury(line.front, elsewhere.entered.front):
                 continue
             commands.socket.close(*MOVED)
         except Fault as fault:

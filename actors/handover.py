@@ -155,6 +155,20 @@ class Handover:
                 way.close()
         return Passage(way) if found == front.encode() else None
 
+    async def nobody_is(self, front: str) -> bool:
+        """Nobody listens where that front would: it has ended. One that is busy, or hangs, is there."""
+        if parsed(front) is None:
+            return False
+        with trio.socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as way:
+            try:
+                with trio.move_on_after(READY_S):
+                    await way.connect(self._path(front))
+            except (ConnectionRefusedError, FileNotFoundError):
+                return True
+            except OSError:  # its queue is full
+                return False
+        return False
+
 
 async def _taken(way: trio.socket.SocketType) -> tuple[trio.SocketStream, Passed] | None:
     """What the other front passes on; None where it does not come whole. Raises OSError."""

@@ -1,8 +1,9 @@
 """Which front serves a connection: before it is a WebSocket, and later, when its client moves to another conversation.
 
 The store says whose the conversation is. Where that is another front that is there, it gets the connection; where
-it is not, its conversations are nobody's in a moment, so the store is asked again, at most for `SETTLE_S`. What was
-passed on once is not passed on before its client has moved.
+it is not, its conversations are nobody's in a moment, so the store is asked again, at most for `SETTLE_S`. If even
+then nobody listens where it should, its death was told to nobody, so it is told here. What was passed on once is
+not passed on before its client has moved.
 
 A WebSocket moves between two messages: the library is halted, and what the client has sent behind the message that
 wants it elsewhere goes along unread, and so does what it has not taken yet of what was written to it.
@@ -25,6 +26,7 @@ from actors.outbox import Outbox
 from actors.wire import Wire
 from protocol.errors import Code, Fault
 from protocol.mail import MailError
+from protocol.writer import FrontGone
 
 log = logging.getLogger("actors.gateway")
 
@@ -85,8 +87,21 @@ async def settle(
             found = Passed(head.raw, place.entered.conversation, unknown)
             if await _give(passage, stream, found):
                 return None
-        if not await patience.wait():
+        if not await patience.wait() and not await bury(front, holder):
             return Fault(Code.MOVED)
+
+
+async def bury(front: Front, other: str) -> bool:
+    """Tell the store of a death that nobody has told; False where that front may live, or the store does not answer."""
+    if front.handover is None or not await front.handover.nobody_is(other):
+        return False
+    log.warning("%s has ended, and nobody has said so", other)
+    try:
+        await front.ctx.ref("store/writer").ask(FrontGone(other), within=SETTLE_S, again=True)
+    except (MailError, Fault) as error:
+        log.warning("the store was not told: %s", error)
+        return False
+    return True
 
 
 async def _reach(front: Front, holder: str) -> Passage | None:

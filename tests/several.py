@@ -46,8 +46,12 @@ class OneOf(Service):
 
     async def dies(self) -> None:
         """Its connections end, and the store is told; what it runs goes on to write, in vain."""
-        self.tree.slots[f"{self.role}/gateway"].close_keep()
+        self.leave_quietly()
         await self.is_gone()
+
+    def leave_quietly(self) -> None:
+        """Its connections end, and nobody is told."""
+        self.tree.slots[f"{self.role}/gateway"].close_keep()
 
 
 @asynccontextmanager

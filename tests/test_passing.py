@@ -12,6 +12,7 @@ import trio
 import trio.testing
 import trio_websocket
 
+from actors import passing
 from protocol.gateway import StopTaking
 from tests.fakes import Pause, Script, Stall, say
 from tests.peer import CONTINUATION, PING, PONG, TEXT, Peer, dial, frame, peer, upgrade
@@ -227,6 +228,23 @@ async def test_messages_of_a_dead_front_are_taken_up_without_a_client(tmp_path: 
             assert on(two) == [client.conversation]
         gate.set()  # the dead one was not really so, and learns it now
         await one.tree.until(lambda: f"front1/sessions/{client.conversation}" not in one.tree.slots)
+
+
+async def test_a_death_that_nobody_has_told_is_found_by_who_looks_for_the_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passing, "SETTLE_S", 0.1)
+    async with several(tmp_path, say("answer"), count=3) as (one, two, three):
+        async with one.client("?conversation=new") as a, two.client("?conversation=new") as b:
+            await a.say("hi")
+            await b.say("hi")
+        for house in (one, two):
+            house.leave_quietly()
+        async with three.client(f"?conversation={a.conversation}") as client:
+            assert client.conversation == a.conversation
+            await client.send("hello", conversation_id=b.conversation)
+            assert (await client.until("welcome"))[-1]["conversation_id"] == b.conversation
+            assert (await client.say("still there?"))[-1]["outcome"] == "completed"
 
 
 async def test_a_front_that_is_replaced_keeps_its_turns_to_their_end_and_lets_go_of_all_else(tmp_path: Path) -> None:
