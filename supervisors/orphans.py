@@ -112,7 +112,8 @@ async def _end(spared: Collection[int]) -> int:
 def _kill(spared: Collection[int]) -> list[int]:
     """Kill all below us but the spared and what is below them; pidfds of those that were alive."""
     killed: list[int] = []
-    for pid in below(os.getpid(), spared):
+    # All are found before the first is killed: its children would go to init where we have not adopted.
+    for pid in list(below(os.getpid(), spared)):
         try:
             pidfd = os.pidfd_open(pid)
         except OSError:
