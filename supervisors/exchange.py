@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from typing import Any, Protocol
 
 import trio
@@ -212,7 +213,9 @@ class Exchange:
         wanted = peer.known or peer.waiting
         if wanted and self._nursery is not None and peer.role in self.addresses and peer.role not in self._connecting:
             self._connecting.add(peer.role)
-            self._nursery.start_soon(self._connect, peer, self._nursery, name=f"connects to {peer.role}")
+            # a port that somebody else runs may end when `run` has ended, and does not know it yet
+            with suppress(RuntimeError):
+                self._nursery.start_soon(self._connect, peer, self._nursery, name=f"connects to {peer.role}")
 
     async def _connect(self, peer: Peer, nursery: trio.Nursery) -> None:
         """Keep a connection to that role, as long as there is an address."""

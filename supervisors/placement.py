@@ -43,6 +43,7 @@ from supervisors.systemd import Manager
 log = logging.getLogger("supervisors.main")
 
 BACK = ("store", "llm", "mcp")  # in start order; stopped after the fronts, in reverse
+PREFIX = "mcp-actors-run-"  # of the directory of a run
 MB = 2**20
 RSS_LIMITS = {"store": 2048 * MB, "llm": 2048 * MB, "mcp": 2048 * MB, "front": 2048 * MB}
 """Many times what a role needs: past it something leaks, and a restart in order is better than the kernel's kill."""
@@ -178,10 +179,21 @@ class Descriptors(Mapping[str, int]):
         return len(self._held.listeners)
 
 
+def remove_last(state: Path) -> None:
+    """Remove the directory of a run that was killed; the state directory is held by us, so that run is over."""
+    try:
+        last = Path((state / "runtime").read_text().strip())
+    except OSError:
+        return  # there is none
+    if last.parent == Path(tempfile.gettempdir()) and last.name.startswith(PREFIX):
+        shutil.rmtree(last, ignore_errors=True)
+
+
 @contextlib.contextmanager
 def runtime_directory(state: Path) -> Iterator[Path]:
     """A directory for the sockets of this run; its path is short, as sockets need it, and stands in the state."""
-    folder = Path(tempfile.mkdtemp(prefix="mcp-actors-"))  # 0700
+    remove_last(state)
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX))  # 0700
     try:
         with contextlib.suppress(OSError):  # a read-only directory: nobody else needs to know
             (state / "runtime").write_text(f"{folder}\n")
