@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import trio
 import trio.testing
 import trio_websocket
 
-from actors import passing
+from actors import outbox, passing
+from actors.handover import Passage, Passed
 from protocol.gateway import StopTaking
 from tests.fakes import Pause, Script, Stall, say
 from tests.peer import CONTINUATION, PING, PONG, TEXT, Peer, dial, frame, peer, upgrade
@@ -154,6 +156,43 @@ async def test_a_socket_moves_back_and_forth_and_is_told_once_what_is_not_there(
             assert on(one).count(a.conversation) == 2
             await walker.say("both hear this")
             await a.until("turn_finished", turn=3)
+
+
+async def test_a_socket_takes_along_what_it_has_not_read_and_waits_for_what_it_is_owed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed: list[Passed] = []
+
+    async def give(self: Passage, stream: trio.SocketStream, found: Passed) -> None:
+        passed.append(found)
+        await real(self, stream, found)
+
+    real = Passage.give
+    monkeypatch.setattr(Passage, "give", give)
+    monkeypatch.setattr(outbox, "HIGH", 2**30)  # else it is not listened to before it has read
+    async with several(tmp_path, say("answer")) as (one, two), one.client() as client:
+        await client.say("hi")
+        with trio.socket.socket() as narrow:
+            narrow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            await narrow.connect(("127.0.0.1", two.port))
+            p = Peer(trio.SocketStream(narrow))
+            await p.send(upgrade(two.port, path="/ws/chat?conversation=new"))
+            await p.head()
+            await p.say("user_message", message="x" * 100_000, request_id="long")
+            await p.until("turn_finished")
+            for number in range(60):  # 6 MB: more than the kernel keeps for it
+                await p.say("history", request_id=str(number))
+            await p.say("user_message", message="and?", request_id="last")
+            await p.say("hello", conversation_id=client.conversation, request_id="go")
+            while not passed:  # nothing is read until it has moved
+                await trio.testing.wait_all_tasks_blocked(0.01)
+            assert passed[0].unsent
+            for number in range(60):
+                found = await p.until("history")
+                assert (found["request_id"], len(found["messages"][0]["content"])) == (str(number), 100_000)
+            assert (await p.until("turn_started"))["request_id"] == "last", "its acknowledgement came before it left"
+            welcome = await p.until("welcome")
+            assert (welcome["conversation_id"], welcome["request_id"]) == (client.conversation, "go")
 
 
 async def test_a_front_that_is_taken_for_dead_lets_go_and_its_clients_resume_with_another(tmp_path: Path) -> None:
