@@ -71,11 +71,13 @@ class Script(NamedTuple):
     tokens: int
     thinking: int = 0
     """How many of the first are reasoning."""
+    tool: str = ""
+    """Called first, with {"a": 1, "b": 2}."""
 
     @property
     def model(self) -> str:
         """The model that asks for it."""
-        return f"bench-{self.rate}-{self.tokens}-{self.thinking}"
+        return f"bench-{self.rate}-{self.tokens}-{self.thinking}" + (f"-{self.tool}" if self.tool else "")
 
 
 class Upstream:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tests.bench import profiles
 from tests.bench.figures import spread, table
@@ -145,26 +145,33 @@ def watched(service: Running, source: Upstream, streams: Load, kind: Kind, secon
     source.release()
     if kind.rate:
         time.sleep(SETTLE_S)
-        streams.mark()
-        used = cpu_s(service.pid)
-        time.sleep(seconds)
-        marked = streams.mark()
-        used = cpu_s(service.pid) - used
-        rss_mb = rss_kb(service.pid) / 1024
+        cost = window_of(service, streams, seconds)
         streams.finish(END_S)
-    else:
-        marked = streams.finish(END_S)
-        used = cpu_s(service.pid) - used
-        rss_mb = rss_kb(service.pid) / 1024
+        return cost
+    marked = streams.finish(END_S)
+    return cost_of(service, marked, cpu_s(service.pid) - used)
+
+
+def window_of(service: Running, streams: Load, seconds: float) -> Cost:
+    """So many seconds of running streams. Raises Stuck, Wrong."""
+    streams.mark()
+    used = cpu_s(service.pid)
+    time.sleep(seconds)
+    marked = streams.mark()
+    return cost_of(service, marked, cpu_s(service.pid) - used)
+
+
+def cost_of(service: Running, marked: dict[str, Any], used_s: float) -> Cost:
+    """What the load client saw, for so much processor time."""
     tokens = max(marked["tokens"], 1)
     return Cost(
-        cpu_us=used / tokens * 1e6,
-        cores=used / marked["seconds"],
+        cpu_us=used_s / tokens * 1e6,
+        cores=used_s / marked["seconds"],
         tokens_s=tokens / marked["seconds"],
         frames_per_token=marked["frames"] / tokens,
         p50_ms=marked["p50_us"] / 1000,
         p99_ms=marked["p99_us"] / 1000,
-        rss_mb=rss_mb,
+        rss_mb=rss_kb(service.pid) / 1024,
     )
 
 

@@ -1,12 +1,14 @@
 """The store: durable messages a second, and what storing running answers costs the service.
 
 The first table is the writer alone, with 100 producers (tests/bench/producers.py), each of which waits for its
-commit. The second is the whole service under 100 paced streams: as it ships, without `persist_deltas`, and with a
-store in memory. The difference is what a tick of 200 ms and its commits cost. Interleaved.
+commit; runs are interleaved. The second is the whole service under 100 paced streams, in which `persist_deltas` is
+switched on and off by turns while they run: the difference is what a tick of 200 ms and its commits cost. Beside it
+the same with a store in memory.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -15,8 +17,8 @@ from tests.bench.figures import spread, table
 from tests.bench.options import Options
 from tests.bench.processes import python, started
 from tests.bench.programs import Programs, Script, compiled, load, upstream
-from tests.bench.relay import BEGIN_S, Cost, Kind, watched
-from tests.bench.subjects import ours
+from tests.bench.relay import END_S, Cost, Kind, begin, window_of
+from tests.bench.subjects import OURS, ours, settings, write_settings
 
 PRODUCERS = 100
 STREAMS = 100
@@ -29,12 +31,9 @@ ALONE = {
     "single events, memory": ("memory", "events"),
 }
 """The first table's rows: type of the store, what is sent."""
-WITHIN: dict[str, Mapping[str, Any]] = {
-    "as it ships": {},
-    "persist_deltas off": {"chat": {"service": {"streaming": {"persistence": {"persist_deltas": False}}}}},
-    "store in memory": {"chat": {"storage": {"type": "memory"}}},
-}
-"""The second table's rows: changes of the configuration."""
+CHANGED_S = 1.5  # for an edit of the configuration to be in force everywhere
+ON, OFF, MEMORY_STORE = "persist_deltas on", "persist_deltas off", "store in memory"
+"""The second table's rows."""
 
 
 class Stored(NamedTuple):
@@ -51,15 +50,13 @@ class Stored(NamedTuple):
 def run(options: Options) -> str:
     """Both tables."""
     alone: dict[str, list[Stored]] = {name: [] for name in ALONE}
-    within: dict[str, list[Cost]] = {name: [] for name in WITHIN}
+    for number in range(options.repetitions):
+        for name, (kind, what) in ALONE.items():
+            alone[name].append(produce(kind, what, options))
+            options.say(f"{number + 1}. {name}: {alone[name][-1]}")
     with compiled() as programs:
-        for number in range(options.repetitions):
-            for name, (kind, what) in ALONE.items():
-                alone[name].append(produce(kind, what, options))
-                options.say(f"{number + 1}. {name}: {alone[name][-1]}")
-            for name, changes in WITHIN.items():
-                within[name].append(serve(programs, changes, options))
-                options.say(f"{number + 1}. {name}: {within[name][-1]}")
+        within = switched(programs, options)
+        within[MEMORY_STORE] = switched(programs, options, OURS["memory"].changes)[ON]
     return "\n\n".join((told_alone(alone), told_within(within, options.of(STREAMS, 5))))
 
 
@@ -80,20 +77,32 @@ def produce(kind: str, what: str, options: Options) -> Stored:
     )
 
 
-def serve(programs: Programs, changes: Mapping[str, Any], options: Options) -> Cost:
-    """One run of the service."""
+def switched(programs: Programs, options: Options, changes: Mapping[str, Any] | None = None) -> dict[str, list[Cost]]:
+    """One run of the service, measured with deltas stored and without by turns."""
     kind = Kind("", options.of(STREAMS, 5), RATE, 0)
-    tokens = int(RATE * (options.seconds + 2))
+    windows = 2 * options.repetitions
+    tokens = int(RATE * (options.seconds + CHANGED_S + 0.5) * windows)
     script = Script(RATE, tokens, tokens // 10)
+    found: dict[str, list[Cost]] = {ON: [], OFF: []}
     with (
         upstream(programs) as source,
         ours(source, script, changes) as service,
         load(programs, service.port, service.path, kind.streams, script) as streams,
     ):
-        streams.ready(BEGIN_S)
-        source.hold()
-        streams.go(BEGIN_S)
-        return watched(service, source, streams, kind, options.seconds)
+        assert service.state is not None
+        begin(source, streams)
+        source.release()
+        for window in range(windows):
+            name = (ON, OFF)[window % 2]
+            persistence = {"persist_deltas": name == ON}
+            wanted = {**(changes or {}), "chat": {**(changes or {}).get("chat", {})}}
+            wanted["chat"]["service"] = {"streaming": {"persistence": persistence}}
+            write_settings(service.state, settings(source, script, wanted))
+            time.sleep(CHANGED_S)
+            found[name].append(window_of(service, streams, options.seconds))
+            options.say(f"{window + 1}. {name}: {found[name][-1]}")
+        streams.finish(END_S)
+    return found
 
 
 def told_alone(alone: Mapping[str, list[Stored]]) -> str:
@@ -114,7 +123,7 @@ def told_alone(alone: Mapping[str, list[Stored]]) -> str:
 
 def told_within(within: Mapping[str, list[Cost]], streams: int) -> str:
     """The second table."""
-    plain = within["persist_deltas off"]
+    plain = within[OFF]
     rows = [
         (
             name,

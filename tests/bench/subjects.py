@@ -71,6 +71,7 @@ def ours(
     *arguments: str,
     store: Path | None = None,
     env: Mapping[str, str] | None = None,
+    servers: Mapping[str, Any] | None = None,
 ) -> Iterator[Running]:
     """The service, with all that ships on: history, reasoning, `persist_deltas`.
 
@@ -79,11 +80,12 @@ def ours(
         arguments: of the command.
         store: a database to begin with, which is copied.
         env: added to its environment.
+        servers: `mcpServers`; none by default.
     """
     with TemporaryDirectory(prefix="bench-state-") as folder:
         state = Path(folder)
         write_settings(state, settings(upstream, script, changes or {}))
-        (state / "servers_config.json").write_text('{"mcpServers": {}}')
+        (state / "servers_config.json").write_text(json.dumps({"mcpServers": servers or {}}))
         if store is not None:
             shutil.copyfile(store, state / "chat_history.db")
         with started(python("supervisors.main", "--state", folder, "--port", "0", *arguments), env) as program:

@@ -1,8 +1,9 @@
 /* An OpenAI-compatible provider for benchmarks: POST chat/completions, answered by a stream of events.
  *
  * One process, one epoll set, one `send` and one HTTP chunk per token. The request's model says what is wanted,
- * "bench-RATE-TOKENS-THINKING": tokens per second of this stream (0: as fast as they are taken), how many, and
- * how many of the first are reasoning. A token is " INDEX:NANOSECONDS" (hexadecimal, monotonic clock): when it
+ * "bench-RATE-TOKENS-THINKING[-TOOL]": tokens per second of this stream (0: as fast as they are taken), how many, and
+ * how many of the first are reasoning; with a tool, a call of it with {"a": 1, "b": 2} comes first, and the tokens
+ * when it was answered. A token is " INDEX:NANOSECONDS" (hexadecimal, monotonic clock): when it
  * was made, which is when it was sent, or when it was due if the peer did not take the one before. Streams begin
  * at different moments of their first interval, as real ones do: tokens of many streams do not come in one lump.
  *
@@ -119,9 +120,10 @@ static size_t event(Conn *c, char *into, const char *delta, const char *more) {
         "\"model\":\"%s\",\"choices\":[{\"index\":0,\"delta\":{%s},\"logprobs\":null,%s]}\n\n", c->id, c->model, delta, more);
 }
 
-static int end_stream(Conn *c) {
-    char text[1024];
-    chunk(c, text, event(c, text, "", "\"finish_reason\":\"stop\"}"));
+static int end_stream(Conn *c, const char *reason) {
+    char text[1024], finish[64];
+    sprintf(finish, "\"finish_reason\":\"%s\"}", reason);
+    chunk(c, text, event(c, text, "", finish));
     int len = sprintf(text,
         "data: {\"id\":\"chatcmpl-%08x\",\"object\":\"chat.completion.chunk\",\"created\":1767225600,\"model\":\"%s\","
         "\"choices\":[],\"usage\":{\"prompt_tokens\":9,\"completion_tokens\":%u,\"total_tokens\":%u}}\n\n",
@@ -149,7 +151,7 @@ static int token(Conn *c, uint64_t now) {
     if (c->interval && !c->blocked && now - c->due > late) late = now - c->due;
     c->due += c->interval;
     if (c->due > now) c->blocked = 0;
-    if (c->index == c->tokens) return end_stream(c);
+    if (c->index == c->tokens) return end_stream(c, "stop");
     if (buf_flush(&c->out, c->fd)) return -1;
     if (c->out.len) {
         c->blocked = 1;
@@ -164,16 +166,23 @@ static int token(Conn *c, uint64_t now) {
     return 0;
 }
 
-static void answer(Conn *c) {
+/* The last message of the request is a tool's. */
+static int tool_answered(const char *body, size_t len) {
+    const char *last = NULL;
+    for (const char *p = body; (p = memmem(p, (size_t)(body + len - p), "\"role\":\"", 8)); last = p += 8) {}
+    return last && !strncmp(last, "tool\"", 5);
+}
+
+static int answer(Conn *c, const char *body, size_t len) {
     static const char HEAD[] = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache\r\n"
                                "Transfer-Encoding: chunked\r\n\r\n";
-    char text[1024];
+    char text[1024], tool[32] = "", delta[256];
     unsigned rate = 50;
     c->id = ++streams;
     c->index = 0;
     c->tokens = 100;
     c->thinking = 0;
-    sscanf(c->model, "bench-%u-%u-%u", &rate, &c->tokens, &c->thinking);
+    sscanf(c->model, "bench-%u-%u-%u-%31s", &rate, &c->tokens, &c->thinking, tool);
     c->interval = rate ? 1000000000ull / rate : 0;
     begin_pace(c);
     if (holding) c->due = now_ns();
@@ -182,7 +191,14 @@ static void answer(Conn *c) {
     running++;
     buf_add(&c->out, HEAD, sizeof HEAD - 1);
     chunk(c, text, event(c, text, "\"role\":\"assistant\",\"content\":\"\"", "\"finish_reason\":null}"));
+    if (tool[0] && !tool_answered(body, len)) {
+        sprintf(delta, "\"tool_calls\":[{\"index\":0,\"id\":\"call-%u\",\"type\":\"function\",\"function\":{\"name\":\"%s\","
+                "\"arguments\":\"{\\\"a\\\": 1, \\\"b\\\": 2}\"}}]", c->id, tool);
+        chunk(c, text, event(c, text, delta, "\"finish_reason\":null}"));
+        return end_stream(c, "tool_calls");
+    }
     schedule(c);
+    return 0;
 }
 
 /* Whole requests in the buffer, one after the other; -1: it is no request, or the peer is gone. */
@@ -198,10 +214,10 @@ static int requests(Conn *c) {
         if (c->in.len < head + body) return 0;
         c->model[0] = 0;
         char *model = memmem(c->in.data + head, body, "\"bench-", 7);
-        if (model) sscanf(model + 1, "%63[a-z0-9-]", c->model);
+        if (model) sscanf(model + 1, "%63[a-z0-9_-]", c->model);
+        int failed = answer(c, c->in.data + head, body);
         buf_drop(&c->in, head + body);
-        answer(c);
-        if (buf_flush(&c->out, c->fd)) return -1;
+        if (failed || buf_flush(&c->out, c->fd)) return -1;
         rewatch(c);
     }
     return 0;
