@@ -4,8 +4,9 @@ Loads: 50 and 400 streams of 50 tokens a second, and 50 streams as fast as they 
 come each at its own moment, which wakes everybody for each; of 400 streams also in the lumps of a sender with timers
 of a millisecond, as most have: about 20 tokens at once. Paced loads are measured while all streams run, without
 their beginnings and ends; the flat-out one from its release to its last frame, so with the ends of its turns. Every
-token of every stream is checked. Our service does all that it ships with (history, reasoning, `persist_deltas`);
-the references relay and nothing else. Interleaved: each subject once per repetition, in an order that rotates.
+token is checked, and of our service the end of every stream. Our service does all that it ships with (history,
+reasoning, `persist_deltas`); the references relay and nothing else. Interleaved: each subject once per repetition,
+in an order that rotates.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ KINDS = (
     Kind("50 streams of 50/s", 50, 50, 0),
     Kind("400 streams of 50/s", 400, 50, 0),
     Kind("400 streams of 50/s in lumps", 400, 50, 0, grain_us=1000),
-    Kind("50 streams flat out", 50, 0, 8000),
+    Kind("50 streams flat out", 50, 0, 4000),
 )
 SMALL = (Kind("5 streams of 50/s", 5, 50, 0), Kind("5 streams flat out", 5, 0, 500))
 
@@ -146,7 +147,8 @@ def watched(service: Running, source: Upstream, streams: Load, kind: Kind, secon
     if kind.rate:
         time.sleep(SETTLE_S)
         cost = window_of(service, streams, seconds)
-        streams.finish(END_S)
+        if service.state is not None:
+            streams.finish(END_S)  # a reference may take minutes for what it has fallen behind
         return cost
     marked = streams.finish(END_S)
     return cost_of(service, marked, cpu_s(service.pid) - used)
