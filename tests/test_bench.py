@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 from tests.bench import idle, relay, retention, store, ttft
 from tests.bench.figures import spread, table
 from tests.bench.options import Options
+from tests.bench.picture import Chart, svg
 from tests.bench.prefill import count, prefill
 from tests.bench.processes import started
 from tests.bench.profiles import Sampled
@@ -87,6 +89,14 @@ def test_figures_are_told_with_their_spread() -> None:
     assert spread([3.0]) == "3.0"
     assert spread([3.0, 1.0, 2000.0], 0) == "3 (1-2,000)"
     assert table(("what", "ms"), [("a", "1")]) == "| what | ms |\n| --- | ---: |\n| a | 1 |"
+
+
+def test_a_picture_is_an_image_with_every_figure() -> None:
+    found = {"a & b": {"ours": 12.0, "theirs": 150.0}, "c": {"ours": 0.25}}
+    drawn = ElementTree.fromstring(svg([Chart("µs", found), Chart("ms", found)], ["ours", "theirs"]))  # noqa: S314 - ours
+    words = [element.text for element in drawn.iter("{http://www.w3.org/2000/svg}text")]
+    assert words.count("12") == words.count("150") == words.count("0.25") == words.count("a & b") == 2
+    assert words[-2:] == ["ours", "theirs"]
 
 
 def test_a_profile_gives_time_to_lines_and_to_functions() -> None:

@@ -38,7 +38,7 @@ def main() -> int:
     )
     given = parser.parse_args()
     Program.realtime = given.realtime
-    options = Options(given.repetitions, given.seconds, tuple(given.only), given.small, given.profile)
+    options = Options(given.repetitions, given.seconds, tuple(given.only), given.small, given.profile, given.svg)
     before = uptime()
     try:
         made = importlib.import_module(f"tests.bench.{given.table}").run(options)

@@ -8,10 +8,13 @@ same service before, divided by their number.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from statistics import median
 from typing import NamedTuple
 
 from tests.bench.figures import spread, table
 from tests.bench.options import Options
+from tests.bench.picture import Chart, svg
 from tests.bench.processes import family, rss_kb
 from tests.bench.programs import Programs, Script, compiled, load, upstream
 from tests.bench.relay import BEGIN_S, begin, rotated
@@ -60,6 +63,17 @@ def run(options: Options) -> str:
         for name in names
         if name in found
     ]
+    if options.svg is not None:
+        figures: dict[str, Callable[[Memory], float]] = {
+            "empty, MB": lambda memory: memory.empty_mb,
+            "idle socket, KB": lambda memory: memory.idle_kb,
+            "running stream, KB": lambda memory: memory.stream_kb,
+        }
+        groups = {
+            title: {TITLES[name]: median(map(figure, found[name])) for name in found}
+            for title, figure in figures.items()
+        }
+        options.svg.write_text(svg([Chart("Resident memory", groups)], [TITLES[name] for name in names]))
     return table(("memory", "empty MB", "processes", "KB/idle socket", "KB/running stream"), rows)
 
 

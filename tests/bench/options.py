@@ -21,6 +21,9 @@ class Options(NamedTuple):
     profile: Path | None = None
     """A directory for profiles of our service, taken in a run of its own."""
 
+    svg: Path | None = None
+    """A file for a picture, where the table has one."""
+
     def of(self, whole: int, small: int) -> int:
         """A size of this table."""
         return small if self.small else whole

@@ -12,12 +12,15 @@ in an order that rotates.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 from tests.bench import profiles
 from tests.bench.figures import spread, table
 from tests.bench.options import Options
+from tests.bench.picture import Chart, svg
 from tests.bench.processes import Stuck, cpu_s, rss_kb
 from tests.bench.programs import Load, Programs, Script, Upstream, Wrong, compiled, load, upstream
 from tests.bench.subjects import TITLES, Missing, Running, ours, subject
@@ -84,6 +87,8 @@ def run(options: Options) -> str:
             assert options.profile is not None
             told = profile(programs, kind, options.seconds, options.profile)
             (options.profile / f"{kind.title.replace(' ', '-').replace('/', '-')}.md").write_text(told)
+    if options.svg is not None:
+        options.svg.write_text(picture(kinds, names, costs))
     parts = [report(kind, {name: costs.get((kind.title, name), []) for name in names}) for kind in kinds]
     return "\n\n".join(parts)
 
@@ -175,6 +180,28 @@ def cost_of(service: Running, marked: dict[str, Any], used_s: float) -> Cost:
         p99_ms=marked["p99_us"] / 1000,
         rss_mb=rss_kb(service.pid) / 1024,
     )
+
+
+def picture(kinds: Sequence[Kind], names: Sequence[str], costs: Mapping[tuple[str, str], Sequence[Cost]]) -> str:
+    """Processor time and lateness of all, as SVG."""
+
+    def chart(title: str, figure: Callable[[Cost], float]) -> Chart:
+        groups = {
+            kind.title: {
+                TITLES[name]: median(map(figure, costs[kind.title, name]))
+                for name in names
+                if (kind.title, name) in costs
+            }
+            for kind in kinds
+        }
+        return Chart(title, groups)
+
+    charts = (
+        chart("Processor time per token, microseconds", lambda cost: cost.cpu_us),
+        chart("Tokens are later than they were sent by, median, milliseconds", lambda cost: cost.p50_ms),
+        chart("... of 99 percent, milliseconds", lambda cost: cost.p99_ms),
+    )
+    return svg(charts, [TITLES[name] for name in names])
 
 
 def report(kind: Kind, costs: dict[str, list[Cost]]) -> str:
