@@ -68,7 +68,7 @@ async def serve(start: Start, fronts: int) -> int:
             exchange = Exchange("root", addresses={r: str(folder / r) for r in roles}, place=tree.role_of)
             run = Run(start, folder, held, exchange, trees, fronts)
             spec = run.spec(asked)
-            succession = Succession(trees, run.successor, start.snapshot.drain_s, fronts)
+            succession = Succession(trees, run.successor, start.snapshot.drain_s, fronts, run.nonce)
             with (
                 trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals,
                 trio.open_signal_receiver(signal.SIGHUP) as renewals,

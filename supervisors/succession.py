@@ -17,9 +17,12 @@ from collections.abc import AsyncIterator, Callable
 
 import trio
 
+from protocol.claim import FrontId
+from protocol.errors import Fault
 from protocol.gateway import StopTaking
 from protocol.mail import MailError
 from protocol.spec import Child, Status
+from protocol.writer import FrontGone
 from supervisors.process import Replace
 from supervisors.service import FORCE_S, FRONTS, configured_grace
 from supervisors.supervisor import Tree
@@ -37,12 +40,14 @@ class Succession:
         front: makes a front's process as a child of the tree, by its role.
         grace_s: how long running turns get, where nobody can say what is configured now.
         first: the highest number of a front at the start.
+        run: of the ids of fronts.
     """
 
-    def __init__(self, trees: list[Tree], front: Callable[[str], Child], grace_s: float, first: int) -> None:
+    def __init__(self, trees: list[Tree], front: Callable[[str], Child], grace_s: float, first: int, run: str) -> None:
         self._trees = trees
         self._front = front
         self._grace_s = grace_s
+        self._run = run
         self._last = first
         """The highest number of a front so far."""
 
@@ -101,7 +106,13 @@ class Succession:
             await tree.ref(f"{role}/gateway").ask(ask, within=grace_s + FORCE_S, again=True)
         except MailError as error:
             log.warning("%s did not say that its turns have ended: %s", role, error)
+        life = tree.slots[f"{FRONTS}{role}"].incarnation
         await tree.stop_child(f"{FRONTS}{role}")
+        try:
+            gone = FrontGone(str(FrontId(self._run, role, life)))
+            await tree.ref("store/writer").ask(gone, within=FORCE_S, again=True)
+        except (MailError, Fault) as error:  # then a front that looks for its conversations finds out
+            log.warning("the store was not told that %s is gone: %s", role, error)
 
 
 def number(role: str) -> int:

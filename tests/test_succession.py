@@ -10,6 +10,7 @@ import trio
 from protocol.gateway import StopTaking
 from protocol.mail import Mailbox, Request
 from protocol.spec import Child, Context, Group, Parked, Status
+from protocol.writer import Done, FrontGone
 from supervisors.process import Replace
 from supervisors.succession import Succession, number
 from supervisors.supervisor import Tree, running
@@ -20,9 +21,10 @@ class House:
 
     def __init__(self) -> None:
         self.drained: list[str] = []
+        self.gone: list[str] = []
         self.hopeless: set[str] = set()
         self.trees: list[Tree] = []
-        self.succession = Succession(self.trees, self.front, 5.0, 2)
+        self.succession = Succession(self.trees, self.front, 5.0, 2, "run")
 
     def front(self, role: str) -> Child:
         return Child(role, self.process)
@@ -41,11 +43,19 @@ class House:
             self.drained.append(ctx.path)
             box.reply(0)
 
+    async def writer(self, box: Mailbox[Request[Done]], ctx: Context) -> None:
+        async for message in box:
+            assert isinstance(message, FrontGone)
+            self.gone.append(message.front)
+            box.reply(Done())
+
     def tree(self) -> Group:
         gateways = (Group(role, (Child("gateway", self.gateway),)) for role in ("front1", "front2"))
         back = (Child(role, self.process) for role in ("store", "llm", "mcp"))
+        writer = Child("store/writer", self.writer)
         return Group(
-            "root", (*back, *gateways, Group("fronts", (self.front("front1"), self.front("front2")), dynamic=True))
+            "root",
+            (*back, writer, *gateways, Group("fronts", (self.front("front1"), self.front("front2")), dynamic=True)),
         )
 
 
@@ -57,6 +67,7 @@ async def test_all_are_replaced_and_what_cannot_be_is_said(caplog: pytest.LogCap
         await house.succession.replace_all(tree)
         assert sorted(house.drained) == ["front1/gateway", "front2/gateway"]
         assert {path for path in tree.slots if path.startswith("fronts/")} == {"fronts/front3", "fronts/front4"}
+        assert sorted(house.gone) == ["run:front1#1", "run:front2#1"]
         assert tree.slots["store"].incarnation == tree.slots["mcp"].incarnation == 2
         assert tree.slots["llm"].incarnation == 1, "it replaces its process itself"
         assert "llm keeps its process: it is as it is" in caplog.text
