@@ -56,18 +56,23 @@ class Program:
             env={**os.environ, **(env or {})},
             start_new_session=True,
         )
-        # Before it starts threads or processes, which inherit it. A session is a scheduling group of its own where
-        # the kernel groups by session, and there the group's weight counts.
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, self._process.pid, NICE)
-            Path(f"/proc/{self._process.pid}/autogroup").write_text(str(NICE))
+        # before it starts threads or processes, which inherit it
+        with contextlib.suppress(PermissionError):
+            os.setpriority(os.PRIO_PROCESS, self.pid, NICE)
             if self.realtime:
-                os.sched_setscheduler(self._process.pid, os.SCHED_RR, os.sched_param(1))
+                os.sched_setscheduler(self.pid, os.SCHED_RR, os.sched_param(1))
+        self.favour()
         self._lines = b""
 
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    def favour(self) -> None:
+        """Do what is needed that its processes' priority counts: sessions may be scheduling groups of their own."""
+        for member in family(self.pid):
+            with contextlib.suppress(OSError):
+                Path(f"/proc/{member}/autogroup").write_text(str(NICE))
 
     @property
     def log(self) -> str:

@@ -91,6 +91,7 @@ def ours(
         with started(python("supervisors.main", "--state", folder, "--port", "0", *arguments), env) as program:
             said = re.fullmatch(r"listening on ws://[^:]+:(\d+)(/\S*)", program.line(START_S))
             assert said, program.log
+            program.favour()
             with explained(program):
                 yield Running(program, int(said[1]), said[2] + "?conversation=new", state)
 
