@@ -27,7 +27,7 @@ import msgspec
 import trio
 
 from protocol.claim import FrontId
-from protocol.spec import Child, Group, Intensity, OnLimit
+from protocol.spec import Backoff, Child, Group, Intensity, OnLimit
 from supervisors import door, isolated, orphans, tree
 from supervisors.address import is_loopback, listen, published, url
 from supervisors.exchange import Exchange
@@ -49,6 +49,7 @@ RSS_LIMITS = {"store": 2048 * MB, "llm": 2048 * MB, "mcp": 2048 * MB, "front": 2
 """Many times what a role needs: past it something leaks, and a restart in order is better than the kernel's kill."""
 OFTEN = Intensity(restarts=20, period_s=10.0)
 PARK_S = 10.0  # between two tries of a front that keeps failing
+SOON = Backoff(cap_s=0.5)  # a start takes longer than the pause before it; who dies too often is told by its intensity
 REPORT_S = 1.0  # for a process to say how its part is
 QUIET_S = {"llm": 60.0}  # of that, for answers that its successor cannot go on with
 GRACE_S = {"store": 20.0, "llm": 75.0, "mcp": 20.0, "front": 20.0}  # for an ordered stop of each
@@ -139,7 +140,7 @@ class Run:
         )
         # one of several fronts that keeps failing must not end the others; without a back role there is no service
         limit = OnLimit.PARK if kind == "front" else OnLimit.ESCALATE
-        return child(plan, self.exchange, intensity=OFTEN, gate=False, on_limit=limit, park_s=PARK_S)
+        return child(plan, self.exchange, intensity=OFTEN, backoff=SOON, gate=False, on_limit=limit, park_s=PARK_S)
 
     def front(self, role: str) -> Child:
         """A process that clients talk to."""
