@@ -32,7 +32,7 @@ IMPORTERS = {
     "apsw": {"actors/store.py", "actors/schema.py", "actors/rows.py", "actors/recovery.py", "actors/database_file.py"},
     "trio_websocket": {"actors/connection.py", "supervisors/chat_link.py"},
     "httpx": {"actors/provider.py"},
-    "h11": {"actors/http.py"},
+    "h11": {"actors/http.py", "actors/http1.py"},  # http1: begins the next answer on a connection that is used again
     "yaml": {"actors/layers.py"},
     "dotenv": {"actors/environment.py"},
     "pydantic": {
@@ -46,7 +46,7 @@ IMPORTERS = {
     "rich": {"supervisors/chat_screen.py"},
     "prompt_toolkit": {"supervisors/chat_prompt.py"},
     "h2": {"actors/http2.py"},  # and by httpx, where client.http2 is on
-    "httpcore": {"actors/http2.py", "actors/provider.py", "actors/warm.py"},
+    "httpcore": {"actors/http1.py", "actors/http2.py", "actors/provider.py", "actors/raw_stream.py", "actors/warm.py"},
 }
 """Who may import a heavy library; nobody else."""
 

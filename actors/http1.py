@@ -1,0 +1,121 @@
+"""HTTP/1.1 connections whose bodies are read past httpcore, many events per wake instead of one chain per chunk.
+
+httpcore opens, pools and closes connections, sends requests and reads heads (by h11), as ever. The body of a
+plain success on a `RawStream` is offered as `extensions["body"]` of the response: a `Body`, dechunked by our own
+code; whoever takes it never iterates the response. All else is httpcore's: errors, encoded bodies,
+other backends. There is no public seam for that: the class is put where httpcore looks it up, as in http2.py;
+tests/test_http1.py fails if it does not look there any more.
+"""
+
+from __future__ import annotations
+
+import time
+
+import h11
+import httpcore
+import trio
+from httpcore._async import connection, http11
+
+from actors.chunked import Chunked, Framing, Sized, Unsized
+from actors.raw_stream import RawStream
+
+
+class Body:
+    """The body of one response, from behind its head.
+
+    Args:
+        early: what came of it with the head.
+    """
+
+    def __init__(self, wire: RawStream, framing: Framing, early: bytes) -> None:
+        self.wire = wire
+        self._framing = framing
+        self._early = early
+
+    @property
+    def done(self) -> bool:
+        """All of it was taken."""
+        return self._framing.done
+
+    @property
+    def waiting(self) -> bool:
+        """There is something to take that the socket does not tell of."""
+        return bool(self._early) or self._framing.done
+
+    @property
+    def clean(self) -> bool:
+        """All of it was taken, and the connection can be used again."""
+        return self._framing.clean and not self._early
+
+    def take(self) -> bytes | None:
+        """What has come of it; b"" at its end, None if nothing has. Raises Torn, OSError."""
+        framing = self._framing
+        while not framing.done:
+            data: bytes | None
+            if self._early:
+                data, self._early = self._early, b""
+            else:
+                data = self.wire.take()
+                if data is None:
+                    return None
+                if not data:
+                    framing.close()
+                    break
+            if part := framing.feed(data):
+                return part
+        return b""
+
+    async def read(self) -> bytes:
+        """As `take`, but waits. Raises Torn, OSError, trio.ClosedResourceError."""
+        await trio.lowlevel.checkpoint()
+        while (data := self.take()) is None:
+            await self.wire.wait()
+        return data
+
+    def close(self) -> None:
+        """Nobody takes the rest; unless there is none, the connection is closed, now."""
+        if not self.clean:
+            self.wire.close()
+
+
+class Connection(httpcore.AsyncHTTP11Connection):
+    """As httpcore's, but for what the module's head says."""
+
+    _body: Body | None = None
+    _lasting = False
+
+    async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
+        """As httpcore's, with the body in the extensions where it may be taken."""
+        response = await super().handle_async_request(request)
+        wire = self._network_stream.get_extra_info("wire")
+        if not isinstance(wire, RawStream) or response.status != 200 or request.method not in {b"GET", b"POST"}:
+            return response
+        headers = {name.lower(): value.strip().lower() for name, value in response.headers}
+        if headers.get(b"content-encoding", b"") not in {b"", b"identity"}:
+            return response
+        framing: Framing
+        if b"transfer-encoding" in headers:  # h11 lets none pass but chunked
+            framing = Chunked()
+        elif b"content-length" in headers:
+            framing = Sized(int(headers[b"content-length"].partition(b",")[0]))
+        else:
+            framing = Unsized()
+        said = [value.lower() for name, value in [*request.headers, *response.headers] if name.lower() == b"connection"]
+        self._lasting = response.extensions["http_version"] == b"HTTP/1.1" and b"close" not in b",".join(said)
+        self._body = Body(wire, framing, self._h11_state.trailing_data[0])
+        response.extensions["body"] = self._body
+        return response
+
+    async def _response_closed(self) -> None:
+        body, self._body = self._body, None
+        if body is None or not body.clean or not self._lasting:
+            # A body that was taken past h11 is one that h11 still waits for: that closes the connection.
+            await super()._response_closed()
+            return
+        self._h11_state = h11.Connection(h11.CLIENT, self.MAX_INCOMPLETE_EVENT_SIZE)
+        self._state = http11.HTTPConnectionState.IDLE
+        if self._keepalive_expiry is not None:
+            self._expire_at = time.monotonic() + self._keepalive_expiry
+
+
+connection.AsyncHTTP11Connection = Connection  # type: ignore[attr-defined]  # see the head
