@@ -7,6 +7,8 @@ provider's fault, or the way to it) or `EventTooLarge`; pieces that came before 
 
 from __future__ import annotations
 
+import math
+
 import trio
 
 from actors.completion import Completion
@@ -74,48 +76,91 @@ class _Reading:
         self._silence = silence
         self._idle_s = idle_s
         self._turn = turn
+        self._decoder = Decoder()
+        self._deadline = silence.deadline  # until the first event it stays: comments alone are no answer
+        self._begun = False
+        self._failed: Complaint | EventTooLarge | None = None
 
     async def stream(self) -> None:
         """Read to the end, or to where the answer is complete."""
         answer, completion, outlet = self._answer, self._completion, self._outlet
-        decoder = Decoder()
-        deadline = self._silence.deadline  # until the first event it stays: comments alone are no answer
         head = b""
-        begun = False
         while True:
             try:
+                if self._begun and answer.flows:
+                    await self._flow()
+                    break
                 chunk = await answer.read_some()
             except Complaint:
-                if completion.complete:
+                if completion.complete and self._failed is None:
                     return  # the answer was whole before the connection broke
                 raise
             if not chunk:
                 break
-            if not begun and len(head) < _HEAD:
+            if not self._begun and len(head) < _HEAD:
                 head += chunk[:_HEAD]
                 if head.lstrip(_BLANK)[:1] in _NO_STREAM:
                     await self._whole(chunk)
                     return
-            for event in decoder.feed(chunk):
-                completion.take(event, outlet.pieces)
-            if outlet.pieces:
-                outlet.wake()
-                if outlet.full:
-                    self._silence.deadline = float("inf")  # it is we who do not read
-                    await outlet.room()
-            if completion.complete:
-                deadline = trio.current_time() + (AFTER_END_S if completion.ended else AFTER_FINISH_S)
-            elif completion.events:
-                deadline = trio.current_time() + self._idle_s
-                if not begun:
-                    begun = True
-                    self._turn.answered()
-            self._silence.deadline = deadline
-        for event in decoder.close():
+            self._take(chunk)
+            if outlet.full:
+                await self._room()
+            self._silence.deadline = self._deadline
+        for event in self._decoder.close():
             completion.take(event, outlet.pieces)
         if not completion.events and head:
             words = head.decode("utf-8", "replace")
             raise Complaint(Code.LLM_STREAM_BROKEN, "the answer is no event stream", words, retry=True)
+
+    async def _flow(self) -> None:
+        """Read what is left, by the one task that reads all streams. Raises Complaint, EventTooLarge."""
+        self._silence.deadline = math.inf
+        ended = False
+        while not ended:
+            # The deadline moves with each delta; moving a scope's each time would cost more than the delta.
+            with trio.CancelScope(deadline=self._deadline):
+                ended = await self._answer.follow(self._sink)
+            if self._failed is not None:
+                raise self._failed
+            if self._outlet.full:
+                await self._room()
+            elif not ended and trio.current_time() >= self._deadline:
+                self._silence.cancel()
+                await trio.lowlevel.checkpoint()
+
+    def _sink(self, chunk: bytes) -> bool:
+        try:
+            self._take(chunk)
+        except (Complaint, EventTooLarge) as error:
+            self._failed = error  # it is the answer that is wrong; its connection is not
+            return False
+        # Complete: the time that is left has become another.
+        return not (self._outlet.full or self._completion.complete)
+
+    def _take(self, chunk: bytes) -> None:
+        """Take some of the stream. Raises Complaint, EventTooLarge."""
+        outlet = self._outlet
+        for event in self._decoder.feed(chunk):
+            self._completion.take(event, outlet.pieces)
+        if outlet.pieces:
+            outlet.wake()
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Something came just now: how long may be silence from here."""
+        completion = self._completion
+        if completion.complete:
+            self._deadline = trio.current_time() + (AFTER_END_S if completion.ended else AFTER_FINISH_S)
+        elif completion.events:
+            self._deadline = trio.current_time() + self._idle_s
+            if not self._begun:
+                self._begun = True
+                self._turn.answered()
+
+    async def _room(self) -> None:
+        self._silence.deadline = math.inf  # it is we who do not read
+        await self._outlet.room()
+        self._go_on()
 
     async def _whole(self, body: bytes) -> None:
         """The body is no stream: asked for with `stream: false`, or an error, or a page."""

@@ -20,7 +20,11 @@ import httpcore
 import httpx
 import trio
 
+from actors.chunked import Torn
 from actors.coding import CODINGS, Inflater, Unreadable
+from actors.http1 import Body
+from actors.poller import Poller, Sink
+from actors.raw_stream import Backend
 from actors.sending import Sending
 from actors.sse import MAX_EVENT
 from actors.verdict import Complaint
@@ -43,7 +47,7 @@ for _name in ("httpx", "httpcore", "hpack"):
 class Answer:
     """A response whose head has come."""
 
-    def __init__(self, response: httpx.Response) -> None:
+    def __init__(self, response: httpx.Response, poller: Poller) -> None:
         self.status = response.status_code
         self.content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         self.after_s = _retry_after(response.headers)
@@ -54,7 +58,27 @@ class Answer:
         codings -= {"", "identity"}
         self._unread = "" if len(codings) < 2 and codings <= CODINGS else ", ".join(sorted(codings))[:50]
         self._inflater = Inflater() if codings else None
+        self._poller = poller
+        # Past httpx, where it may be: its way costs more than all else that is done with a delta.
+        self._body: Body | None = None if codings else response.extensions.get("body")
         self._chunks = response.aiter_raw()
+
+    @property
+    def flows(self) -> bool:
+        """It can be followed."""
+        return self._body is not None
+
+    async def follow(self, sink: Sink) -> bool:
+        """Hand the rest of the body to the sink as it comes, until that wants no more; True: until its end.
+
+        Many bodies are read by one task: the sink must be quick, and raise nothing. Raises Complaint as `read_some`.
+        """
+        if self._body is None:
+            raise RuntimeError("only an answer that flows is followed")
+        try:
+            return await self._poller.follow(self._body, sink)
+        except (Torn, OSError) as error:
+            raise _torn(error) from error
 
     async def read_some(self) -> bytes:
         """Some of the body; b"" at its end. Raises Complaint, LLM_STREAM_BROKEN when the connection breaks."""
@@ -74,13 +98,11 @@ class Answer:
 
     async def _read_raw(self) -> bytes:
         try:
-            return await anext(self._chunks)
+            return await (anext(self._chunks) if self._body is None else self._body.read())
         except StopAsyncIteration:
             return b""
-        except (httpx.HTTPError, httpx.StreamError) as error:
-            raise Complaint(
-                Code.LLM_STREAM_BROKEN, "the connection broke in the middle of the answer", _words(error), retry=True
-            ) from error
+        except (httpx.HTTPError, httpx.StreamError, Torn, OSError, trio.ClosedResourceError) as error:
+            raise _torn(error) from error
 
     async def read(self, most: int = MAX_EVENT) -> bytes:
         """The body, at most `most` bytes of it; what is past that is not read."""
@@ -91,6 +113,9 @@ class Answer:
 
     async def leave(self) -> None:
         """Be done with the body, wherever it stands."""
+        if self._body is not None:
+            self._body.close()
+            return
         # httpx's body is async generators within each other. One that is dropped half-way is finalised by
         # the garbage collector, outside of our task and with a warning; a read that is cancelled at its
         # first wait ends them all here. What is buffered until then is little.
@@ -103,7 +128,8 @@ class Answer:
 class Client:
     """One provider's connections."""
 
-    def __init__(self, provider: Provider) -> None:
+    def __init__(self, provider: Provider, poller: Poller) -> None:
+        self._poller = poller
         self.settings = _settings(provider)
         self.users = 0
         self.retired = False
@@ -126,7 +152,9 @@ class Client:
             ),
         )
         # httpx hands no such thing on; a test sees that it is used.
-        self._warm = transport._pool._network_backend = Warm(options.keepalive_expiry)
+        self._warm = transport._pool._network_backend = Warm(
+            options.keepalive_expiry, None if options.http2 else Backend()
+        )
         self._http = httpx.AsyncClient(
             transport=transport,
             trust_env=False,
@@ -165,12 +193,13 @@ class Client:
             raise Complaint(
                 Code.LLM_UNAVAILABLE, "the connection broke before an answer came", _words(error), retry=True
             ) from error
-        answer = Answer(response)
+        answer = Answer(response, self._poller)
         try:
             yield answer
         finally:
             await answer.leave()
-            await response.aclose()
+            with trio.CancelScope(shield=True):  # nothing in it waits for a peer
+                await response.aclose()
 
     async def warm(self) -> None:
         """Open connections that a request may soon need; that none can be is left to the request to say."""
@@ -208,6 +237,7 @@ class Clients:
     def __init__(self) -> None:
         self._clients: dict[str, Client] = {}
         self._retired: set[Client] = set()
+        self._poller = Poller()
 
     def __len__(self) -> int:
         return len(self._clients) + len(self._retired)
@@ -217,7 +247,7 @@ class Clients:
         """The provider's client, kept open for the block even if the configuration changes meanwhile."""
         old = self._clients.get(provider.name)
         fits = old is not None and old.settings == _settings(provider)
-        client = old if old is not None and fits else Client(provider)
+        client = old if old is not None and fits else Client(provider, self._poller)
         self._clients[provider.name] = client
         client.users += 1  # before anything is awaited: nobody closes what is counted
         try:
@@ -229,6 +259,11 @@ class Clients:
             if client.retired and not client.users:
                 self._retired.discard(client)
                 await client.close()
+
+    async def read(self, scope: trio.CancelScope) -> None:
+        """Read the bodies that are followed, until the scope is cancelled."""
+        with scope:
+            await self._poller.run()
 
     async def warm(self, provider: Provider) -> None:
         """Have connections to it ready, for as long as idle ones are kept. Raises Complaint: it cannot be used."""
@@ -248,6 +283,7 @@ class Clients:
 
     async def close(self) -> None:
         """Close every client."""
+        self._poller.close()
         clients = [*self._clients.values(), *self._retired]
         self._clients.clear()
         self._retired.clear()
@@ -308,6 +344,12 @@ def _unreachable(error: httpx.TransportError) -> Complaint:
             )
         cause = cause.__cause__ or cause.__context__
     return Complaint(Code.LLM_UNAVAILABLE, "it could not be reached", _words(error), retry=True)
+
+
+def _torn(error: Exception) -> Complaint:
+    return Complaint(
+        Code.LLM_STREAM_BROKEN, "the connection broke in the middle of the answer", _words(error), retry=True
+    )
 
 
 def _words(error: Exception) -> str:

@@ -2,8 +2,8 @@
 
 Each request reads its provider's answer and appends what it means to the list of the address that asked;
 one task per address takes the whole list whenever there is something and sends it as one message, so one
-message carries the pieces of all running requests (actors/outlet.py). How a request finds its answer is
-actors/asking.py's.
+message carries the pieces of all running requests (actors/outlet.py). Once an answer flows, one more task
+reads it together with all others (actors/poller.py). How a request finds its answer is actors/asking.py's.
 
 What fails in a request ends that request, with exactly one `Failed`; only a failure of this module's own
 loop is the supervisor's. May assume that the watcher answers with a snapshot; waits for it at start.
@@ -47,6 +47,8 @@ async def run(box: Mailbox[StreamerMessage], ctx: Context) -> None:
     try:
         async with trio.open_nursery() as nursery:
             streamer = Streamer(ctx, nursery, clients, snapshot)
+            reading = trio.CancelScope()
+            nursery.start_soon(clients.read, reading)
             async for message in box:
                 match message:
                     case Complete():
@@ -63,6 +65,7 @@ async def run(box: Mailbox[StreamerMessage], ctx: Context) -> None:
                         pass  # a nudge: nothing here waits for one
             streamer.cool()
             await streamer.finish(LAST_S)
+            reading.cancel()
     finally:
         await clients.close()
 

@@ -29,10 +29,11 @@ class Warm(httpcore.AsyncNetworkBackend):
 
     Args:
         kept_s: seconds that one is kept.
+        inner: opens them; default httpcore's own for trio.
     """
 
-    def __init__(self, kept_s: float) -> None:
-        self._inner = TrioBackend()
+    def __init__(self, kept_s: float, inner: httpcore.AsyncNetworkBackend | None = None) -> None:
+        self._inner = inner or TrioBackend()
         self._kept_s = kept_s
         self._ready: deque[_Ready] = deque()
         self._opening = self._waiting = 0

@@ -1,0 +1,164 @@
+"""Bodies that are read past httpcore: how they end, which connections are used again, and who is read when.
+
+The provider is real, and so are its sockets; what it sends and when is written here to the byte.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpcore
+import pytest
+import trio
+import trio.testing
+
+from actors import http1
+from actors.chunked import Chunked, Torn
+from actors.http1 import Body
+from actors.poller import Poller
+from actors.raw_stream import RawStream
+from protocol.streamer import Text
+from tests.certificates import Authority
+from tests.fakes import FakeProvider, Script, Stall, say
+from tests.streaming import harness, provider
+
+
+def test_httpcore_looks_it_up_where_it_was_put() -> None:
+    made = httpcore.AsyncConnectionPool().create_connection(httpcore.Origin(b"http", b"a", 80))
+    assert type(made).handle_async_request.__globals__["AsyncHTTP11Connection"] is http1.Connection
+
+
+@asynccontextmanager
+async def body() -> AsyncIterator[tuple[Body, trio.SocketStream]]:
+    """A chunked body on a real connection, and its other end."""
+    near, far = socket.create_server(("127.0.0.1", 0)), trio.socket.socket()
+    with near:
+        await far.connect(near.getsockname())
+        stream = RawStream(near.accept()[0])
+    async with trio.SocketStream(far) as peer:
+        try:
+            yield Body(stream, Chunked(), b""), peer
+        finally:
+            stream.close()
+
+
+class Kept(list[bytes]):
+    def take(self, data: bytes) -> bool:
+        """A sink that always wants more."""
+        self.append(data)
+        return True
+
+
+@asynccontextmanager
+async def polling() -> AsyncIterator[Poller]:
+    poller = Poller()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(poller.run)
+        yield poller
+        nursery.cancel_scope.cancel()
+    assert not len(poller)
+    poller.close()
+
+
+async def test_an_end_that_comes_with_the_last_of_the_body_is_one() -> None:
+    async with polling() as poller, body() as (answer, peer), trio.open_nursery() as nursery:
+        came = Kept()
+
+        async def send() -> None:
+            await trio.testing.wait_all_tasks_blocked()
+            await peer.send_all(b"1\r\na\r\n0\r\n\r\n")
+
+        nursery.start_soon(send)
+        assert await poller.follow(answer, came.take)
+        assert (came, answer.clean) == ([b"a"], True)
+
+
+async def test_a_sink_that_wants_no_more_stops_its_own_stream_and_no_other() -> None:
+    async with polling() as poller, body() as (first, peer), body() as (second, other):
+        came = Kept()
+
+        def no_more(data: bytes) -> bool:
+            came.append(data)
+            return False
+
+        await peer.send_all(b"1\r\na\r\n")
+        assert await poller.follow(first, no_more) is False
+        await peer.send_all(b"1\r\nb\r\n")
+        await other.send_all(b"1\r\nc\r\n0\r\n\r\n")
+        assert await poller.follow(second, came.take)
+        assert came == [b"a", b"c"]
+        assert await poller.follow(first, no_more) is False
+        assert came == [b"a", b"c", b"b"]
+
+
+async def test_what_fails_in_one_stream_ends_that_one() -> None:
+    async with polling() as poller, body() as (first, peer), body() as (second, other), body() as (third, last):
+
+        def fail(data: bytes) -> bool:
+            raise ValueError(data)
+
+        async def torn() -> None:
+            with pytest.raises(Torn):
+                await poller.follow(first, lambda _: True)
+
+        async def failing() -> None:
+            with pytest.raises(ValueError, match="a"):
+                await poller.follow(second, fail)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(torn)
+            nursery.start_soon(failing)
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(poller) == 2
+            await peer.send_all(b"1\r\na\r\n")
+            await peer.send_eof()
+            await other.send_all(b"1\r\na\r\n")
+        await last.send_all(b"1\r\na\r\n0\r\n\r\n")
+        assert await poller.follow(third, lambda _: True)
+
+
+@pytest.mark.parametrize("headers", [{}, {"Connection": "close"}])
+@pytest.mark.parametrize("tls", [False, True])
+async def test_a_connection_is_used_again_unless_the_provider_wants_its_end(
+    headers: dict[str, str], tls: bool, tmp_path: Path
+) -> None:
+    authority = Authority(tmp_path) if tls else None
+    options = {"ca_file": str(authority.file)} if authority else {}
+    script = Script((*say("a ", "b").items,), headers=headers)
+    async with FakeProvider(script, tls=authority.server("http/1.1") if authority else None) as upstream:
+        async with harness(provider(upstream.base_url, prewarm=0, **options)) as h:
+            for request in (1, 2):
+                h.ask(request)
+                await h.finished(request)
+                assert h.text(request) == "a b"
+            assert upstream.connections == (2 if headers else 1)
+
+
+async def test_a_body_of_many_records_comes_whole_and_in_order(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    words = [f"{number} " * 500 for number in range(400)]
+    async with FakeProvider(say(*words), tls=authority.server("http/1.1")) as upstream:
+        async with harness(provider(upstream.base_url, ca_file=str(authority.file))) as h:
+            for request in range(1, 5):
+                h.ask(request)
+            for request in range(1, 5):
+                await h.finished(request)
+                assert [piece.text for piece in h.pieces(request) if isinstance(piece, Text)] == words
+
+
+async def test_a_request_that_is_cancelled_closes_its_connection_and_others_go_on() -> None:
+    hold = trio.Event()
+    async with FakeProvider(Script(("a", Stall())), Script(("b", Stall(hold), *say("c").items))) as upstream:
+        async with harness(provider(upstream.base_url)) as h:
+            h.ask(1)
+            stopped = await upstream.request(1)
+            h.ask(2)
+            await h.until(lambda: h.text(1) == "a" and h.text(2) == "b")
+            h.cancel(1)
+            await stopped.abandoned.wait()
+            hold.set()
+            await h.finished(2)
+            assert h.text(2) == "bc"
