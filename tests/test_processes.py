@@ -44,7 +44,7 @@ async def until_tools(client: Client) -> None:
     raise AssertionError("no tool ran")
 
 
-async def test_a_turn_with_a_tool_in_several_processes_and_how_they_are_shown(tmp_path: Path) -> None:
+async def test_several_processes_are_shown_share_the_configuration_and_take_turns_with_tools(tmp_path: Path) -> None:
     async with fleet(tmp_path, answer) as (f, _):
         processes = await f.processes()
         assert set(processes) == {"store", "llm", "mcp", "front1", "front2"}
@@ -58,9 +58,17 @@ async def test_a_turn_with_a_tool_in_several_processes_and_how_they_are_shown(tm
             assert text_of(frames) == "".join(WORDS)
             assert frames[-1]["outcome"] == "completed"
 
+            path = f.state / "runtime_config.yaml"
+            settings = yaml.safe_load(path.read_text())
+            settings["chat"].setdefault("websocket", {})["endpoint"] = "/ws/chat"
+            settings["chat"]["service"]["max_tool_hops"] = 3
+            path.write_text(yaml.safe_dump(settings))
+            await client.until("config_changed")
+            assert (await client.say("text"))[-1]["outcome"] == "completed"
+
 
 async def test_roles_are_killed_under_talking_clients_and_no_socket_is_lost(tmp_path: Path) -> None:
-    async with fleet(tmp_path, answer, interval=0.01) as (f, _):
+    async with fleet(tmp_path, answer, interval=0.02) as (f, _):
         roles = ("llm", "mcp", "store")
         happened = await chaos(f, seconds=TWENTIETH_S, clients=8, seed=1, roles=roles)
         assert {*happened.kills} == {*roles}
@@ -74,7 +82,7 @@ async def test_roles_are_killed_under_talking_clients_and_no_socket_is_lost(tmp_
 
 async def test_a_front_dies_and_its_clients_go_on_at_the_other(tmp_path: Path) -> None:
     script = Script((*WORDS[:10], Pause(0.1), *WORDS[10:20], Pause(30), "never"))
-    async with fleet(tmp_path, script) as (f, _), f.client("?conversation=new") as first:
+    async with fleet(tmp_path, script, servers={}) as (f, _), f.client("?conversation=new") as first:
         await first.send("user_message", message="text", request_id="r1")
         frames = await first.until("assistant_delta")
         owner = await f.owner(first.conversation)
@@ -109,20 +117,8 @@ async def test_nothing_outlives_a_root_that_is_killed(tmp_path: Path) -> None:
         await f.program.nothing_left()
 
 
-async def test_the_configuration_reaches_all_processes_and_the_port_moves(tmp_path: Path) -> None:
-    async with fleet(tmp_path, answer) as (f, _), f.client() as client:
-        path = f.state / "runtime_config.yaml"
-        settings = yaml.safe_load(path.read_text())
-        settings["chat"].setdefault("websocket", {})["endpoint"] = "/ws/chat"
-        settings["chat"]["service"]["max_tool_hops"] = 3
-        path.write_text(yaml.safe_dump(settings))
-        await client.until("config_changed")
-        frames = await client.say("text")
-        assert frames[-1]["outcome"] == "completed"
-
-
 async def test_every_process_is_replaced_under_load_and_no_turn_is_lost(tmp_path: Path) -> None:
-    async with fleet(tmp_path, answer, interval=0.01) as (f, _):
+    async with fleet(tmp_path, answer, interval=0.02) as (f, _):
         before = {role: node.pid for role, node in (await f.processes()).items()}
         talks, over = [Talk() for _ in range(6)], trio.Event()
         async with trio.open_nursery() as nursery:
