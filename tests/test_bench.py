@@ -5,6 +5,7 @@ What it measures is nobody's promise here; that its load is checked and its figu
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -12,6 +13,7 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.bench import idle, relay, retention, store, ttft
+from tests.bench.__main__ import TABLES, parsed
 from tests.bench.figures import spread, table
 from tests.bench.options import Options
 from tests.bench.picture import Chart, svg
@@ -83,6 +85,13 @@ def test_messages_of_many_producers_are_counted() -> None:
     stored = store.produce("memory", "turns", TINY)
     assert stored.messages_s > 0
     assert stored.written_kb == 0
+
+
+def test_every_table_of_the_command_line_is_there() -> None:
+    for name in TABLES:
+        given = parsed([name, "--svg", "x.svg", "--repetitions", "2"])
+        assert (given.table, given.svg, given.repetitions, given.realtime) == (name, Path("x.svg"), 2, False)
+        assert callable(importlib.import_module(f"tests.bench.{name}").run)
 
 
 def test_figures_are_told_with_their_spread() -> None:
