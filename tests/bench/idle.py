@@ -18,7 +18,7 @@ from tests.bench.picture import Chart, svg
 from tests.bench.processes import family, rss_kb
 from tests.bench.programs import Programs, Script, compiled, load, upstream
 from tests.bench.relay import BEGIN_S, begin, rotated
-from tests.bench.subjects import TITLES, Missing, Running, subject
+from tests.bench.subjects import TITLES, USUAL, Missing, Running, subject
 
 IDLE = 5000
 STREAMS = 500
@@ -41,7 +41,7 @@ class Memory(NamedTuple):
 def run(options: Options) -> str:
     """The table."""
     found: dict[str, list[Memory]] = {}
-    names = [name for name in TITLES if not options.only or name in options.only]
+    names = [name for name in TITLES if name in (options.only or USUAL)]
     with compiled() as programs:
         for number in range(options.repetitions):
             for name in rotated(names, number):

@@ -23,7 +23,7 @@ from tests.bench.options import Options
 from tests.bench.picture import Chart, svg
 from tests.bench.processes import Stuck, cpu_s, rss_kb
 from tests.bench.programs import Load, Programs, Script, Upstream, Wrong, compiled, load, upstream
-from tests.bench.subjects import TITLES, Missing, Running, ours, subject
+from tests.bench.subjects import TITLES, USUAL, Missing, Running, ours, subject
 
 BEGIN_S = 60.0  # for all sockets to be welcomed, or all streams to begin
 SETTLE_S = 1.0  # after their release
@@ -70,7 +70,7 @@ class Cost(NamedTuple):
 def run(options: Options) -> str:
     """The table of each load."""
     kinds = SMALL if options.small else KINDS
-    names = [name for name in TITLES if not options.only or name in options.only]
+    names = [name for name in TITLES if name in (options.only or USUAL)]
     costs: dict[tuple[str, str], list[Cost]] = {}
     with compiled() as programs:
         for number in range(options.repetitions):

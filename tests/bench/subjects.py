@@ -140,6 +140,7 @@ OURS = {
     "inline": Variant(arguments=("--inline",)),
     "memory": Variant(MEMORY),
     "inline-memory": Variant(MEMORY, ("--inline",)),
+    "one-front": Variant(arguments=("--fronts", "1")),
 }
 """Our service, and other ways to run it, by name."""
 
@@ -150,8 +151,14 @@ TITLES = {
     "picows": "uvloop + picows",
     "trio": "trio + httpx, plain",
     "fastapi": "FastAPI + openai package",
+    "memory": "mcp-actors, store in memory",
+    "inline-memory": "mcp-actors, one process, store in memory",
+    "one-front": "mcp-actors, one front",
 }
 """What tables call them."""
+
+USUAL = ("ours", "inline", "c", "picows", "trio", "fastapi")
+"""What is measured where nothing else is asked for."""
 
 
 @contextmanager

@@ -13,25 +13,21 @@ from tests.bench.figures import spread, table
 from tests.bench.options import Options
 from tests.bench.programs import Programs, Script, Upstream, compiled, load, upstream
 from tests.bench.relay import BEGIN_S, rotated
-from tests.bench.subjects import TITLES, Missing, subject
+from tests.bench.subjects import TITLES, USUAL, Missing, subject
 
 SOCKETS = 40
 TURNS = 400
 WARM = 80  # before: connections are made, code is run for the first time
 SCRIPT = Script(0, 5, 1)
 TURN_S = 0.5  # at most, on average
-NAMES = TITLES | {
-    "memory": "mcp-actors, store in memory",
-    "inline-memory": "mcp-actors, one process, store in memory",
-}
-"""Subjects, and what the table calls them."""
+NAMES = (*USUAL, "memory", "inline-memory")
 
 
 def run(options: Options) -> str:
     """The table."""
     found: dict[str, list[tuple[float, float]]] = {}
     own: list[float] = []
-    names = [name for name in NAMES if not options.only or name in options.only]
+    names = [name for name in TITLES if name in (options.only or NAMES)]
     turns = options.of(TURNS, 5)
     with compiled() as programs:
         for number in range(options.repetitions):
@@ -48,7 +44,7 @@ def run(options: Options) -> str:
                 options.say(f"{number + 1}. {name}: p50 {more[0]:.2f} ms, p99 {more[1]:.2f} ms")
                 found.setdefault(name, []).append((more[0], more[1]))
     rows = [
-        (NAMES[name], spread([p50 for p50, _ in found[name]], 2), spread([p99 for _, p99 in found[name]], 2))
+        (TITLES[name], spread([p50 for p50, _ in found[name]], 2), spread([p99 for _, p99 in found[name]], 2))
         for name in names
         if name in found
     ]
