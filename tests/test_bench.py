@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -72,11 +73,16 @@ def test_time_to_the_first_token_and_memory(programs: Programs, monkeypatch: pyt
 def test_our_service_relays_every_token_while_a_sweep_runs(
     programs: Programs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retention, "FIRST_S", 1.5)
     monkeypatch.setattr(retention, "MORE_S", 0.5)
     prefilled = prefill(tmp_path / "store.db", 1000, 2)
     assert count(prefilled.path) == prefilled.events
-    swept = retention.measure(programs, prefilled, 2, None)
+    swept = None
+    for first_s in (2.0, 8.0, 30.0):  # on a busy machine the clients take longer to be there
+        monkeypatch.setattr(retention, "FIRST_S", first_s)
+        with suppress(retention.Late):
+            swept = retention.measure(programs, prefilled, 2, None)
+            break
+    assert swept is not None
     assert 0 < swept.removed < prefilled.events
     assert "2 live conversations were untouched" in retention.report([(swept, swept)], prefilled)
 

@@ -69,8 +69,12 @@ def run(options: Options) -> str:
     return report(pairs, store)
 
 
+class Late(Exception):
+    """A run says nothing: what was to be there before the sweep came after it began."""
+
+
 def measure(programs: Programs, store: Prefilled, streams: int, seconds: float | None) -> Run:
-    """One run of so many seconds; None: with a sweep, until it has ended."""
+    """One run of so many seconds; None: with a sweep, until it has ended. Raises Late."""
     longest = MORE_S + store.events / SWEPT_PER_S
     script = Script(RATE, int(RATE * ((seconds or longest) + FIRST_S)), RATE)
     with (
@@ -84,6 +88,8 @@ def measure(programs: Programs, store: Prefilled, streams: int, seconds: float |
         ):
             begin(source, running)
             source.release()
+            if seconds is None and time.monotonic() > begins:
+                raise Late("the clients were not there before the sweep began: the machine is too busy")
             time.sleep(max(begins - time.monotonic(), 0))
             running.mark()
             used = cpu_s(service.pid)
@@ -94,15 +100,15 @@ def measure(programs: Programs, store: Prefilled, streams: int, seconds: float |
             used = cpu_s(service.pid) - used
             marked = running.mark()
             running.finish(LONGEST_S)
-            service.program.end()  # while the clients are there: what they have left may be removed
-        assert service.state is not None
-        database = service.state / "chat_history.db"
-        for what, kept in (("live", store.live), ("saved", store.saved)):
-            before, after = contents(store.path, kept), contents(database, kept)
-            lost = [f"{name}: {len(rows) - len(after[name])}" for name, rows in before.items() if rows != after[name]]
-            assert not lost, f"of {len(kept)} {what} conversations these lost events: {lost[:5]}"
+            # looked at while the clients are there: what they have left may be removed
+            assert service.state is not None
+            database = service.state / "chat_history.db"
+            for what, kept in (("live", store.live), ("saved", store.saved)):
+                before, after = contents(store.path, kept), contents(database, kept)
+                gone = [name for name, rows in before.items() if rows != after[name]]
+                assert not gone, f"of {len(kept)} {what} conversations retention has changed {len(gone)}: {gone[:5]}"
+            removed = store.events + streams * EVENTS - count(database)
         p50_ms, p99_ms, max_ms = (marked[name] / 1000 for name in ("p50_us", "p99_us", "max_us"))
-        removed = store.events + streams * EVENTS - count(database)
     return Run(p50_ms, p99_ms, max_ms, marked["seconds"], used / marked["seconds"], removed)
 
 
