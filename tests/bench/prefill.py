@@ -130,7 +130,7 @@ def words(chance: random.Random, count: int) -> str:
 
 
 def contents(path: Path, conversations: list[str]) -> dict[str, Rows]:
-    """All that a closed store has of each of those conversations."""
+    """All that a store has of each of those conversations."""
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
         query = (
             "SELECT event.turn, pos, kind, body FROM event JOIN conversation ON conversation.n = event.conversation "
@@ -140,7 +140,7 @@ def contents(path: Path, conversations: list[str]) -> dict[str, Rows]:
 
 
 def count(path: Path) -> int:
-    """Events in a closed store."""
+    """Events in a store."""
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
         (events,) = db.execute("SELECT count(*) FROM event").fetchone()
         return int(events)
