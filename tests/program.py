@@ -110,9 +110,7 @@ class Program:
 
 
 @asynccontextmanager
-async def program(
-    *arguments: str, env: Mapping[str, str] | None = None, inline: bool = True
-) -> AsyncIterator[Program]:
+async def program(*arguments: str, env: Mapping[str, str] | None = None, inline: bool = True) -> AsyncIterator[Program]:
     """`actors-main` with those arguments, killed at the end if it still runs.
 
     Args:

@@ -22,7 +22,5 @@ def test_the_child_follows_the_configuration() -> None:
     assert place.park_s == 300
     # Every attempt may take all its time, and the last failure must still meet the first in one period.
     assert place.intensity.period_s > 5 * (10.0 + 30.0 * 1.2)
-    alone = child(
-        odd("normal", auto_reconnect=False), on, state_dir="/state", log_level="INFO"
-    )
+    alone = child(odd("normal", auto_reconnect=False), on, state_dir="/state", log_level="INFO")
     assert (alone.intensity.restarts, alone.park_s) == (0, math.inf)
