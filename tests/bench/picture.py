@@ -8,6 +8,7 @@ from html import escape
 from typing import NamedTuple
 
 BAR, GAP, LEFT, RIGHT, TOP, HEIGHT, BOTTOM = 22, 30, 60, 20, 50, 200, 40  # pixels
+LETTER = 6  # pixels of a letter below a group
 COLOURS = ("#c2410c", "#f59e0b", "#334155", "#64748b", "#94a3b8", "#cbd5e1")
 """Of the series, in their order: ours stand out."""
 
@@ -24,9 +25,11 @@ class Chart(NamedTuple):
 def svg(charts: Sequence[Chart], series: Sequence[str]) -> str:
     """The diagrams below each other, and what the colours mean."""
     each = TOP + HEIGHT + BOTTOM
-    width = LEFT + RIGHT + max(len(chart.groups) for chart in charts) * (len(series) * BAR + GAP)
+    words = max((len(group) for chart in charts for group in chart.groups), default=0)
+    step = max(len(series) * BAR, words * LETTER) + GAP
+    width = LEFT + RIGHT + max(len(chart.groups) for chart in charts) * step
     height = each * len(charts) + 20 * len(series) + 20
-    parts = [part for number, chart in enumerate(charts) for part in drawn(chart, series, number * each, width)]
+    parts = [part for number, chart in enumerate(charts) for part in drawn(chart, series, number * each, width, step)]
     for number, name in enumerate(series):
         y = each * len(charts) + 20 * number
         parts.append(f'<rect x="{LEFT}" y="{y}" width="12" height="12" fill="{COLOURS[number % len(COLOURS)]}"/>')
@@ -35,8 +38,8 @@ def svg(charts: Sequence[Chart], series: Sequence[str]) -> str:
     return "\n".join((head, f'<rect width="{width}" height="{height}" fill="white"/>', *parts, "</svg>")) + "\n"
 
 
-def drawn(chart: Chart, series: Sequence[str], y: int, width: int) -> list[str]:
-    """One diagram whose upper end is at y."""
+def drawn(chart: Chart, series: Sequence[str], y: int, width: int, step: int) -> list[str]:
+    """One diagram whose upper end is at y, with a group at each step."""
     values = [value for group in chart.groups.values() for value in group.values() if value > 0]
     lowest, highest = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)) + 1e-9)
     floor = y + TOP + HEIGHT
@@ -47,7 +50,7 @@ def drawn(chart: Chart, series: Sequence[str], y: int, width: int) -> list[str]:
         parts.append(f'<line x1="{LEFT}" x2="{width - RIGHT}" y1="{at:.1f}" y2="{at:.1f}" stroke="#e2e8f0"/>')
         parts.append(text(LEFT - 6, at + 4, f"{10.0**power:,g}", anchor="end"))
     for column, (group, found) in enumerate(chart.groups.items()):
-        x = LEFT + GAP // 2 + column * (len(series) * BAR + GAP)
+        x = LEFT + GAP // 2 + column * step
         parts.append(text(x, floor + 18, group))
         for number, name in enumerate(series):
             value = found.get(name, 0.0)
