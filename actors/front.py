@@ -268,7 +268,8 @@ class Front:
         if conversation is not None:
             conversation.sockets.discard(socket)
             conversation.idle_since = trio.current_time()
-            if not conversation.sockets:
+            # at a stop nobody has left: clients come back to it
+            if not conversation.sockets and self.taking:
                 self.ctx.ref("store/writer").offer(InUse([], left=[conversation.id]))
 
     def in_use(self) -> InUse:
