@@ -7,6 +7,7 @@ the user as an error that may be tried again; the tests do what its hint says, a
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -34,7 +35,11 @@ with LLMockServer() as server:
 @pytest.fixture(scope="module")
 def llmock() -> Iterator[str]:
     """Its address; it ends with our end of the pipe."""
-    with subprocess.Popen([sys.executable, "-c", SERVE], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    # Its chunks come one by one: who stops at a broken one has stopped before all are sent, on a busy machine too.
+    environment = {**os.environ, "LLMOCK_STREAM_CHUNK_DELAY_MS": "20"}
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+    ) as process:
         assert process.stdout is not None
         yield process.stdout.readline().decode().strip()
         process.communicate()
