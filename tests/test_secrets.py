@@ -18,8 +18,8 @@ from protocol.errors import Code
 from tests.fakes import Asked, Cut, FakeProvider, Script, Stall, fail, page, raw, say
 from tests.service import of_type, service
 
-KEY = "sk-planted/4711&secret"
-ORG = "org-planted-0815"
+KEY = "sk-planted/qwzx&secret"
+ORG = "org-planted-vkjy"
 
 
 def echo(asked: Asked) -> str:
@@ -118,6 +118,6 @@ async def test_what_is_sent_is_found_nowhere(
     told += [(await trio.Path(path).read_bytes()).decode("utf-8", "replace") for path in files]
     assert any("[redacted]" in text for text in told)
     for text in told:
-        for secret in (KEY, KEY.replace("/", "\\/"), KEY.replace("&", "&amp;"), "4711", ORG):
+        for secret in (KEY, KEY.replace("/", "\\/"), KEY.replace("&", "&amp;"), "qwzx", ORG):
             at = text.find(secret)
             assert at < 0, text[max(0, at - 300) : at + 100]
