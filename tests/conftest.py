@@ -74,8 +74,12 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 def _children() -> set[int]:
     children: set[int] = set()
-    for task in Path("/proc/self/task").glob("*/children"):
-        children.update(int(pid) for pid in task.read_text().split())
+    for task in os.listdir("/proc/self/task"):
+        try:
+            with open(f"/proc/self/task/{task}/children") as file:
+                children.update(map(int, file.read().split()))
+        except FileNotFoundError:
+            continue  # the thread has ended
     return children
 
 
