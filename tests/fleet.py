@@ -15,6 +15,8 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -224,25 +226,30 @@ class Chaos:
     """How long each role took to be back."""
 
 
+@asynccontextmanager
+async def prober(f: Fleet, happened: Chaos) -> AsyncIterator[None]:
+    """Somebody else asks all the while whether the service is alive. Raises when that is not answered."""
+    command = [sys.executable, "-m", "tests.prober", str(f.port)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as asking:  # noqa: ASYNC220 - a millisecond
+        try:
+            yield
+            said, _ = await trio.to_thread.run_sync(asking.communicate)
+        finally:
+            asking.kill()
+    assert asking.returncode == 0
+    probes, slowest = said.split()
+    happened.probes, happened.slowest_probe_s = int(probes), float(slowest)
+
+
 async def chaos(f: Fleet, *, seconds: float, clients: int, seed: int, roles: Sequence[str]) -> Chaos:
     """Kill roles at random under talking clients. Raises whatever a client must never see."""
     rng = random.Random(seed)
     happened = Chaos([Talk() for _ in range(clients)], [], 0, 0.0, [])
     over = trio.Event()
 
-    async def probe() -> None:
-        while not over.is_set():
-            began = time.perf_counter()
-            code, _ = await f.get("/healthz")
-            assert code == 200
-            happened.probes += 1
-            happened.slowest_probe_s = max(happened.slowest_probe_s, time.perf_counter() - began)
-            await trio.sleep(0.05)  # between two probes
-
-    async with trio.open_nursery() as nursery:
+    async with prober(f, happened), trio.open_nursery() as nursery:
         for one in happened.talks:
             nursery.start_soon(talk, f, one, over)
-        nursery.start_soon(probe)
         end = trio.current_time() + seconds
         order = list(roles)
         while order or trio.current_time() < end:
