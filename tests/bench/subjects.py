@@ -141,6 +141,7 @@ OURS = {
     "memory": Variant(MEMORY),
     "inline-memory": Variant(MEMORY, ("--inline",)),
     "one-front": Variant(arguments=("--fronts", "1")),
+    "two-fronts": Variant(arguments=("--fronts", "2")),
 }
 """Our service, and other ways to run it, by name."""
 
@@ -154,6 +155,7 @@ TITLES = {
     "memory": "mcp-actors, store in memory",
     "inline-memory": "mcp-actors, one process, store in memory",
     "one-front": "mcp-actors, one front",
+    "two-fronts": "mcp-actors, two fronts",
 }
 """What tables call them."""
 
