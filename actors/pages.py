@@ -11,6 +11,7 @@ import importlib.resources
 import os
 from contextlib import suppress
 from functools import cache
+from typing import Any
 
 import msgspec
 import trio
@@ -122,7 +123,10 @@ async def _ready(front: Front) -> Page:
 async def notes(front: Front) -> list[str]:
     """What an operator should know although turns are taken."""
     try:
-        lines = [f"{part.path} is down: {part.last_error or part.state}" for part in await down(front)]
+        parts = await _all_parts(front)
+        lines = [f"{part.path} is down: {part.last_error or part.state}" for part in down(parts)]
+        resting = (part.facts.get("resting") for part in parts)
+        lines += [f"providers that failed and are left alone for a while: {names}" for names in resting if names]
     except MailError as error:
         lines = [f"the supervisor does not say how its parts are: {error}"]
     if front.listening.trouble:
@@ -140,21 +144,26 @@ class Part(msgspec.Struct, frozen=True):
     kind: str = ""
     state: str = ""
     last_error: str = ""
+    facts: dict[str, Any] = {}
     children: list[Part] = []
 
 
 _parts = msgspec.json.Decoder(Part)
 
 
-async def down(front: Front) -> list[Part]:
-    """The actors that are not there, by path; also those that fell before the front was there. Raises MailError."""
-    found, waiting = [], [_parts.decode(await front.status())]
+async def _all_parts(front: Front) -> list[Part]:
+    """The tree, flat, by path. Raises MailError."""
+    found, waiting = list[Part](), [_parts.decode(await front.status())]
     while waiting:
         part = waiting.pop()
         waiting.extend(part.children)
-        if part.kind != "group" and part.state in DOWN:
-            found.append(part)
+        found.append(part)
     return sorted(found, key=lambda part: part.path)
+
+
+def down(parts: list[Part]) -> list[Part]:
+    """The actors that are not there; also those that fell before the front was there."""
+    return [part for part in parts if part.kind != "group" and part.state in DOWN]
 
 
 def missing_key(snapshot: Snapshot) -> str:

@@ -74,7 +74,19 @@ async def test_parts_that_fell_before_the_front_was_there_are_named(tmp_path: Pa
             "kind": "group",
             "state": "running",
             "children": [
-                {"path": "llm", "kind": "group", "state": "running"},
+                {
+                    "path": "llm",
+                    "kind": "group",
+                    "state": "running",
+                    "children": [
+                        {
+                            "path": "llm/streamer",
+                            "kind": "actor",
+                            "state": "running",
+                            "facts": {"resting": "groq open", "running": 1},
+                        }
+                    ],
+                },
                 {"path": "mcp/b", "kind": "actor", "state": "parked", "last_error": "its command is missing"},
                 {"path": "mcp/a", "kind": "actor", "state": "restarting", "last_error": ""},
                 {"path": "mcp/c", "kind": "actor", "state": "running", "last_error": "long ago"},
@@ -85,7 +97,11 @@ async def test_parts_that_fell_before_the_front_was_there_are_named(tmp_path: Pa
             return msgspec.json.encode(tree)
 
         front.status = status
-        assert await pages.notes(front) == ["mcp/a is down: restarting", "mcp/b is down: its command is missing"]
+        assert await pages.notes(front) == [
+            "mcp/a is down: restarting",
+            "mcp/b is down: its command is missing",
+            "providers that failed and are left alone for a while: groq open",
+        ]
         tree = {}  # what is said of a tree that is not there yet
         assert await pages.notes(front) == []
 
