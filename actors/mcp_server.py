@@ -34,6 +34,8 @@ from actors.server_log import ServerLog
 from actors.server_resources import available
 from protocol.mail import Mailbox
 from protocol.mcp_server import (
+    AnswerQuestion,
+    AnswerSampling,
     CallTool,
     CancelCall,
     Catalogue,
@@ -121,6 +123,8 @@ class _Desk:
                     match message:
                         case CallTool() | ReadResource() | GetPrompt():
                             self.calls.take(message, nursery)
+                        case AnswerQuestion() | AnswerSampling():
+                            self.box.reply(False)
                         case CancelCall(call=name):
                             self.calls.cancel(name)
                         case SetServerLog(level=level):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from protocol.mail import Nudge, Request
-from protocol.mcp_server import Catalogue, ToolProgress
+from protocol.mcp_server import Catalogue, RequestEnded, SamplingRequest, ToolProgress, UrlVisited, UserQuestion
 from protocol.spec import Down, Up
 from protocol.streamer import Pieces
 from protocol.watcher import Configured
@@ -36,4 +36,18 @@ class GetFigures(Request[list[Figure]], frozen=True, tag=True):
     """Ask: what this front has counted since its process began, and how much there is now."""
 
 
-GatewayMessage = Pieces | ToolProgress | Catalogue | Configured | Down | Up | StopTaking | GetFigures | Nudge
+GatewayMessage = (
+    Pieces
+    | ToolProgress
+    | Catalogue
+    | UserQuestion
+    | SamplingRequest
+    | RequestEnded
+    | UrlVisited
+    | Configured
+    | Down
+    | Up
+    | StopTaking
+    | GetFigures
+    | Nudge
+)

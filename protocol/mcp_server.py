@@ -4,6 +4,8 @@ Down: `CallTool` (an ask: its answer is a `ToolOutcome`, also when the tool fail
 `ReadResource` and `GetPrompt`, `SetServerLog`, and `TellTools`; from the supervisor `Up` of a gateway, which is then
 told the catalogue again.
 Up, to the gateways: `Catalogue` whenever what the server offers is known anew, `ToolProgress` during calls.
+What a server wants of us goes up as an event too, `UserQuestion` or `SamplingRequest`, and its answer comes down as an
+ask of its own, `AnswerQuestion` or `AnswerSampling`, so that nobody below waits for anybody above.
 """
 
 from __future__ import annotations
@@ -154,4 +156,98 @@ class ToolProgress(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
-McpServerMessage = CallTool | CancelCall | ReadResource | GetPrompt | SetServerLog | TellTools | Down | Up | Nudge
+class UserQuestion(msgspec.Struct, frozen=True, tag=True):
+    """Event: a server wants something from the user: a form filled in, or an address visited. One of the two is set.
+
+    To the gateway that a call's progress goes to; without a call to all that are told the catalogue.
+    """
+
+    question: str
+    """Unique id, chosen by the actor."""
+    server: str
+    call: str
+    """The call that it came up in, by its asker's id; empty: none, so it is for operators."""
+    message: str
+    """For the person; a stranger's text."""
+    schema: dict[str, Any] | None = None
+    """JSON Schema of the answer: an object of primitive properties, as the server sent it."""
+    url: str | None = None
+    """To be opened only once the user has agreed, after seeing all of it."""
+    expires_at: str = ""
+    """RFC 3339, UTC: when the actor gives up; empty: as `chat.tools.question_timeout` says, counted by the gateway."""
+
+
+class SamplingRequest(msgspec.Struct, frozen=True, tag=True):
+    """Event: a server wants a model to be asked for it, in a call; to the gateway that the call's progress goes to."""
+
+    request: str
+    """Unique id, chosen by the actor."""
+    server: str
+    call: str
+    """As in `UserQuestion`; never empty."""
+    messages: list[dict[str, Any]]
+    """In MCP's wire form: `{role, content}`, the content one block or a list of them."""
+    max_tokens: int
+    system_prompt: str = ""
+    temperature: float | None = None
+    stop: list[str] = []
+    """Texts that end the answer."""
+    hints: list[str] = []
+    """Names, or parts of names, of models that the server would like, best first."""
+    tools: list[dict[str, Any]] = []
+    """Tools of the server's own that it runs itself, in MCP's wire form."""
+    tool_choice: str = ""
+    """`auto`, `required` or `none`; empty: `auto`."""
+
+
+class RequestEnded(msgspec.Struct, frozen=True, tag=True):
+    """Event: a question or a sampling request is over, unanswered; unknown ids mean nothing."""
+
+    request: str
+    """Id of the question or of the sampling request."""
+    reason: str
+    """Why, for a person."""
+
+
+class UrlVisited(msgspec.Struct, frozen=True, tag=True):
+    """Event: what the user was to do at the address of a question is done, as the server says."""
+
+    question: str
+
+
+class AnswerQuestion(Request[bool], frozen=True, tag=True):
+    """What the user says to a question. The answer: whether anybody still waited for it; the first one counts."""
+
+    question: str
+    action: str
+    """`accept`, `decline`, or `cancel`: no choice was made."""
+    content: dict[str, Any] | None = None
+    """What was filled in, checked against the schema; None but for an accepted form."""
+
+
+class AnswerSampling(Request[bool], frozen=True, tag=True):
+    """What the model said, or why it was not asked. The answer: as for `AnswerQuestion`."""
+
+    request: str
+    content: list[dict[str, Any]] | None = None
+    """Blocks in MCP's wire form, text and calls of the server's tools."""
+    model: str = ""
+    stop_reason: str = ""
+    """`endTurn`, `stopSequence`, `maxTokens`, `toolUse`, or a provider's own word."""
+    refused: str = ""
+    """Why there is no answer, for the server to read; empty: there is one."""
+
+
+McpServerMessage = (
+    CallTool
+    | CancelCall
+    | ReadResource
+    | GetPrompt
+    | AnswerQuestion
+    | AnswerSampling
+    | SetServerLog
+    | TellTools
+    | Down
+    | Up
+    | Nudge
+)

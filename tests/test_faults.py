@@ -19,7 +19,19 @@ import yaml
 from protocol import errors
 from protocol.gateway import GetFigures, StopTaking
 from protocol.mail import Request
-from protocol.mcp_server import Catalogue, GetPrompt, ReadResource, SetServerLog, TellTools
+from protocol.mcp_server import (
+    AnswerQuestion,
+    AnswerSampling,
+    Catalogue,
+    GetPrompt,
+    ReadResource,
+    RequestEnded,
+    SamplingRequest,
+    SetServerLog,
+    TellTools,
+    UrlVisited,
+    UserQuestion,
+)
 from protocol.models import ListModels
 from protocol.reporter import GetStatus
 from protocol.spec import Child, Down, Group, Status, Up
@@ -222,6 +234,10 @@ SCENES["watcher up"] = offering("llm/local", Up("watcher", 1))
 SCENES["subscribe"] = offering("watcher", Subscribe("front/gateway"))
 SCENES["local"] = offering("watcher", SetLocalModel(None))
 SCENES["catalogue"] = offering("front/gateway", Catalogue("demo", [], [], [], ""))
+SCENES["user question"] = offering("front/gateway", UserQuestion("q", "demo", "c", "Who?", schema={}))
+SCENES["sampling"] = offering("front/gateway", SamplingRequest("s", "demo", "c", [], 10))
+SCENES["request ended"] = offering("front/gateway", RequestEnded("q", "the call ended"))
+SCENES["url visited"] = offering("front/gateway", UrlVisited("q"))
 
 
 @scene("snapshot")
@@ -268,6 +284,8 @@ SCENES["list models"] = asking("llm/streamer", ListModels())
 SCENES["figures"] = asking("front/gateway", GetFigures())
 SCENES["server log"] = offering(DEMO_SERVER, SetServerLog("INFO"))
 SCENES["read resource"] = asking(DEMO_SERVER, ReadResource("demo://readme"))
+SCENES["answer question"] = asking(DEMO_SERVER, AnswerQuestion("q", "decline"))
+SCENES["answer sampling"] = asking(DEMO_SERVER, AnswerSampling("s", refused="no"))
 SCENES["get prompt"] = asking(DEMO_SERVER, GetPrompt("none", {}))
 
 
