@@ -14,7 +14,7 @@ from typing import Any
 
 import trio
 
-from actors import dialect, entering, message_content, saves, transcript, verbs
+from actors import dialect, entering, message_content, saves, settling, transcript, verbs
 from actors.entering import Elsewhere, Place
 from actors.front import Conversation, Front, Socket
 from actors.turnlog import TurnLog
@@ -28,6 +28,8 @@ from protocol.client import (
     MAX_QUEUED,
     MAX_TEXT_CHARS,
     MAX_URL_CHARS,
+    Answer,
+    Approve,
     AskModels,
     BadFrame,
     ClearHistory,
@@ -150,6 +152,8 @@ class Commands:
                 await self._history(message)
             case Ping():
                 self.socket.tell(Pong(request_id=message.request_id))
+            case Approve() | Answer():
+                self.socket.tell(await settling.decide(message, self.writer, self.owner))
             case LoadSession():
                 await self._load_session(message)
             case AskModels():
@@ -237,6 +241,7 @@ class Commands:
                 request_id=request_id,
             )
         )
+        self._tasks.start_soon(settling.tell_open, self.socket, self.writer, self.owner)
 
     async def _hello(self, message: Hello) -> None:
         resume, wanted = message.resume, message.conversation_id

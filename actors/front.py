@@ -206,6 +206,8 @@ class Front:
         """Running model requests, by number."""
         self.calls: dict[str, tuple[TurnLog, float]] = {}
         """Running tool calls: whose they are, and when progress was last shown."""
+        self.waits: dict[str, trio.Event] = {}
+        """Who waits here for a person, by the id of the approval; set when it is settled."""
         self.taking = True
         """New turns are taken."""
         self.leaving = False

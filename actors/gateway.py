@@ -15,7 +15,7 @@ from typing import Any
 
 import trio
 
-from actors import neighbours
+from actors import neighbours, settling
 from actors.connection import serve
 from actors.durable import has_moved
 from actors.front import Conversation, Front
@@ -27,6 +27,7 @@ from protocol.errors import Fault
 from protocol.gateway import GatewayMessage, GetFigures, StopTaking
 from protocol.mail import Mailbox, MailError, Reply
 from protocol.mcp_server import Catalogue, TellTools, ToolProgress
+from protocol.pending import PendingOpened, PendingSettled, WatchPending
 from protocol.reporter import GetStatus
 from protocol.session import Drain
 from protocol.spec import Context, Down, KeepContext, Up
@@ -84,6 +85,7 @@ async def run(box: Mailbox[GatewayMessage], ctx: Context) -> None:
     lost, box.lost = box.lost, None
     ctx.watch("")
     ctx.ref("watcher").offer(Subscribe(to=ctx.path))
+    ctx.ref("store/writer").offer(WatchPending(to=ctx.path))
     gateway = Gateway(ctx, front)
     async with trio.open_nursery() as tasks:
         gateway.recover(lost, tasks)
@@ -101,6 +103,8 @@ async def run(box: Mailbox[GatewayMessage], ctx: Context) -> None:
                     gateway.show_progress(message)
                 case Catalogue():
                     front.offer_tools(message)
+                case PendingOpened() | PendingSettled():
+                    settling.show(front, message.pending)
                 case Configured():
                     gateway.configure(message.snapshot, tasks)
                 case Down():
@@ -141,6 +145,8 @@ class Gateway:
                 self.came_up(lost)
             case Catalogue():
                 self.front.offer_tools(lost)
+            case PendingOpened() | PendingSettled():
+                settling.show(self.front, lost.pending)
             case Configured():
                 self.configure(lost.snapshot, tasks)
             case _:
@@ -261,6 +267,7 @@ class Gateway:
             self.ctx.ref(up.path).offer(TellTools(to=self.ctx.path))
         if up.path == "store/writer":
             self.writer.offer(self.front.in_use())
+            self.writer.offer(WatchPending(to=self.ctx.path))
         if up.path.startswith(f"{self.front.sessions}/"):
             if up.incarnation > 1:
                 self._tell_conversation(up.path, Recovered(what=up.path))

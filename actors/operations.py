@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from actors import claims, recovery, rows, saved
+from actors import claims, pending, recovery, rows, saved
 from actors.fence import Fence
 from actors.schema import Database
+from protocol.pending import (
+    CancelPending,
+    DecidePending,
+    DropGrant,
+    ExpirePending,
+    ListGrants,
+    ListPending,
+    OpenPending,
+    ReadPending,
+)
 from protocol.writer import (
     Append,
     AppendDeltas,
@@ -57,6 +67,16 @@ def apply(db: Database, operation: Operation, now: float, fence: Fence) -> objec
             return claims.release(db, operation)
         case FrontGone():
             return recovery.front_gone(db, operation, now, fence)
+        case OpenPending():
+            return pending.open_pending(db, operation, now, fence)
+        case DecidePending():
+            return pending.decide(db, operation, now)
+        case CancelPending():
+            return pending.cancel(db, operation, now)
+        case ExpirePending():
+            return pending.expire(db, operation, now)
+        case DropGrant():
+            return pending.drop_grant(db, operation)
 
 
 def ask(db: Database, query: Query) -> object:
@@ -72,3 +92,9 @@ def ask(db: Database, query: Query) -> object:
             return saved.list_saved(db, query)
         case ReadSaved():
             return saved.read(db, query)
+        case ReadPending():
+            return pending.read(db, query)
+        case ListPending():
+            return pending.list_open(db, query)
+        case ListGrants():
+            return pending.list_grants(db, query)

@@ -88,6 +88,10 @@ FIND_END = (
     "EXISTS (SELECT 1 FROM delta WHERE delta.conversation = turn.conversation AND delta.turn = turn.turn), front "
     "FROM conversation JOIN turn ON turn.conversation = conversation.n WHERE conversation.id = ? AND turn.turn = ?"
 )
+END_PENDING = (
+    "UPDATE pending SET state = 'cancelled', settled_at = ? "
+    "WHERE conversation = (SELECT id FROM conversation WHERE n = ?) AND turn = ? AND state = 'open'"
+)
 FIND_CALL = "SELECT 1 FROM event WHERE conversation = ? AND turn = ? AND kind = 'tool_started' LIMIT 1"
 ADD_EVENT = "INSERT INTO event (conversation, turn, pos, key, kind, at, body) VALUES (?, ?, ?, ?, ?, ?, ?)"
 ADD_DELTA = "INSERT OR IGNORE INTO delta (conversation, turn, seq, hop, text, thinking) VALUES (?, ?, ?, ?, ?, ?)"
@@ -284,6 +288,8 @@ def add_events(db: Database, end: End, events: list[Event], now: float, key: str
         answered = bool(closed.message) or one(db, FIND_CALL, conversation, turn) is not None
         db.execute(SET_ENDED, (hop, seq, closed.outcome, answered, conversation, turn))
         db.execute(SET_CLOSED, (now, answered, conversation))
+        if answered:  # where no tool was called nothing waits for a person
+            db.execute(END_PENDING, (now, conversation, turn))
     elif (hop, seq) != (end.hop, end.seq):
         db.execute(SET_REACHED, (hop, seq, conversation, turn))
     if end.deltas and (closed is not None or hop > end.hop):

@@ -169,8 +169,47 @@ def _claims(db: Database) -> None:
     )
 
 
+def _pending(db: Database) -> None:
+    # No foreign keys: a row outlives the conversation that retention takes, for as long as settled ones are kept.
+    db.execute(
+        """
+        CREATE TABLE pending (
+            id TEXT NOT NULL PRIMARY KEY,
+            kind TEXT NOT NULL, -- approval or question
+            owner TEXT NOT NULL, -- empty: every operator
+            server TEXT NOT NULL,
+            body TEXT NOT NULL, -- JSON of what is asked
+            conversation TEXT NOT NULL, -- its id, since it may have no row; empty: none
+            turn INTEGER NOT NULL,
+            call TEXT NOT NULL,
+            tool TEXT NOT NULL,
+            asker TEXT NOT NULL, -- address of the actor that is told how it was settled
+            front TEXT NOT NULL,
+            made_at REAL NOT NULL,
+            expires_at REAL NOT NULL,
+            state TEXT NOT NULL, -- open, then once and for all something else
+            answer TEXT, -- JSON
+            key TEXT NOT NULL DEFAULT '', -- of the decision that won
+            settled_at REAL NOT NULL
+        ) STRICT, WITHOUT ROWID;
+        CREATE INDEX pending_owner ON pending (owner, made_at) WHERE state = 'open';
+        CREATE INDEX pending_server ON pending (server) WHERE state = 'open';
+        CREATE INDEX pending_due ON pending (expires_at) WHERE state = 'open';
+        CREATE INDEX pending_settled ON pending (settled_at) WHERE state <> 'open';
+        CREATE INDEX pending_turn ON pending (conversation, turn, made_at);
+        CREATE TABLE granted ( -- tools that need no approval any more
+            owner TEXT NOT NULL,
+            server TEXT NOT NULL,
+            tool TEXT NOT NULL,
+            at REAL NOT NULL,
+            PRIMARY KEY (owner, server, tool)
+        ) STRICT, WITHOUT ROWID;
+        """
+    )
+
+
 Step = Callable[[Database], None]
-MIGRATIONS: tuple[Step, ...] = (_conversations, _turns, _deltas, _saved, _events, _claims)
+MIGRATIONS: tuple[Step, ...] = (_conversations, _turns, _deltas, _saved, _events, _claims, _pending)
 """Step number n (from 1) makes `user_version` n."""
 
 

@@ -5,7 +5,8 @@ batch in one durable transaction; the next batch gathers meanwhile. An answer me
 run on a read-only connection beside it, one after the other, and never hold a commit up; those of a batch
 begin after its commit, so that a query sees whatever was sent before it, even by an asker that has died.
 
-Beside them a sweep now and then removes what is over the limits (`actors.sweeper`), as the watcher says them.
+Beside them a sweep now and then removes what is over the limits (`actors.sweeper`), as the watcher says them, and
+what waits for a person expires at its time. How such things stand is told to all who watch, after the commit.
 
 Args: `path` (absolute) of the database file; `type`: `memory` for none. It assumes to be the only process on
 that file, and that its slot keeps `keep` across incarnations: with it turns are recovered once per service
@@ -20,6 +21,7 @@ again with every batch; what only an operator can help parks the actor with a te
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import cast, get_args
@@ -32,6 +34,7 @@ from actors.sweeper import Known, Sweeper
 from protocol.claim import gone
 from protocol.errors import Code, Fault
 from protocol.mail import Mailbox, Reply
+from protocol.pending import Decided, Expired, ExpirePending, Pending, PendingOpened, PendingSettled, WatchPending
 from protocol.spec import Context, Down, KeepContext, Parked, Up
 from protocol.watcher import Configured, Subscribe
 from protocol.writer import Entered, FrontGone, InUse, Loaded, Operation, Query, WriterMessage
@@ -39,6 +42,7 @@ from protocol.writer import Entered, FrontGone, InUse, Loaded, Operation, Query,
 BATCH_MAX = 256  # operations of one transaction: more does not make one cheaper, but all wait longer
 QUERIES_MAX = 256  # queries that may wait for the reader; more are refused as OVERLOADED
 QUERY_S = 5.0  # one query; all are bound by an index, so only a sick disk takes this long
+DUE_S = 5.0  # how often is looked whether something has run out of time: people are not that exact
 BUSY_TRIES = 5  # each waits for the other program's lock as long as the store does
 
 OPERATIONS = get_args(Operation)
@@ -63,6 +67,8 @@ class Kept:
         """The store in memory, which would be lost with its connection."""
         self.known = Known()
         """Which conversations retention must leave alone, and when it was last at work."""
+        self.watchers: set[str] = set()
+        """Who is told of what waits for a person; those that are there no more do no harm."""
 
 
 @asynccontextmanager
@@ -125,6 +131,7 @@ class Writer:
         self._commits = 0
         self._done = 0
         self._trouble = ""
+        self._due = 0.0  # when something runs out of time, in Unix time; 0: not known yet
 
     async def run(self) -> None:
         """Until the mailbox is closed and empty. Raises: Fatal, perhaps in a group."""
@@ -140,6 +147,7 @@ class Writer:
                 if self._kept.fence.run:
                     self._ctx.watch("front")
                 sweeping.start_soon(self._sweeper.run)
+                sweeping.start_soon(self._expire)
                 async for first in self._box:
                     batch = [(first, self._box.reply_slot), *self._box.drain(BATCH_MAX - 1)]
                     await self._take(batch, send)
@@ -163,6 +171,8 @@ class Writer:
                     slots.append(None)
             elif isinstance(message, InUse):
                 self._kept.known.take(message)
+            elif isinstance(message, WatchPending):
+                self._kept.watchers.add(message.to)
             elif isinstance(message, Configured):
                 self._sweeper.configure(message.snapshot.storage)
         if operations:
@@ -178,6 +188,7 @@ class Writer:
                 self._box.settle(slot, answer)
                 if isinstance(answer, Entered | Loaded):
                     self._kept.known.use(answer.conversation)
+                self._tell(answer)
         for query in queries:
             try:
                 send.send_nowait(query)
@@ -185,6 +196,35 @@ class Writer:
                 self._box.settle(query[1], Fault(Code.OVERLOADED))
         if operations:
             await self._storage.checkpoint()
+
+    def _tell(self, answer: object) -> None:
+        """Tell who watches, if the answer is about what waits for a person."""
+        match answer:
+            case Pending(expires_at=at) if at:  # 0: it was granted before, and nothing is stored
+                told: Sequence[Pending] = [answer]
+                self._due = min(self._due, at)
+            case Decided() if answer.won or answer.pending.state == "expired":
+                told = [answer.pending]
+            case Expired():
+                told = answer.pending
+                self._due = answer.next_at
+            case [Pending(), *_]:
+                told = cast(list[Pending], answer)
+            case _:
+                return
+        for pending in told:
+            if pending.state == "open":
+                event: PendingOpened | PendingSettled = PendingOpened(pending)
+            else:
+                event = PendingSettled(pending)
+            for path in {*self._kept.watchers, pending.asker} - {""}:
+                self._ctx.ref(path).offer(event)
+
+    async def _expire(self) -> None:
+        while True:
+            await trio.sleep(DUE_S)
+            if time.time() >= self._due:
+                self._ctx.ref(self._ctx.path).offer(ExpirePending())
 
     async def _commit(self, operations: Sequence[Operation]) -> Sequence[object]:
         """One answer each. Raises: Fatal."""

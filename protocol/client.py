@@ -57,6 +57,15 @@ from protocol.contract import (
     UserMessage,
     Welcome,
 )
+from protocol.contract_asks import (
+    Answer,
+    ApprovalRequest,
+    ApprovalSettled,
+    Approve,
+    AskedFrame,
+    Question,
+    QuestionSettled,
+)
 from protocol.errors import Code, Fault, FaultBody
 
 MAX_TEXT_CHARS = 1_000_000  # of one user message; past it no model we know of can read it
@@ -176,7 +185,12 @@ __all__ = [
     "MAX_QUEUED",
     "MAX_TEXT_CHARS",
     "MAX_URL_CHARS",
+    "Answer",
+    "ApprovalRequest",
+    "ApprovalSettled",
+    "Approve",
     "AskModels",
+    "AskedFrame",
     "AssistantDelta",
     "AssistantMessage",
     "BadFrame",
@@ -202,6 +216,8 @@ __all__ = [
     "Ping",
     "Pong",
     "Position",
+    "Question",
+    "QuestionSettled",
     "ReadConfig",
     "Recovered",
     "Resume",

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from protocol.contract_asks import AskedFrame, AskFrame
 from protocol.errors import Code, FaultBody
 from protocol.models import OfferedModel
 
@@ -164,8 +165,11 @@ ClientFrame = (
     | ReadConfig
     | ChangeConfig
     | AskModels
+    | AskFrame
 )
 CAPABILITIES = [
+    "answer",
+    "approve",
     "clear_history",
     "delete_session",
     "get_config",
@@ -442,4 +446,5 @@ ServerFrame = (
     | Config
     | ConfigChanged
     | Models
+    | AskedFrame
 )

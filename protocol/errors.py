@@ -43,6 +43,7 @@ class Code(StrEnum):
     STORAGE_UNAVAILABLE = "STORAGE_UNAVAILABLE"
     CONFIG_INVALID = "CONFIG_INVALID"
     CONFIG_CONFLICT = "CONFIG_CONFLICT"
+    ALREADY_SETTLED = "ALREADY_SETTLED"
     SHUTTING_DOWN = "SHUTTING_DOWN"
     MOVED = "MOVED"
     INTERNAL = "INTERNAL"
@@ -101,6 +102,7 @@ TABLE: dict[Code, Row] = {
     Code.STORAGE_UNAVAILABLE: Row("The conversation store is not available.", "Send it again in a moment.", True),
     Code.CONFIG_INVALID: Row("The configuration is not valid.", "See the named file, line and key.", False),
     Code.CONFIG_CONFLICT: Row("The configuration changed meanwhile.", "Read it again, then change it.", True),
+    Code.ALREADY_SETTLED: Row("Somebody was faster, or it is too late.", "Nothing is left to be done.", False),
     Code.SHUTTING_DOWN: Row("The service is shutting down.", "Connect again in a moment.", True),
     Code.MOVED: Row("This conversation is served elsewhere by now.", "Connect again, then resume.", True),
     Code.INTERNAL: Row("Something failed inside the service.", "It was logged; send it again.", True),

@@ -16,6 +16,7 @@ import msgspec
 
 from protocol.errors import FaultBody
 from protocol.mail import Nudge, Request
+from protocol.pending import PendingOperation, PendingQuery, WatchPending
 from protocol.spec import Down, Up
 from protocol.streamer import ToolCall
 from protocol.watcher import Configured
@@ -429,10 +430,11 @@ Operation = (
     | TakeUnfinished
     | Release
     | FrontGone
+    | PendingOperation
 )
 """Answered after the commit that holds it; those that wait together share one."""
 
-Query = LoadHistory | ListUnfinished | ListConversations | ListSaved | ReadSaved
+Query = LoadHistory | ListUnfinished | ListConversations | ListSaved | ReadSaved | PendingQuery
 """Sees every operation that was sent before it, acknowledged or not, unless that could not be done."""
 
 WriterMessage = (
@@ -452,7 +454,10 @@ WriterMessage = (
     | ListConversations
     | ListSaved
     | ReadSaved
+    | PendingOperation
+    | PendingQuery
     | InUse
+    | WatchPending
     | Configured
     | Down
     | Up

@@ -33,6 +33,17 @@ from protocol.mcp_server import (
     UserQuestion,
 )
 from protocol.models import ListModels
+from protocol.pending import (
+    CancelPending,
+    DecidePending,
+    DropGrant,
+    ExpirePending,
+    ListGrants,
+    OpenPending,
+    Pending,
+    ReadPending,
+    WatchPending,
+)
 from protocol.reporter import GetStatus
 from protocol.spec import Child, Down, Group, Status, Up
 from protocol.watcher import GetConfig, GetSnapshot, ListVersions, Rollback, SetConfig, SetLocalModel, Subscribe
@@ -279,6 +290,15 @@ SCENES["release"] = asking(WRITER, Release("run:front1#1", ["c"]))
 SCENES["front gone"] = asking(WRITER, FrontGone("run:front1#1"))
 SCENES["front down"] = offering(WRITER, Down("fronts/front1", 1, "", 0, parked=False))
 SCENES["front up"] = offering(WRITER, Up("fronts/front1", 2))
+ASKED = OpenPending(Pending("p", "question", "local", "demo", {"message": "?"}), lasts_s=60.0)
+SCENES["open pending"] = asking(WRITER, ASKED)
+SCENES["decide pending"] = asking(WRITER, DecidePending("p", ["local"], "question", "declined", "k"))
+SCENES["cancel pending"] = asking(WRITER, CancelPending("c"))
+SCENES["expire pending"] = asking(WRITER, ExpirePending())
+SCENES["drop grant"] = asking(WRITER, DropGrant("local", "demo", "add"))
+SCENES["read pending"] = asking(WRITER, ReadPending("p"))
+SCENES["list grants"] = asking(WRITER, ListGrants("local"))
+SCENES["watch pending"] = offering(WRITER, WatchPending("front/gateway"))
 SCENES["in use"] = offering(WRITER, InUse([]))
 SCENES["list models"] = asking("llm/streamer", ListModels())
 SCENES["figures"] = asking("front/gateway", GetFigures())
@@ -287,6 +307,16 @@ SCENES["read resource"] = asking(DEMO_SERVER, ReadResource("demo://readme"))
 SCENES["answer question"] = asking(DEMO_SERVER, AnswerQuestion("q", "decline"))
 SCENES["answer sampling"] = asking(DEMO_SERVER, AnswerSampling("s", refused="no"))
 SCENES["get prompt"] = asking(DEMO_SERVER, GetPrompt("none", {}))
+
+
+@scene("settle pending")
+async def settle_pending(x: Scene) -> None:
+    async def act() -> None:
+        await x.s.ref(WRITER).ask(ASKED, within=10, again=True)
+        await x.client.send("answer", question_id="p", action="decline", request_id="a1")
+        x.frames += await x.client.until("question_settled", request_id="a1")
+
+    await in_mid_turn(x, act)
 
 
 @scene("connect")

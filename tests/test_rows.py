@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors import claims, recovery, retention, rows, saved, transcript
+from actors import claims, pending, recovery, retention, rows, saved, transcript
 from actors.schema import Database, migrate
 from actors.store import MEMORY, Store
 from protocol.errors import Code, Fault
@@ -417,8 +417,13 @@ def test_a_page_has_an_end_in_bytes_too_and_what_runs_is_always_on_it() -> None:
 
 # Every statement finds its rows by an index.
 
+BOUND = ("INDEX turn_open", "INDEX conversation_front", "INDEX pending_due")
+"""Partial ones: open turns, what is claimed, what waits for a person."""
 
-@pytest.mark.parametrize("module", [rows, saved, retention, claims, recovery], ids=lambda module: module.__name__)
+
+@pytest.mark.parametrize(
+    "module", [rows, saved, retention, claims, recovery, pending], ids=lambda module: module.__name__
+)
 def test_every_statement_is_bound_by_an_index(module: ModuleType) -> None:
     wanted = {
         name: sql
@@ -431,8 +436,8 @@ def test_every_statement_is_bound_by_an_index(module: ModuleType) -> None:
     for name, sql in wanted.items():
         plan = [str(row[3]) for row in db.execute(f"EXPLAIN QUERY PLAN {sql}", (0,) * sql.count("?"))]
         for step in plan:
-            # The partial indexes hold open turns, and what is claimed: all of it is what these three want.
-            bound = not step.startswith("SCAN") or step.endswith(("INDEX turn_open", "INDEX conversation_front"))
+            # All of such an index is wanted, or its first row.
+            bound = not step.startswith("SCAN") or step.endswith(BOUND)
             assert bound or (name == "ALL_OPEN" and "turn_open" in step), f"{name}: {step}"
             assert "TEMP B-TREE" not in step, f"{name}: {step}"
     db.close()
