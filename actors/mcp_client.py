@@ -20,10 +20,12 @@ from mcp.client.subscriptions import SubscriptionLost
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import BaseModel, ValidationError
 
+from actors.mcp_asking import Asking
 from actors.mcp_wire import Wire
 from actors.server_contents import TooLarge, contents_of, prompt_of
 from actors.server_faults import Refused, ServerEnded, Unusable
 from actors.server_log import TO_MCP
+from actors.server_requests import ServerRequests
 from actors.stdio import Process
 from actors.tool_result import bounded, outcome_of
 from protocol.errors import Code, Fault
@@ -230,6 +232,9 @@ async def connect(
     probe_s: float,
     changed: Callable[[], None],
     logged: Callable[[str, str, object], None],
+    requests: ServerRequests,
+    elicitation: bool = True,
+    sampling: bool = True,
 ) -> AsyncIterator[Connected]:
     """Shake hands over the process's pipes. No deadline in here.
 
@@ -238,6 +243,9 @@ async def connect(
         probe_s: seconds for the newer one, at most PROBE_S, before the older is tried.
         changed: called whenever the server says that one of its lists changed.
         logged: called with level, logger (or nothing) and data of each message that the server logs.
+        requests: where what the server asks of us is asked.
+        elicitation: it may ask the user; what is false here and below, it is told that we cannot do.
+        sampling: it may have a model asked, with tools of its own.
     Raises: Refused or Unusable, in an exception group.
     """
     wire = Wire(process, min(probe_s, PROBE_S))
@@ -250,15 +258,21 @@ async def connect(
             | types.PromptListChangedNotification,
         ):
             changed()
+        elif isinstance(message, types.ElicitCompleteNotification):
+            requests.visited(message.params.elicitation_id)
 
     async def on_log(params: types.LoggingMessageNotificationParams) -> None:
         logged(params.level, params.logger or "", params.data)
 
+    asking = Asking(requests)
     client = Client(
         wire.open(),
         mode="legacy" if legacy else "auto",
         message_handler=on_message,
         logging_callback=on_log,
+        elicitation_callback=asking.elicit if elicitation else None,
+        sampling_callback=asking.sample if sampling else None,
+        sampling_capabilities=types.SamplingCapability(tools=types.SamplingToolsCapability()),
         client_info=types.Implementation(name="mcp-actors", version=importlib.metadata.version("mcp-actors")),
         cache=None,  # lists are asked for when they changed, and then anew
     )

@@ -70,6 +70,8 @@ class Memory:
     """The server ignored the newer handshake: begin with the older one, without waiting for the newer."""
     gateways: set[str] = field(default_factory=set)
     """Who is told what the server offers."""
+    alone: bool = False
+    """What it asks names no call: it gets one call at a time."""
     log_level: str | None = None
     """Set since the slot was made; None: as in the arguments."""
 
@@ -124,7 +126,7 @@ class _Desk:
                         case CallTool() | ReadResource() | GetPrompt():
                             self.calls.take(message, nursery)
                         case AnswerQuestion() | AnswerSampling():
-                            self.box.reply(False)
+                            self.box.reply(self.calls.requests.take(message))
                         case CancelCall(call=name):
                             self.calls.cancel(name)
                         case SetServerLog(level=level):
@@ -136,6 +138,7 @@ class _Desk:
                             self.tell(path)  # it is back, or new, and may not know what we offer
                         case Down(path=path, retry_in_ms=None, parked=False):
                             self.gateways.discard(path)  # its process is gone; the next one tells us anew
+                            self.calls.requests.gateway_gone(path)
                         case _:
                             pass  # Down of a gateway that comes back, nudges: nothing to do
                 self.leaving = True
@@ -262,11 +265,21 @@ async def _live(desk: _Desk, server: McpServer, command: stdio.Command, connecti
                 connecting.deadline = trio.current_time() + within
                 legacy, kept.legacy = kept.legacy or server.protocol == "legacy", False
                 async with client.connect(
-                    server.name, process, legacy=legacy, probe_s=within / 3, changed=desk.changed, logged=desk.log.take
+                    server.name,
+                    process,
+                    legacy=legacy,
+                    probe_s=within / 3,
+                    changed=desk.changed,
+                    logged=desk.log.take,
+                    requests=desk.calls.requests,
+                    elicitation=server.elicitation,
+                    sampling=server.sampling != "deny",
                 ) as connected:
                     await desk.list_all(connected)
                     connecting.deadline = math.inf
                     kept.legacy = legacy or connected.proved_legacy
+                    if kept.alone and not connected.modern:
+                        desk.calls.requests.one_at_a_time()
                     era = "modern" if connected.modern else "legacy"
                     ctx.report(state="ready", era=era, version=connected.version, skipped_lines=connected.bad_lines)
                     actor_log.info("MCP server %r is ready, with %d tools", server.name, len(desk.calls.tools))
@@ -278,6 +291,7 @@ async def _live(desk: _Desk, server: McpServer, command: stdio.Command, connecti
                         nursery.start_soon(desk.probe, connected, server.name, connection.ping_timeout)
                         await desk.keep_current(connected, within)
             finally:
+                kept.alone = kept.alone or desk.calls.requests.alone
                 desk.taking.cancel()
                 said = process.last_words()
                 ctx.report(

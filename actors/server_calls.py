@@ -1,9 +1,9 @@
 """What one incarnation of a server's actor has in hand: calls of tools, reads of resources, prompts.
 
-Each is a task with its own deadline; that of a call is restarted by progress and bounded by a ceiling.
-Cancelling one cancels only that. Only so many run at once, the others wait within their deadline; what is
-beyond that is refused. Every one is answered: with its outcome, a typed `Fault`, or `Gone` when the server
-ended, because what a call did is unknown then. Nothing is ever repeated here.
+Each is a task with its own deadline; that of a call is restarted by progress, bounded by a ceiling, and stands still
+while its server has somebody asked (`actors.server_requests`). Cancelling one cancels only that. Only so many run at
+once, the others wait within their deadline; what is beyond that is refused. Every one is answered: with its outcome,
+a typed `Fault`, or `Gone` when the server ended, because what a call did is unknown then. Nothing is repeated here.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import trio
 
+from actors.call_clock import CallClock
 from actors.server_faults import ServerEnded
+from actors.server_requests import ServerRequests
 from protocol.errors import Code, Fault
 from protocol.mail import Gone, Mailbox, Reply
 from protocol.mcp_server import (
@@ -47,12 +49,11 @@ Answer = ToolOutcome | list[ResourceContent] | FilledPrompt
 class _Call:
     """One in hand."""
 
-    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    clock: CallClock
+    scope: trio.CancelScope
     started: bool = False
     cancelled: bool = False
     progress: float = -math.inf
-    ceiling: float = math.inf
-    """Trio time after which no progress helps any more."""
 
 
 class Calls:
@@ -76,6 +77,8 @@ class Calls:
         self._ready = trio.Event()
         self._in_hand: dict[Hashable, _Call] = {}
         self._slots = trio.Semaphore(CONCURRENT)
+        self.requests = ServerRequests(server.name, ctx)
+        """What the server wants of us in them."""
 
     @property
     def busy(self) -> bool:
@@ -97,7 +100,9 @@ class Calls:
             text = f"MCP server {self._server.name!r} has {HELD} calls in hand already."
             self._box.fault(Fault(Code.MCP_SERVER_UNAVAILABLE, text))
         else:
-            call = self._in_hand[key] = _Call()
+            scope = trio.CancelScope()
+            clock = CallClock(scope, self._server.timeout, CEILING * self._server.timeout)
+            call = self._in_hand[key] = _Call(clock, scope)
             nursery.start_soon(self._run, message, key, call, self._box.reply_slot)
 
     def cancel(self, name: str) -> None:
@@ -108,7 +113,6 @@ class Calls:
 
     async def _run(self, message: Asked, key: Hashable, call: _Call, reply: Reply | None) -> None:
         self.begun += 1
-        call.scope.deadline = trio.current_time() + self._server.timeout
         answer: Answer | Fault | Gone | None = None
         try:
             with call.scope:
@@ -133,22 +137,21 @@ class Calls:
         connected = self._connected
         if connected is None or (isinstance(message, CallTool) and message.tool not in self.tools):
             raise Fault(Code.TOOL_NOT_FOUND, f"MCP server {self._server.name!r} has no {_named(message)}.")
-        async with self._slots:
+        async with self._slots, self.requests.turns:
             call.started = True
-            begun = trio.current_time()
-            call.scope.deadline = begun + self._server.timeout
-            call.ceiling = begun + CEILING * self._server.timeout
-            match message:
-                case CallTool():
-                    progress = functools.partial(self._progress, message, call)
-                    return await connected.call(message.tool, message.arguments, progress)
-                case ReadResource():
-                    return await connected.read(message.uri)
-                case GetPrompt():
-                    return await connected.prompt(message.name, message.arguments)
+            call.clock.begin()
+            with self.requests.during(key, message.to if isinstance(message, CallTool) else "", call.clock):
+                match message:
+                    case CallTool():
+                        progress = functools.partial(self._progress, message, call)
+                        return await connected.call(message.tool, message.arguments, progress)
+                    case ReadResource():
+                        return await connected.read(message.uri)
+                    case GetPrompt():
+                        return await connected.prompt(message.name, message.arguments)
 
     def _progress(self, message: CallTool, call: _Call, done: float, total: float | None, text: str) -> None:
-        call.scope.deadline = min(call.ceiling, trio.current_time() + self._server.timeout)
+        call.clock.heard()
         # The package hands progress over in tasks that may overtake each other, and the result.
         if done > call.progress and self._in_hand.get(message.call) is call:
             call.progress = done
@@ -162,7 +165,7 @@ class Calls:
             return Fault(Code.MCP_SERVER_UNAVAILABLE, f"{who} was not connected within {within}.")
         if not call.started:
             return Fault(Code.MCP_SERVER_UNAVAILABLE, f"{who} was busy with other calls for {within}.")
-        if call.scope.deadline >= call.ceiling:
+        if call.clock.exhausted:
             most = f"{CEILING * self._server.timeout:g} s"
             return Fault(Code.TOOL_TIMEOUT, f"The {_named(message)} of {who} was not done within {most}.")
         return Fault(Code.TOOL_TIMEOUT, f"The {_named(message)} of {who} gave no sign of life for {within}.")
@@ -171,6 +174,8 @@ class Calls:
         """Say in status how many there were, and how many failed."""
         skipped = self._connected.bad_lines if self._connected else 0
         self._ctx.report(calls=self.begun, failures=self.failures, skipped_lines=skipped)
+        if self.requests.asked:
+            self._ctx.report(asked=self.requests.asked, one_at_a_time=self.requests.alone)
 
 
 def _named(message: Asked) -> str:

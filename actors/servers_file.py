@@ -133,7 +133,7 @@ class _Reader:
         if "url" in entry and "command" not in entry:
             self._wrong((*at, "url"), "servers by URL are not supported yet, only those with a command")
         known = ("enabled", "command", "args", "cwd", "env", "timeout", "autoReconnect", "protocol", "type", "isolate")
-        self._unknown(entry, at, known)
+        self._unknown(entry, at, (*known, "elicitation", "sampling"))
         self._take(entry, at, "type", lambda value: value == "stdio" or _raise("must be stdio"), True)
         return McpServer(
             name=name,
@@ -146,6 +146,8 @@ class _Reader:
             auto_reconnect=self._take(entry, at, "autoReconnect", _flag, reconnect),
             protocol=self._take(entry, at, "protocol", _protocol, "auto"),
             isolate=self._take(entry, at, "isolate", _flag, False),
+            elicitation=self._take(entry, at, "elicitation", _flag, True),
+            sampling=self._take(entry, at, "sampling", _sampling, None),
         )
 
     def _take(self, entry: Tree, at: Path, key: str, rule: Any, default: Any) -> Any:
@@ -228,6 +230,10 @@ def _environment(value: object) -> dict[str, str]:
 
 def _protocol(value: object) -> str:
     return str(value) if value in ("auto", "legacy") else _raise("must be auto or legacy")
+
+
+def _sampling(value: object) -> str:
+    return str(value) if value in ("allow", "ask", "deny") else _raise("must be allow, ask or deny")
 
 
 def _level(value: object) -> str:

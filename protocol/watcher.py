@@ -203,6 +203,10 @@ class McpServer(msgspec.Struct, frozen=True):
     """`auto` or `legacy`"""
     isolate: bool = False
     """Its actor gets a process of its own."""
+    elicitation: bool = True
+    """It may ask the user."""
+    sampling: str | None = None
+    """`allow`, `ask` or `deny`: whether it may have a model asked; None: as `chat.tools.sampling` says."""
 
 
 class Connection(msgspec.Struct, frozen=True):

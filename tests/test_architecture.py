@@ -40,8 +40,8 @@ IMPORTERS = {
         *("actors/mcp_client.py", "actors/mcp_wire.py", *SERVERS),
     },
     "anyio": {"actors/mcp_wire.py", *SERVERS},
-    "mcp": {"actors/mcp_client.py", "actors/mcp_wire.py", *SERVERS},
-    "mcp_types": {"actors/mcp_client.py", "actors/mcp_wire.py", *SERVERS},
+    "mcp": {"actors/mcp_client.py", "actors/mcp_asking.py", "actors/mcp_wire.py", *SERVERS},  # asking: its callbacks
+    "mcp_types": {"actors/mcp_client.py", "actors/mcp_asking.py", "actors/mcp_wire.py", *SERVERS},
     "xllamacpp": {"Servers/local_model.py"},
     "rich": {"supervisors/chat_screen.py"},
     "prompt_toolkit": {"supervisors/chat_prompt.py"},
