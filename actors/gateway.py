@@ -26,7 +26,15 @@ from protocol.client import ConfigChanged, Degraded, Recovered, ToolExecution
 from protocol.errors import Fault
 from protocol.gateway import GatewayMessage, GetFigures, StopTaking
 from protocol.mail import Mailbox, MailError, Reply
-from protocol.mcp_server import Catalogue, TellTools, ToolProgress
+from protocol.mcp_server import (
+    AnswerQuestion,
+    AnswerSampling,
+    Catalogue,
+    SamplingRequest,
+    TellTools,
+    ToolProgress,
+    UserQuestion,
+)
 from protocol.pending import PendingOpened, PendingSettled, WatchPending
 from protocol.reporter import GetStatus
 from protocol.session import Drain
@@ -43,6 +51,7 @@ CUT_S = 12.0  # for turns that were cut off to be stored and shown; more than a 
 RETIRE_S = 600.0  # a conversation without sockets and turns is let go after this
 SWEEP_S = 25.0  # how often that is looked at
 PROGRESS_S = 0.1  # of one call, shown at most this often: a flood of progress must not become a flood of frames
+ANSWER_S = 10.0  # for a server's actor to take an answer that it waits for
 TICK_S = 10.0  # for the store to take a tick before it is sent again
 
 
@@ -105,6 +114,11 @@ async def run(box: Mailbox[GatewayMessage], ctx: Context) -> None:
                     front.offer_tools(message)
                 case PendingOpened() | PendingSettled():
                     settling.show(front, message.pending)
+                case UserQuestion():
+                    tasks.start_soon(gateway.decline, message.server, AnswerQuestion(message.question, "cancel"))
+                case SamplingRequest():
+                    refused = "No model is asked for servers here."
+                    tasks.start_soon(gateway.decline, message.server, AnswerSampling(message.request, refused=refused))
                 case Configured():
                     gateway.configure(message.snapshot, tasks)
                 case Down():
@@ -232,6 +246,13 @@ class Gateway:
         conversation = self.front.conversations.get(turn_log.conversation)
         if conversation is not None:
             conversation.pump()
+
+    async def decline(self, server: str, answer: AnswerQuestion | AnswerSampling) -> None:
+        """Nobody is asked what a server wants to know."""
+        try:
+            await self.ctx.ref(f"mcp/{server}").ask(answer, within=ANSWER_S)
+        except MailError as error:
+            log.info("MCP server %r was not answered: %s", server, error)
 
     def configure(self, snapshot: Snapshot, tasks: trio.Nursery) -> None:
         """Another configuration is in force; running turns keep theirs."""
