@@ -27,8 +27,9 @@ def hidden(snapshot: Snapshot, environment: Mapping[str, str]) -> tuple[str, ...
     for provider in snapshot.llm.providers.values():
         found.update(_of_provider(provider, environment))
     for server in snapshot.mcp.servers.values():
-        for name, value in server.env.items():
+        for name, value in (*server.env.items(), *server.headers.items()):
             found.update(_of_setting(name, value, environment))
+        found.update(environment.get(variable, "").strip() for variable in _VARIABLE.findall(server.url))
     return tuple(sorted((value for value in found if len(value) >= SHORTEST), key=len, reverse=True))
 
 

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import httpx2
 import mcp_types as types
 import trio
 from mcp import Client, MCPError
@@ -21,8 +22,11 @@ from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import BaseModel, ValidationError
 
 from actors.mcp_asking import Asking
-from actors.mcp_wire import Wire
+from actors.mcp_http import Http
+from actors.mcp_pipe import Pipe
+from actors.mcp_wire import LOST, Carrier, Wire
 from actors.server_contents import TooLarge, contents_of, prompt_of
+from actors.server_endpoint import Endpoint
 from actors.server_faults import Refused, ServerEnded, Unusable
 from actors.server_log import TO_MCP
 from actors.server_requests import ServerRequests
@@ -67,21 +71,35 @@ class Connected:
     @property
     def bad_lines(self) -> int:
         """Lines that were skipped so far."""
-        return self._wire.bad_lines
+        return self._wire.carrier.skipped
+
+    @property
+    def transport(self) -> str:
+        """stdio, http or sse."""
+        return self._wire.carrier.transport
 
     @property
     def silent_s(self) -> float:
         """Seconds since the server said anything."""
         return trio.current_time() - self._wire.heard_at
 
+    async def doubt(self) -> None:
+        """Return when there is reason to ask whether the server is still there."""
+        await self._wire.carrier.doubt()
+
     async def answers(self, within: float) -> bool:
-        """Ask the cheapest question of its era; True as soon as it says anything at all, be it an error."""
+        """Ask the cheapest question of its era; True as soon as it says anything at all, be it an error.
+
+        Raises: ServerEnded, if the connection is lost again meanwhile.
+        """
         session, heard_at = self._client.session, self._wire.heard_at
         question = session.send_discover(self.version) if self.modern else session.send_ping()
         with trio.move_on_after(within):
             try:
                 await question
             except (MCPError, ValidationError) as error:
+                if isinstance(error, MCPError) and error.code == LOST:
+                    raise ServerEnded(f"MCP server {self._name!r} cuts its connections.") from error
                 log.debug("MCP server %r answers a probe with an error: %s", self._name, error)
         return self._wire.heard_at > heard_at
 
@@ -167,7 +185,7 @@ class Connected:
         try:
             result = await self._client.call_tool(tool, arguments, progress_callback=report, meta=self._meta)
         except MCPError as error:
-            if self._wire.closed:
+            if self._wire.closed or error.code == LOST:
                 raise ServerEnded(f"MCP server {self._name!r} ended during the call.") from error
             # The server's own words; the model may learn from them what to do better.
             return ToolOutcome(ok=False, text=bounded(error.message) or f"error {error.code} without a message")
@@ -193,7 +211,7 @@ class Connected:
         try:
             return _wire_form(await asking)
         except MCPError as error:
-            if self._wire.closed:
+            if self._wire.closed or error.code == LOST:
                 raise ServerEnded(f"MCP server {self._name!r} ended while it was asked.") from error
             unknown = error.code in (types.INVALID_PARAMS, RESOURCE_NOT_FOUND)
             text = f"MCP server {self._name!r} says: {bounded(error.message, 500) or f'error {error.code}'}"
@@ -226,7 +244,7 @@ class Connected:
 @asynccontextmanager
 async def connect(
     name: str,
-    process: Process,
+    link: Process | Endpoint,
     *,
     legacy: bool,
     probe_s: float,
@@ -235,8 +253,9 @@ async def connect(
     requests: ServerRequests,
     elicitation: bool = True,
     sampling: bool = True,
+    auth: httpx2.Auth | None = None,
 ) -> AsyncIterator[Connected]:
-    """Shake hands over the process's pipes. No deadline in here.
+    """Shake hands over the process's pipes, or over HTTP. No deadline in here.
 
     Args:
         legacy: use the older handshake at once.
@@ -246,9 +265,11 @@ async def connect(
         requests: where what the server asks of us is asked.
         elicitation: it may ask the user; what is false here and below, it is told that we cannot do.
         sampling: it may have a model asked, with tools of its own.
-    Raises: Refused or Unusable, in an exception group.
+        auth: for every request to an endpoint; see `actors.mcp_exchange.Exchange`.
+    Raises: Refused or Unusable, in an exception group; Older, if an endpoint does not know the newer way.
     """
-    wire = Wire(process, min(probe_s, PROBE_S))
+    carrier: Carrier = Http(link, auth) if isinstance(link, Endpoint) else Pipe(link)
+    wire = Wire(carrier, min(probe_s, PROBE_S))
 
     async def on_message(message: object) -> None:
         if isinstance(
@@ -280,6 +301,7 @@ async def connect(
     try:
         async with client:
             entered = True
+            carrier.settle()
             yield Connected(name, client, wire)
     except* (MCPError, ValidationError, RuntimeError) as group:
         if entered:

@@ -29,6 +29,7 @@ from actors import stdio
 from actors.server_calls import Calls
 from actors.server_child import DRAIN_S
 from actors.server_command import command_of
+from actors.server_endpoint import Endpoint, endpoint_of
 from actors.server_faults import ConnectTimeout, Refused, ServerEnded, Unusable
 from actors.server_log import ServerLog
 from actors.server_resources import available
@@ -217,15 +218,17 @@ class _Desk:
     async def probe(self, connected: Connected, server: str, within: float) -> None:
         """Raise ServerEnded when an idle server is silent and says nothing to a question that needs no thought.
 
-        Not while it works on calls: one that does one thing at a time cannot answer then, and calls have
-        deadlines of their own.
+        It is asked at once where a connection to it was cut, which may say little about the others, or all. Not
+        while it works on calls: one that does one thing at a time cannot answer then, and calls have deadlines of
+        their own.
         """
         while True:
-            await trio.sleep(max(PROBE_AFTER_S - connected.silent_s, PROBE_AFTER_S / 10))
-            if self.calls.busy or connected.silent_s < PROBE_AFTER_S:
+            with trio.move_on_after(max(PROBE_AFTER_S - connected.silent_s, PROBE_AFTER_S / 10)) as waiting:
+                await connected.doubt()
+            if waiting.cancelled_caught and (self.calls.busy or connected.silent_s < PROBE_AFTER_S):
                 continue
             begun = self.calls.begun
-            if not await connected.answers(within) and begun == self.calls.begun:
+            if not await connected.answers(within) and begun == self.calls.begun and not self.calls.busy:
                 raise ServerEnded(f"MCP server {server!r} was idle and gave no sign of life for {within:g} s.")
 
 
@@ -239,12 +242,12 @@ async def run(box: Mailbox[McpServerMessage], ctx: Context) -> None:
     kept = ctx.kept if isinstance(ctx.kept, Memory) else Memory()
     ctx.watch(GATEWAYS)
     try:
-        command = command_of(server, ctx.args["state_dir"], os.environ, ctx.args["config_access"])
-        log = ServerLog(server.name, kept.log_level or ctx.args["log_level"], command.clean)
+        way = _way_to(server, ctx)
+        log = ServerLog(server.name, kept.log_level or ctx.args["log_level"], way.clean)
         desk = _Desk(box, ctx, kept, kept.gateways, Calls(server, box, ctx), log)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(desk.serve, nursery.cancel_scope)
-            await _live(desk, server, command, ctx.args["connection"])
+            await _live(desk, server, way, ctx.args["connection"])
     except Unusable as error:
         raise Parked(str(error)) from error
     except ExceptionGroup as group:
@@ -252,12 +255,29 @@ async def run(box: Mailbox[McpServerMessage], ctx: Context) -> None:
         raise (Parked(str(cause)) if isinstance(cause, Unusable) else cause) from group
 
 
-async def _live(desk: _Desk, server: McpServer, command: stdio.Command, connection: Connection) -> None:
-    """One process and one connection, until cancelled or broken."""
+def _way_to(server: McpServer, ctx: Context) -> stdio.Command | Endpoint:
+    """Raises Unusable."""
+    if server.url:
+        return endpoint_of(server, ctx.args["state_dir"], os.environ)
+    return command_of(server, ctx.args["state_dir"], os.environ, ctx.args["config_access"])
+
+
+@asynccontextmanager
+async def _linked(way: stdio.Command | Endpoint) -> AsyncIterator[stdio.Process | Endpoint]:
+    """The running process; an endpoint runs without us."""
+    if isinstance(way, Endpoint):
+        yield way
+    else:
+        async with stdio.running(way) as process:
+            yield process
+
+
+async def _live(desk: _Desk, server: McpServer, way: stdio.Command | Endpoint, connection: Connection) -> None:
+    """One process or endpoint and one connection, until cancelled or broken."""
     ctx, kept, within = desk.ctx, desk.kept, connection.connection_timeout
     with trio.CancelScope() as connecting:
-        async with stdio.running(command) as process:
-            ctx.report(state="connecting", pid=process.pid, problem=None)
+        async with _linked(way) as link:
+            ctx.report(state="connecting", problem=None, **link.facts())
             try:
                 client: Any = await trio.to_thread.run_sync(importlib.import_module, "actors.mcp_client")
                 # A deadline around entering the connection only would corrupt trio's scopes: it is around
@@ -266,7 +286,7 @@ async def _live(desk: _Desk, server: McpServer, command: stdio.Command, connecti
                 legacy, kept.legacy = kept.legacy or server.protocol == "legacy", False
                 async with client.connect(
                     server.name,
-                    process,
+                    link,
                     legacy=legacy,
                     probe_s=within / 3,
                     changed=desk.changed,
@@ -281,7 +301,13 @@ async def _live(desk: _Desk, server: McpServer, command: stdio.Command, connecti
                     if kept.alone and not connected.modern:
                         desk.calls.requests.one_at_a_time()
                     era = "modern" if connected.modern else "legacy"
-                    ctx.report(state="ready", era=era, version=connected.version, skipped_lines=connected.bad_lines)
+                    ctx.report(
+                        state="ready",
+                        transport=connected.transport,
+                        era=era,
+                        version=connected.version,
+                        skipped_lines=connected.bad_lines,
+                    )
                     actor_log.info("MCP server %r is ready, with %d tools", server.name, len(desk.calls.tools))
                     desk.calls.connect(connected)
                     desk.news.set()
@@ -293,10 +319,8 @@ async def _live(desk: _Desk, server: McpServer, command: stdio.Command, connecti
             finally:
                 kept.alone = kept.alone or desk.calls.requests.alone
                 desk.taking.cancel()
-                said = process.last_words()
-                ctx.report(
-                    state="ended", pid=None, exit_code=process.exit_code, stderr=said.rpartition("\n")[2] or None
-                )
+                said = link.last_words()
+                ctx.report(state="ended", **link.ended())
     if connecting.cancelled_caught:
         words = f" Its last words: {said}" if said else ""
         raise ConnectTimeout(f"MCP server {server.name!r} was not connected and listed within {within:g} s.{words}")

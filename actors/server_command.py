@@ -42,7 +42,7 @@ def command_of(server: McpServer, state_dir: str, environ: Mapping[str, str], co
     """
     if not server.command.strip():
         raise Unusable(f"MCP server {server.name!r} has no command; set `command` in the servers file.")
-    configured = {key: _filled(server.name, key, value, environ) for key, value in server.env.items()}
+    configured = {key: filled(server.name, f"env.{key}", value, environ) for key, value in server.env.items()}
     access = access_of(server, config_access)
     ours = {"MCP_ACTORS_CONFIG_ACCESS": access} if access else {}
     return Command(
@@ -54,13 +54,21 @@ def command_of(server: McpServer, state_dir: str, environ: Mapping[str, str], co
     )
 
 
-def _filled(server: str, key: str, value: str, environ: Mapping[str, str]) -> str:
+def filled(server: str, key: str, value: str, environ: Mapping[str, str]) -> str:
+    """The value with its variables filled in.
+
+    Args:
+        server: its name, for errors.
+        key: where the value stands in its entry, for errors.
+    Raises: Unusable.
+    """
+
     def found(match: re.Match[str]) -> str:
         name, default = match.groups()
         filled = environ.get(name) or default
         if filled is None:
             raise Unusable(
-                f"MCP server {server!r} needs the environment variable {name} for its `env.{key}`, and it is not set; "
+                f"MCP server {server!r} needs the environment variable {name} for its `{key}`, and it is not set; "
                 f"set it, or write ${{{name}:-}} if it may be empty."
             )
         return filled

@@ -21,3 +21,7 @@ class Refused(Exception):
 
 class ConnectTimeout(Exception):
     """The server did not finish the handshake and its lists in time."""
+
+
+class Older(Exception):
+    """The server does not know the newer way over HTTP; it may know the older one."""

@@ -24,6 +24,12 @@ DEFAULT_TIMEOUT_S = 30.0  # `settings.defaultTimeout` of the reference file
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
+_ALWAYS = ("enabled", "timeout", "autoReconnect", "protocol", "type", "isolate", "roots", "elicitation", "sampling")
+_BY_COMMAND = ("command", "args", "cwd", "env")
+_BY_URL = ("url", "headers", "ca_file")
+_TYPES = {"http": "http", "streamable-http": "http", "streamableHttp": "http", "streamable_http": "http", "sse": "sse"}
+
+
 class Servers(NamedTuple):
     """What a servers file says."""
 
@@ -130,15 +136,16 @@ class _Reader:
             self._wrong(at, "a server's name has 1 to 64 characters, without / and control characters")
         if not isinstance(entry, dict):
             self._wrong(at, f"must be an object ({shown(at, entry)})")
-        if "url" in entry and "command" not in entry:
-            self._wrong((*at, "url"), "servers by URL are not supported yet, only those with a command")
-        known = ("enabled", "command", "args", "cwd", "env", "timeout", "autoReconnect", "protocol", "type", "isolate")
-        self._unknown(entry, at, (*known, "elicitation", "sampling"))
-        self._take(entry, at, "type", lambda value: value == "stdio" or _raise("must be stdio"), True)
+        if "url" in entry and "command" in entry:
+            self._wrong((*at, "url"), "a server has a command or a url, not both")
+        ways = _BY_URL if "url" in entry else _BY_COMMAND
+        self._unknown(entry, at, (*_ALWAYS, *ways))
         return McpServer(
             name=name,
             enabled=self._take(entry, at, "enabled", _flag, True),
-            command=self._take(entry, at, "command", _text, None) or self._wrong(at, "command is missing"),
+            command=""
+            if "url" in entry
+            else self._take(entry, at, "command", _text, None) or self._wrong(at, "command is missing"),
             args=self._take(entry, at, "args", _texts, []),
             cwd=self._take(entry, at, "cwd", _text_or_null, None),
             env=self._take(entry, at, "env", _environment, {}),
@@ -148,6 +155,17 @@ class _Reader:
             isolate=self._take(entry, at, "isolate", _flag, False),
             elicitation=self._take(entry, at, "elicitation", _flag, True),
             sampling=self._take(entry, at, "sampling", _sampling, None),
+            url=self._take(entry, at, "url", _text, ""),
+            type=self._take(
+                entry,
+                at,
+                "type",
+                _type_of_url if "url" in entry else _type_of_command,
+                "auto" if "url" in entry else "stdio",
+            ),
+            headers=self._take(entry, at, "headers", _headers, {}),
+            ca_file=self._take(entry, at, "ca_file", _text_or_null, None),
+            roots=self._take(entry, at, "roots", _texts, []),
         )
 
     def _take(self, entry: Tree, at: Path, key: str, rule: Any, default: Any) -> Any:
@@ -229,7 +247,25 @@ def _environment(value: object) -> dict[str, str]:
 
 
 def _protocol(value: object) -> str:
-    return str(value) if value in ("auto", "legacy") else _raise("must be auto or legacy")
+    if isinstance(value, str) and (value in ("auto", "legacy") or re.fullmatch(r"\d{4}-\d{2}-\d{2}", value)):
+        return value
+    return _raise("must be auto, legacy or a version of the protocol like 2025-11-25")
+
+
+def _type_of_command(value: object) -> str:
+    return "stdio" if value == "stdio" else _raise("must be stdio for a server with a command")
+
+
+def _type_of_url(value: object) -> str:
+    if isinstance(value, str) and value in _TYPES:
+        return _TYPES[value]
+    return _raise("must be http, streamable-http or sse for a server with a url")
+
+
+def _headers(value: object) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
+        _raise("must map names of headers to texts")
+    return dict(value)
 
 
 def _sampling(value: object) -> str:

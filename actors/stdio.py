@@ -17,7 +17,7 @@ import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import IO
+from typing import IO, Any
 
 import trio
 
@@ -49,9 +49,14 @@ class Command:
 
     def clean(self, text: str) -> str:
         """The text with the secrets blacked out."""
-        for secret in self.secrets:
-            text = text.replace(secret, "***")
-        return text
+        return blacked_out(text, self.secrets)
+
+
+def blacked_out(text: str, secrets: tuple[str, ...]) -> str:
+    """The text without those values, which are sorted longest first."""
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    return text
 
 
 @dataclass(frozen=True)
@@ -136,6 +141,14 @@ class Process:
     def last_words(self, most: int = TAIL_SHOWN) -> str:
         """The end of its standard error as text of at most that many characters, secrets blacked out."""
         return self._command.clean(self._tail.decode("utf-8", "replace")).strip()[-most:]
+
+    def facts(self) -> dict[str, Any]:
+        """For status, from the beginning."""
+        return {"pid": self.pid}
+
+    def ended(self) -> dict[str, Any]:
+        """For status, at the end."""
+        return {"pid": None, "exit_code": self.exit_code, "stderr": self.last_words().rpartition("\n")[2] or None}
 
     async def _closed(self, what: str, error: Exception | None) -> None:
         # Usually it is dying: then `_watch` knows the exit code, raises, and this wait is cancelled.

@@ -192,7 +192,7 @@ class McpServer(msgspec.Struct, frozen=True):
     name: str
     enabled: bool
     command: str
-    """`python` means our own interpreter."""
+    """`python` means our own interpreter. Empty: it is found at its `url`."""
     args: list[str]
     cwd: str | None
     env: dict[str, str]
@@ -200,13 +200,23 @@ class McpServer(msgspec.Struct, frozen=True):
     """Seconds of one call without progress."""
     auto_reconnect: bool
     protocol: str
-    """`auto` or `legacy`"""
+    """`auto`, `legacy`, or the one version that is spoken with it."""
     isolate: bool = False
     """Its actor gets a process of its own."""
     elicitation: bool = True
     """It may ask the user."""
     sampling: str | None = None
     """`allow`, `ask` or `deny`: whether it may have a model asked; None: as `chat.tools.sampling` says."""
+    url: str = ""
+    """Where it is found over HTTP; empty: it is a command."""
+    type: str = "stdio"
+    """`stdio`; with a `url`: `http` (streamable HTTP), `sse` (HTTP+SSE, the older way), or `auto`: whichever it is."""
+    headers: dict[str, str] = {}
+    """Sent with every request to the `url`."""
+    ca_file: str | None = None
+    """Certificates that are trusted for the `url` instead of this machine's."""
+    roots: list[str] = []
+    """Paths or file URIs that it is told it may work in."""
 
 
 class Connection(msgspec.Struct, frozen=True):

@@ -28,20 +28,31 @@ SERVERS = {
     "Servers/models_server.py",
 }
 
+MCP_PROCESS = {
+    "actors/mcp_asking.py",
+    "actors/mcp_client.py",
+    "actors/mcp_exchange.py",
+    "actors/mcp_http.py",
+    "actors/mcp_pipe.py",
+    "actors/mcp_wire.py",
+}
+"""Loaded in the process of the MCP servers only."""
+
 IMPORTERS = {
     "apsw": {"actors/store.py", "actors/schema.py", "actors/rows.py", "actors/recovery.py", "actors/database_file.py"},
     "trio_websocket": {"actors/connection.py", "supervisors/chat_link.py"},
     "httpx": {"actors/provider.py"},
+    "httpx2": {"actors/mcp_client.py", "actors/mcp_exchange.py", "actors/mcp_http.py"},  # two of them name its `Auth`
     "h11": {"actors/http.py", "actors/http1.py"},  # http1: begins the next answer on a connection that is used again
     "yaml": {"actors/layers.py"},
     "dotenv": {"actors/environment.py"},
     "pydantic": {
         *("actors/settings.py", "actors/llm_settings.py"),
-        *("actors/mcp_client.py", "actors/mcp_wire.py", *SERVERS),
+        *("actors/mcp_client.py", *SERVERS),
     },
-    "anyio": {"actors/mcp_wire.py", *SERVERS},
-    "mcp": {"actors/mcp_client.py", "actors/mcp_asking.py", "actors/mcp_wire.py", *SERVERS},  # asking: its callbacks
-    "mcp_types": {"actors/mcp_client.py", "actors/mcp_asking.py", "actors/mcp_wire.py", *SERVERS},
+    "anyio": {"actors/mcp_http.py", "actors/mcp_wire.py", *SERVERS},
+    "mcp": {*MCP_PROCESS, *SERVERS},
+    "mcp_types": {*MCP_PROCESS, *SERVERS},
     "xllamacpp": {"Servers/local_model.py"},
     "rich": {"supervisors/chat_screen.py"},
     "prompt_toolkit": {"supervisors/chat_prompt.py"},

@@ -93,8 +93,19 @@ WRONG_ENTRIES = [
         '{"command": "c", "timeout": true}',
         "mcpServers.bad.timeout: must be a number of seconds from 0 to 1000000 (got true)",
     ),
-    ('{"command": "c", "protocol": "new"}', 'mcpServers.bad.protocol: must be auto or legacy (got "new")'),
-    ('{"url": "http://x"}', "mcpServers.bad.url: servers by URL are not supported yet, only those with a command"),
+    (
+        '{"command": "c", "protocol": "new"}',
+        'mcpServers.bad.protocol: must be auto, legacy or a version of the protocol like 2025-11-25 (got "new")',
+    ),
+    ('{"url": "http://x", "command": "c"}', "mcpServers.bad.url: a server has a command or a url, not both"),
+    (
+        '{"url": "http://x", "type": "stdio"}',
+        'mcpServers.bad.type: must be http, streamable-http or sse for a server with a url (got "stdio")',
+    ),
+    (
+        '{"url": "http://x", "headers": {"A": 1}}',
+        "mcpServers.bad.headers: must map names of headers to texts (its value is not shown)",
+    ),
 ]
 
 
