@@ -47,8 +47,9 @@ log = logging.getLogger(__name__)
 class Connected:
     """A server after the handshake. Made by `connect`."""
 
-    def __init__(self, name: str, client: Client, wire: Wire) -> None:
+    def __init__(self, name: str, client: Client, wire: Wire, result_cap: int) -> None:
         self._name = name
+        self._result_cap = result_cap
         self._client = client
         self._wire = wire
         self._meta: types.RequestParamsMeta | None = None
@@ -188,10 +189,12 @@ class Connected:
             if self._wire.closed or error.code == LOST:
                 raise ServerEnded(f"MCP server {self._name!r} ended during the call.") from error
             # The server's own words; the model may learn from them what to do better.
-            return ToolOutcome(ok=False, text=bounded(error.message) or f"error {error.code} without a message")
+            return ToolOutcome(
+                ok=False, text=bounded(error.message, self._result_cap) or f"error {error.code} without a message"
+            )
         except (ValidationError, RuntimeError) as error:
             raise self._nonsense(error) from error
-        return outcome_of(_wire_form(result))
+        return outcome_of(_wire_form(result), self._result_cap)
 
     async def read(self, uri: str) -> list[ResourceContent]:
         """Read a resource. No deadline in here. Raises: Fault, ServerEnded; see `ReadResource`."""
@@ -251,6 +254,7 @@ async def connect(
     changed: Callable[[], None],
     logged: Callable[[str, str, object], None],
     requests: ServerRequests,
+    result_cap: int,
     elicitation: bool = True,
     sampling: bool = True,
     auth: httpx2.Auth | None = None,
@@ -261,6 +265,7 @@ async def connect(
         legacy: use the older handshake at once.
         probe_s: seconds for the newer one, at most PROBE_S, before the older is tried.
         changed: called whenever the server says that one of its lists changed.
+        result_cap: bytes of a result's text that are passed on.
         logged: called with level, logger (or nothing) and data of each message that the server logs.
         requests: where what the server asks of us is asked.
         elicitation: it may ask the user; what is false here and below, it is told that we cannot do.
@@ -302,7 +307,7 @@ async def connect(
         async with client:
             entered = True
             carrier.settle()
-            yield Connected(name, client, wire)
+            yield Connected(name, client, wire, result_cap)
     except* (MCPError, ValidationError, RuntimeError) as group:
         if entered:
             raise

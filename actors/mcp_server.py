@@ -31,6 +31,7 @@ from actors.server_child import DRAIN_S
 from actors.server_command import command_of
 from actors.server_endpoint import Endpoint, endpoint_of
 from actors.server_faults import ConnectTimeout, Refused, ServerEnded, Unusable
+from actors.server_health import Health
 from actors.server_log import ServerLog
 from actors.server_resources import available
 from protocol.mail import Mailbox
@@ -65,6 +66,7 @@ actor_log = logging.getLogger(__name__)  # `log` is what the server itself says
 class Memory:
     """What outlives an incarnation."""
 
+    health: Health
     status: KeepContext | None = None
     """Where facts are reported that should outlive it too."""
     legacy: bool = False
@@ -80,7 +82,7 @@ class Memory:
 @asynccontextmanager
 async def memory(status: KeepContext) -> AsyncIterator[Memory]:
     """What the slot keeps across incarnations."""
-    yield Memory(status)
+    yield Memory(Health(status.args["server"]), status)
 
 
 @dataclass
@@ -109,6 +111,8 @@ class _Desk:
     relist: bool = False
     leaving: bool = False
     """The mailbox is closed: nothing is offered any more."""
+    asleep: bool = False
+    """Its process was ended because nobody called it; what it offers stays offered."""
     telling: trio.Lock = field(default_factory=trio.Lock)
     taking: trio.CancelScope = field(default_factory=trio.CancelScope)
     """Cancelled when the connection ends: what waits in the mailbox is for the next incarnation."""
@@ -201,6 +205,37 @@ class _Desk:
         usable = [resource for resource in self.listed.resources if resource.uri in self.available]
         return msgspec.structs.replace(self.listed, resources=usable)
 
+    async def doze(self, after: float | None, connection: trio.CancelScope) -> None:
+        """End the connection when nothing was asked for that many seconds; never, if None."""
+        if after is None:
+            return
+        while True:
+            rest = self.calls.idle_since + after - trio.current_time()
+            if rest <= 0 and not self.calls.busy:
+                break
+            await trio.sleep(rest if rest > 0 else after)
+        self.asleep = True
+        self.calls.disconnect()  # a call that comes from now on waits for the next connection
+        connection.cancel()
+
+    async def sleep(self) -> None:
+        """Until a call comes. Who asks meanwhile is told what is offered."""
+        self.told_level = None  # a new process has not been told
+        self.ctx.report(state="asleep", pid=None)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._tell_on)
+            await self.calls.wanted.wait()
+            nursery.cancel_scope.cancel()
+        self.asleep = False
+        self.news.set()
+
+    async def _tell_on(self) -> None:
+        while True:
+            await self.news.wait()
+            self.news = trio.Event()
+            await self.announce()
+            await trio.sleep(RELIST_PAUSE_S)
+
     async def watch_resources(self, connected: Connected, server: str) -> None:
         """Find out which resources can be read, again and again."""
         while True:
@@ -239,15 +274,18 @@ async def run(box: Mailbox[McpServerMessage], ctx: Context) -> None:
     """
     ctx.ready()  # a slow server delays nobody's start
     server: McpServer = ctx.args["server"]
-    kept = ctx.kept if isinstance(ctx.kept, Memory) else Memory()
+    kept = ctx.kept if isinstance(ctx.kept, Memory) else Memory(Health(server))
+    kept.health.fresh()
     ctx.watch(GATEWAYS)
     try:
         way = _way_to(server, ctx)
         log = ServerLog(server.name, kept.log_level or ctx.args["log_level"], way.clean)
-        desk = _Desk(box, ctx, kept, kept.gateways, Calls(server, box, ctx), log)
+        desk = _Desk(box, ctx, kept, kept.gateways, Calls(server, box, ctx, kept.health), log)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(desk.serve, nursery.cancel_scope)
-            await _live(desk, server, way, ctx.args["connection"])
+            while True:
+                await _live(desk, server, way, ctx.args["connection"])
+                await desk.sleep()
     except Unusable as error:
         raise Parked(str(error)) from error
     except ExceptionGroup as group:
@@ -273,7 +311,7 @@ async def _linked(way: stdio.Command | Endpoint) -> AsyncIterator[stdio.Process 
 
 
 async def _live(desk: _Desk, server: McpServer, way: stdio.Command | Endpoint, connection: Connection) -> None:
-    """One process or endpoint and one connection, until cancelled or broken."""
+    """One process or endpoint and one connection, until cancelled or broken, or until it falls asleep."""
     ctx, kept, within = desk.ctx, desk.kept, connection.connection_timeout
     with trio.CancelScope() as connecting:
         async with _linked(way) as link:
@@ -294,6 +332,7 @@ async def _live(desk: _Desk, server: McpServer, way: stdio.Command | Endpoint, c
                     requests=desk.calls.requests,
                     elicitation=server.elicitation,
                     sampling=server.sampling != "deny",
+                    result_cap=server.limits.result_bytes,
                 ) as connected:
                     await desk.list_all(connected)
                     connecting.deadline = math.inf
@@ -315,13 +354,15 @@ async def _live(desk: _Desk, server: McpServer, way: stdio.Command | Endpoint, c
                         nursery.start_soon(connected.follow, desk.changed)
                         nursery.start_soon(desk.watch_resources, connected, server.name)
                         nursery.start_soon(desk.probe, connected, server.name, connection.ping_timeout)
+                        nursery.start_soon(desk.doze, server.limits.idle_timeout, connecting)
                         await desk.keep_current(connected, within)
             finally:
                 kept.alone = kept.alone or desk.calls.requests.alone
-                desk.taking.cancel()
+                if not desk.asleep:
+                    desk.taking.cancel()
                 said = link.last_words()
                 ctx.report(state="ended", **link.ended())
-    if connecting.cancelled_caught:
+    if connecting.cancelled_caught and not desk.asleep:
         words = f" Its last words: {said}" if said else ""
         raise ConnectTimeout(f"MCP server {server.name!r} was not connected and listed within {within:g} s.{words}")
 

@@ -2,8 +2,9 @@
 
 Each is a task with its own deadline; that of a call is restarted by progress, bounded by a ceiling, and stands still
 while its server has somebody asked (`actors.server_requests`). Cancelling one cancels only that. Only so many run at
-once, the others wait within their deadline; what is beyond that is refused. Every one is answered: with its outcome,
-a typed `Fault`, or `Gone` when the server ended, because what a call did is unknown then. Nothing is repeated here.
+once, the others wait within their deadline; what is beyond that is refused (`actors.server_health`). Every one is
+answered: with its outcome, a typed `Fault`, or `Gone` when the server ended, because what a call did is unknown then.
+At its deadline it is answered at once, however long the package then takes to let go of it. Nothing is repeated here.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import trio
 
 from actors.call_clock import CallClock
 from actors.server_faults import ServerEnded
+from actors.server_health import Attempt, Health
 from actors.server_requests import ServerRequests
 from protocol.errors import Code, Fault
 from protocol.mail import Gone, Mailbox, Reply
@@ -37,21 +39,28 @@ from protocol.watcher import McpServer
 if TYPE_CHECKING:
     from actors.mcp_client import Connected
 
-CONCURRENT = 16  # calls that a server works on at once; more wait within their deadline
-HELD = 80  # calls in hand at most, waiting ones included; more are refused
 CEILING = 10  # a call may take this many timeouts in all, however much progress it reports
 
 Asked = CallTool | ReadResource | GetPrompt
 Answer = ToolOutcome | list[ResourceContent] | FilledPrompt
+
+ANSWERS = frozenset({Code.NOT_FOUND, Code.TOOL_NOT_FOUND})
+"""Faults that the server is not to blame for."""
 
 
 @dataclass
 class _Call:
     """One in hand."""
 
+    attempt: Attempt
     clock: CallClock
     scope: trio.CancelScope
-    started: bool = False
+    """Of waiting for its answer."""
+    done: trio.Event = field(default_factory=trio.Event)
+    """`answer` is there."""
+    answer: Answer | Fault | Gone | None = None
+    started: float | None = None
+    """Trio time when the server was asked."""
     cancelled: bool = False
     progress: float = -math.inf
 
@@ -61,24 +70,31 @@ class Calls:
 
     Args:
         box: where they came from and are answered.
+        health: of the server; told how each went.
     """
 
-    def __init__(self, server: McpServer, box: Mailbox[McpServerMessage], ctx: Context) -> None:
+    def __init__(self, server: McpServer, box: Mailbox[McpServerMessage], ctx: Context, health: Health) -> None:
         self.tools: frozenset[str] = frozenset()
         """The server's own names of those that it has."""
-        self.begun = 0
-        """How many there were so far."""
-        self.failures = 0
-        """How many of them did not end well."""
+        self.idle_since = trio.current_time()
+        """When the last one ended."""
+        self.wanted = trio.Event()
+        """One waits for a connection."""
         self._server = server
         self._box = box
         self._ctx = ctx
+        self._health = health
         self._connected: Connected | None = None
         self._ready = trio.Event()
         self._in_hand: dict[Hashable, _Call] = {}
-        self._slots = trio.Semaphore(CONCURRENT)
         self.requests = ServerRequests(server.name, ctx)
         """What the server wants of us in them."""
+        health.told = self.report
+
+    @property
+    def begun(self) -> int:
+        """How many there were so far."""
+        return self._health.begun
 
     @property
     def busy(self) -> bool:
@@ -90,20 +106,28 @@ class Calls:
         self._connected = connected
         self._ready.set()
 
+    def disconnect(self) -> None:
+        """There is no connection, until `connect` is called again; nothing may be in hand."""
+        self._connected = None
+        self._ready, self.wanted = trio.Event(), trio.Event()
+
     def take(self, message: Asked, nursery: trio.Nursery) -> None:
         """Begin the message in hand of the mailbox, in a task of its own."""
         # A read has no id: its asker can only stop waiting.
         key: Hashable = message.call if isinstance(message, CallTool) else object()
         if key in self._in_hand:
             self._box.fault(Fault(Code.TOOL_FAILED, f"A call {key!r} is running already."))
-        elif len(self._in_hand) >= HELD:
-            text = f"MCP server {self._server.name!r} has {HELD} calls in hand already."
-            self._box.fault(Fault(Code.MCP_SERVER_UNAVAILABLE, text))
-        else:
-            scope = trio.CancelScope()
-            clock = CallClock(scope, self._server.timeout, CEILING * self._server.timeout)
-            call = self._in_hand[key] = _Call(clock, scope)
-            nursery.start_soon(self._run, message, key, call, self._box.reply_slot)
+            return
+        try:
+            attempt = self._health.begin()
+        except Fault as fault:
+            self._box.fault(fault)
+            return
+        scope = trio.CancelScope()
+        clock = CallClock(scope, self._server.timeout, CEILING * self._server.timeout)
+        call = self._in_hand[key] = _Call(attempt, clock, scope)
+        self.wanted.set()
+        nursery.start_soon(self._run, message, key, call, self._box.reply_slot)
 
     def cancel(self, name: str) -> None:
         """Cancel that call of a tool, if it runs."""
@@ -112,33 +136,56 @@ class Calls:
             call.scope.cancel()
 
     async def _run(self, message: Asked, key: Hashable, call: _Call, reply: Reply | None) -> None:
-        self.begun += 1
-        answer: Answer | Fault | Gone | None = None
         try:
-            with call.scope:
-                try:
-                    answer = await self._answer(message, key, call)
-                except Fault as fault:
-                    answer = fault
-                except ServerEnded:
-                    answer = Gone(self._ctx.path)  # at once: ending what is left of the process takes its time
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._work, message, key, call)
+                with call.scope:
+                    await call.done.wait()
+                # Our own end goes past this line as Cancelled: then nothing is answered, and the asker gets Gone.
+                answer = call.answer if call.answer is not None else self._why_not(message, call)
+                self._judge(call, answer)
+                if call.answer is not None:
+                    call.attempt.close()  # else the package may take a moment to let go of it
+                self.report()
+                self._box.settle(reply, answer)
+                del self._in_hand[key]
+                nursery.cancel_scope.cancel()
         finally:
-            del self._in_hand[key]
-        # Our own end goes past this line as Cancelled: then nothing is answered, and the asker gets Gone.
-        if answer is None:
-            answer = self._why_not(message, call)
+            if self._in_hand.get(key) is call:
+                del self._in_hand[key]
+            self.idle_since = trio.current_time()
+            call.attempt.close()
+
+    async def _work(self, message: Asked, key: Hashable, call: _Call) -> None:
+        try:
+            call.answer = await self._answer(message, key, call)
+        except Fault as fault:
+            call.answer = fault
+        except ServerEnded:
+            call.answer = Gone(self._ctx.path)  # at once: ending what is left of the process takes its time
+        call.done.set()
+
+    def _judge(self, call: _Call, answer: Answer | Fault | Gone) -> None:
+        """Tell the breaker how it went, and count it."""
         if isinstance(answer, Exception) or (isinstance(answer, ToolOutcome) and not answer.ok):
-            self.failures += 1
-        self._box.settle(reply, answer)
-        self.report()
+            self._health.failures += 1
+        if call.cancelled or call.started is None:
+            return  # it says nothing about the server
+        if isinstance(answer, Gone):
+            call.attempt.failed("the server ended during a call")
+        elif isinstance(answer, Fault) and answer.code not in ANSWERS:
+            call.attempt.failed(answer.body.text)
+        else:
+            call.attempt.answered(trio.current_time() - call.started)
 
     async def _answer(self, message: Asked, key: Hashable, call: _Call) -> Answer:
         await self._ready.wait()
         connected = self._connected
         if connected is None or (isinstance(message, CallTool) and message.tool not in self.tools):
             raise Fault(Code.TOOL_NOT_FOUND, f"MCP server {self._server.name!r} has no {_named(message)}.")
-        async with self._slots, self.requests.turns:
-            call.started = True
+        await call.attempt.admitted()
+        async with self.requests.turns:
+            call.started = trio.current_time()
             call.clock.begin()
             with self.requests.during(key, message.to if isinstance(message, CallTool) else "", call.clock):
                 match message:
@@ -163,7 +210,9 @@ class Calls:
             return Fault(Code.TOOL_FAILED, "cancelled", hint="Nothing: it was asked for.")
         if self._connected is None:
             return Fault(Code.MCP_SERVER_UNAVAILABLE, f"{who} was not connected within {within}.")
-        if not call.started:
+        if call.started is None:
+            if self._health.limited():
+                return self._health.too_often()
             return Fault(Code.MCP_SERVER_UNAVAILABLE, f"{who} was busy with other calls for {within}.")
         if call.clock.exhausted:
             most = f"{CEILING * self._server.timeout:g} s"
@@ -171,9 +220,9 @@ class Calls:
         return Fault(Code.TOOL_TIMEOUT, f"The {_named(message)} of {who} gave no sign of life for {within}.")
 
     def report(self) -> None:
-        """Say in status how many there were, and how many failed."""
+        """Say in status how many there were, and how they went."""
         skipped = self._connected.bad_lines if self._connected else 0
-        self._ctx.report(calls=self.begun, failures=self.failures, skipped_lines=skipped)
+        self._ctx.report(skipped_lines=skipped, **self._health.facts())
         if self.requests.asked:
             self._ctx.report(asked=self.requests.asked, one_at_a_time=self.requests.alone)
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import sys
 from collections.abc import Mapping
 
 from actors.server_faults import Unusable
 from actors.stdio import Command
-from protocol.watcher import McpServer
+from protocol.watcher import McpServer, ServerLimits
 
 INHERITED = (
     *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "TERM", "TZ", "TMPDIR"),
@@ -51,7 +52,16 @@ def command_of(server: McpServer, state_dir: str, environ: Mapping[str, str], co
         cwd=os.path.join(state_dir, os.path.expanduser(server.cwd or "")),
         env={key: environ[key] for key in INHERITED if key in environ} | ours | configured,
         secrets=tuple(sorted({v for v in configured.values() if len(v) >= SECRET_MIN}, key=len, reverse=True)),
+        line_cap=server.limits.line_bytes,
+        rlimits=_rlimits(server.limits),
     )
+
+
+def _rlimits(limits: ServerLimits) -> tuple[tuple[int, int], ...]:
+    cpu_s, memory_mb = limits.cpu_seconds, limits.memory_mb
+    # RLIMIT_DATA, not RLIMIT_AS: runtimes such as Node reserve many gigabytes of addresses that they never write to.
+    wanted = ((resource.RLIMIT_CPU, cpu_s), (resource.RLIMIT_DATA, memory_mb and memory_mb * 2**20))
+    return tuple((which, most) for which, most in wanted if most is not None)
 
 
 def filled(server: str, key: str, value: str, environ: Mapping[str, str]) -> str:

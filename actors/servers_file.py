@@ -15,16 +15,20 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple, NoReturn
 
+import msgspec
+
 from actors.layers import ConfigurationError, json_lines
 from actors.redaction import shown
+from actors.server_limits import BREAKER, LIMITS, Rule
 from actors.trees import Path, Tree, written
-from protocol.watcher import McpServer
+from protocol.watcher import SERVER_BREAKER, McpServer, ServerLimits
 
 DEFAULT_TIMEOUT_S = 30.0  # `settings.defaultTimeout` of the reference file
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
 _ALWAYS = ("enabled", "timeout", "autoReconnect", "protocol", "type", "isolate", "roots", "elicitation", "sampling")
+_LIMITED = ("limits", "breaker")
 _BY_COMMAND = ("command", "args", "cwd", "env")
 _BY_URL = ("url", "headers", "ca_file")
 _TYPES = {"http": "http", "streamable-http": "http", "streamableHttp": "http", "streamable_http": "http", "sse": "sse"}
@@ -139,7 +143,7 @@ class _Reader:
         if "url" in entry and "command" in entry:
             self._wrong((*at, "url"), "a server has a command or a url, not both")
         ways = _BY_URL if "url" in entry else _BY_COMMAND
-        self._unknown(entry, at, (*_ALWAYS, *ways))
+        self._unknown(entry, at, (*_ALWAYS, *_LIMITED, *ways))
         return McpServer(
             name=name,
             enabled=self._take(entry, at, "enabled", _flag, True),
@@ -166,7 +170,15 @@ class _Reader:
             headers=self._take(entry, at, "headers", _headers, {}),
             ca_file=self._take(entry, at, "ca_file", _text_or_null, None),
             roots=self._take(entry, at, "roots", _texts, []),
+            limits=ServerLimits(**self._given(entry, at, "limits", LIMITS)),
+            breaker=msgspec.structs.replace(SERVER_BREAKER, **self._given(entry, at, "breaker", BREAKER)),
         )
+
+    def _given(self, entry: Tree, at: Path, key: str, rules: Mapping[str, Rule]) -> dict[str, Any]:
+        """What a mapping below an entry says, by the rules of its keys. Raises _Wrong."""
+        below, here = self._take(entry, at, key, _mapping, {}), (*at, key)
+        self._unknown(below, here, tuple(rules))
+        return {name: self._take(below, here, name, rules[name], None) for name in rules if name in below}
 
     def _take(self, entry: Tree, at: Path, key: str, rule: Any, default: Any) -> Any:
         """The value of a key by its rule. Raises _Wrong."""
@@ -223,6 +235,10 @@ def _raise(words: str) -> NoReturn:
 
 def _flag(value: object) -> bool:
     return value if isinstance(value, bool) else _raise("must be true or false")
+
+
+def _mapping(value: object) -> Tree:
+    return value if isinstance(value, dict) else _raise("must be an object")
 
 
 def _text(value: object) -> str:

@@ -11,7 +11,9 @@ cannot help), `ServerEnded` at any moment later, raised as soon as the process d
 
 from __future__ import annotations
 
+import logging
 import os
+import resource
 import signal
 import subprocess
 from collections.abc import AsyncIterator
@@ -33,6 +35,8 @@ KILL_GRACE_S = 2.0  # only a process that the kernel cannot kill runs this out
 LAST_WORDS_S = 0.25  # for what a dead process left in its pipes; a grandchild may hold them open for ever
 CLOSED_GRACE_S = 0.5  # between the end of a pipe and the end of its process, to name the exit code
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Command:
@@ -46,6 +50,10 @@ class Command:
     """The whole environment of the process."""
     secrets: tuple[str, ...] = field(default=(), repr=False)
     """Values that are blacked out in what is shown of what it says."""
+    line_cap: int = LINE_CAP
+    """Bytes of one line; a longer one is `TooLong`."""
+    rlimits: tuple[tuple[int, int], ...] = ()
+    """Resources (`resource.RLIMIT_*`) and how much of each every process of it may use."""
 
     def clean(self, text: str) -> str:
         """The text with the secrets blacked out."""
@@ -119,7 +127,7 @@ class Process:
             self._popen.kill()
             with self._popen:  # closes its pipes and reaps it
                 raise
-        self._framing = Lines(LINE_CAP)
+        self._framing = Lines(command.line_cap)
         self._tail = bytearray()
         self._stdout_ended, self._stderr_ended = trio.Event(), trio.Event()
 
@@ -250,7 +258,7 @@ def _spawn(command: Command) -> subprocess.Popen[bytes]:
         raise Unusable(f"{who}: its working directory {command.cwd!r} does not exist; correct `cwd`.")
     try:
         # S603: running what the operator configured is the purpose; no shell is involved.
-        return subprocess.Popen(  # noqa: S603
+        popen = subprocess.Popen(  # noqa: S603
             command.argv,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -271,6 +279,23 @@ def _spawn(command: Command) -> subprocess.Popen[bytes]:
     except (OSError, ValueError) as error:
         # ValueError: a NUL byte in an argument. OSError: not a program, arguments too long.
         raise Unusable(f"{who}: the command {command.argv[0]!r} could not be started: {error}.") from error
+    _limit(popen.pid, command)
+    return popen
+
+
+def _limit(pid: int, command: Command) -> None:
+    # From outside and after its start, since what runs between fork and exec must not take locks. What it starts
+    # inherits the limits; nothing is started in the moment before.
+    for which, most in command.rlimits:
+        try:
+            _, hard = resource.prlimit(pid, which)
+            soft = most if hard == resource.RLIM_INFINITY else min(most, hard)
+            # The kernel kills at the hard limit of processor time: a second later, so that SIGXCPU is seen first.
+            resource.prlimit(pid, which, (soft, soft + 1 if hard == resource.RLIM_INFINITY else hard))
+        except ProcessLookupError:
+            return  # it has ended already, which is told elsewhere
+        except (OSError, ValueError) as error:  # it changed its user; a limit above what is allowed
+            log.warning("MCP server %r runs without one of its limits: %s", command.name, error)
 
 
 def _stream(pipe: IO[bytes] | None) -> trio.lowlevel.FdStream:

@@ -19,8 +19,9 @@ TEXT_CAP = 256 * 1024  # bytes of text for the model: about what the longest con
 _DATA_URI = re.compile(r"data:([\w.+-]+/[\w.+-]+)?[\w;=.+-]*;base64,([A-Za-z0-9+/=_-]{64,})")
 
 
-def outcome_of(result: dict[str, Any]) -> ToolOutcome:
-    """The outcome for a `CallToolResult` in its wire form (`content`, `structuredContent`, `isError`)."""
+def outcome_of(result: dict[str, Any], cap: int = TEXT_CAP) -> ToolOutcome:
+    """The outcome for a `CallToolResult` in its wire form (`content`, `structuredContent`, `isError`), with at most
+    `cap` bytes of text."""
     ok = result.get("isError") is not True
     said = result.get("content")
     blocks = [block for block in said if isinstance(block, dict)] if isinstance(said, list) else []
@@ -33,7 +34,7 @@ def outcome_of(result: dict[str, Any]) -> ToolOutcome:
     text = "\n".join([*texts, *references]).strip()
     if not text:
         text = "(the tool returned nothing)" if ok else "(the tool failed and did not say why)"
-    return ToolOutcome(ok=ok, text=bounded(text), structured=structured if len(encoded) <= TEXT_CAP else None)
+    return ToolOutcome(ok=ok, text=bounded(text, cap), structured=structured if len(encoded) <= cap else None)
 
 
 def bounded(text: str, cap: int = TEXT_CAP) -> str:

@@ -16,7 +16,8 @@ from contextlib import asynccontextmanager
 import trio
 
 from actors.breaker import Breaker, State
-from actors.limits import NEVER, Full, Gate, Pass
+from actors.limits import NEVER, Full, Gate
+from actors.queueing import Queuer
 from actors.verdict import Complaint
 from protocol.errors import Code
 from protocol.watcher import ClientOptions, Provider
@@ -102,20 +103,12 @@ class Upstream:
     async def turn(self) -> AsyncIterator[Turn]:
         """One try; the block begins when it may. Raises Complaint: it may not."""
         self._refuse(self.breaker.blocked_s(trio.current_time()))
-        wake = trio.Event()
-        mine = Pass(lambda: wake.set())
-        self._join(mine)
+        mine = self._join()
         try:
             if not mine.admitted:
                 self.changed()
-            with trio.move_on_after(self._wait_s):
-                while not mine.admitted:
-                    # Only the first watches the clock: the others are woken when they have become it.
-                    until = self.gate.due(trio.current_time()) if self.gate.is_first(mine) else NEVER
-                    with trio.move_on_at(until):
-                        await wake.wait()
-                    wake = trio.Event()
-                    self.gate.opened(trio.current_time())
+                with trio.move_on_after(self._wait_s):
+                    await mine.wait()
             if not mine.admitted:
                 raise self._late(f"let nothing through for {self._wait_s:g} s")
             admission = self.breaker.admit(trio.current_time())
@@ -128,11 +121,10 @@ class Upstream:
             finally:
                 turn.close()
         finally:
-            self.gate.leave(mine)
-            self.gate.opened(trio.current_time())
+            mine.leave()
             self.changed()
 
-    def _join(self, mine: Pass) -> None:
+    def _join(self) -> Queuer:
         now = trio.current_time()
         held_s, due_s = self.gate.held_s(now), self.gate.due(now) - now
         if held_s > self._wait_s:
@@ -140,7 +132,7 @@ class Upstream:
         if self._wait_s < due_s < NEVER:
             raise self._late(f"let nothing through for another {due_s:.0f} s")
         try:
-            self.gate.join(mine, now)
+            return Queuer(self.gate)
         except Full:
             raise Complaint(
                 Code.OVERLOADED,

@@ -112,7 +112,7 @@ class LimitOptions(msgspec.Struct, frozen=True):
 
 
 class BreakerOptions(msgspec.Struct, frozen=True):
-    """`client.breaker`: when a provider that fails is left alone."""
+    """`client.breaker` of a provider, `breaker` of an MCP server: when one that fails is left alone."""
 
     failures: int = 8
     """Failed tries in a row after which it is not asked for a while; 0: it is always asked."""
@@ -186,6 +186,30 @@ class Llm(msgspec.Struct, frozen=True):
     """Providers that are asked, in this order, when the one that was asked first fails before its first piece."""
 
 
+class ServerLimits(msgspec.Struct, frozen=True):
+    """`limits` of an MCP server."""
+
+    result_bytes: int = 256 * 1024
+    """Of a result's text that the model gets: about what the longest contexts can hold."""
+    line_bytes: int = 64 * 2**20
+    """Of one message of the server; a longer one fails the call that it answers."""
+    concurrent: int = 16
+    """Calls that run at a time; more wait."""
+    queue: int = 64
+    """Calls that wait, within their timeout; more are refused."""
+    per_minute: int | None = None
+    """Calls that begin within any minute; None: any number."""
+    cpu_seconds: int | None = None
+    """Processor time of each of its processes, which is ended past it; None: any."""
+    memory_mb: int | None = None
+    """Writable memory (RLIMIT_DATA) of each of its processes, which gets no more past it; None: any."""
+    idle_timeout: float | None = None
+    """Seconds without a call until its process is ended, and started by the next call; None: it stays."""
+
+
+SERVER_BREAKER = BreakerOptions(failures=5, rest=30.0)
+
+
 class McpServer(msgspec.Struct, frozen=True):
     """One entry of `mcpServers`, with `${VAR}` still unfilled."""
 
@@ -217,6 +241,9 @@ class McpServer(msgspec.Struct, frozen=True):
     """Certificates that are trusted for the `url` instead of this machine's."""
     roots: list[str] = []
     """Paths or file URIs that it is told it may work in."""
+    limits: ServerLimits = ServerLimits()
+    breaker: BreakerOptions = SERVER_BREAKER
+    """When it is left alone: after so many calls in a row that timed out or were not answered."""
 
 
 class Connection(msgspec.Struct, frozen=True):

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from actors import stdio
 from protocol.mail import Gone
 from protocol.mcp_server import Catalogue
 from protocol.spec import Down
+from protocol.watcher import ServerLimits
 from tests.mcp_house import ODD_TOOLS, connection, house, names, odd
 
 
@@ -78,9 +78,8 @@ async def test_an_answer_that_cannot_be_read_fails_its_call() -> None:
         assert (outcome.ok, outcome.text) == (False, "its answer is not valid JSON-RPC")
 
 
-async def test_an_answer_over_the_line_cap_fails_its_call_and_tells_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stdio, "LINE_CAP", 1_000_000)
-    async with house(odd("big")) as at:
+async def test_an_answer_over_the_line_cap_fails_its_call_and_tells_its_size() -> None:
+    async with house(odd("big", limits=ServerLimits(line_bytes=1_000_000))) as at:
         await at.next(Catalogue)
         outcome = await at.call("hello")
         assert not outcome.ok

@@ -9,6 +9,7 @@ import functools
 import logging
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,16 @@ from protocol.mcp_server import (
     ReadResource,
     ResourceContent,
     SetServerLog,
+    TellTools,
     ToolOutcome,
     ToolProgress,
 )
 from protocol.spec import Down, Status, Up
+from protocol.watcher import BreakerOptions, ServerLimits
 from tests.mcp_house import ODD, ODD_TOOLS, House, connection, demo, house, light, names, odd
+
+RUN_ODD = f"exec(open({ODD!r}).read())"
+NEVER_ALONE = BreakerOptions(failures=0)
 
 # A server that does it right.
 
@@ -412,7 +418,8 @@ async def times_out(at: House, text: str) -> None:
 
 
 async def test_more_calls_than_it_may_hold_are_refused() -> None:
-    async with house(odd("normal", timeout=0.5)) as at:
+    limits = ServerLimits(concurrent=3, queue=4)
+    async with house(odd("normal", timeout=0.3, limits=limits, breaker=NEVER_ALONE)) as at:
         await at.next(Catalogue)
         faults: list[Fault] = []
 
@@ -420,12 +427,80 @@ async def test_more_calls_than_it_may_hold_are_refused() -> None:
             faults.append(await at.fault("hang", call=str(number)))
 
         async with trio.open_nursery() as nursery:
-            for number in range(server_calls.HELD + 5):
+            for number in range(12):
                 nursery.start_soon(hang, number)
         texts = [fault.body.text for fault in faults]
-        assert sum("80 calls in hand already" in text for text in texts) == 5
-        assert sum("gave no sign of life" in text for text in texts) >= server_calls.CONCURRENT
+        assert sum("has 3 calls running and 4 waiting already" in text for text in texts) == 5
+        assert sum("gave no sign of life" in text for text in texts) >= 3
         assert {fault.code for fault in faults} == {Code.TOOL_TIMEOUT, Code.MCP_SERVER_UNAVAILABLE}
+
+
+async def test_calls_over_the_limit_of_a_minute_are_refused_when_they_would_wait_too_long() -> None:
+    async with house(odd("normal", limits=ServerLimits(per_minute=2))) as at:
+        assert [(await at.call("hello", call=str(number))).text for number in (1, 2)] == ["hello", "hello"]
+        fault = await at.fault("hello")
+        assert (fault.code, fault.body.retryable) == (Code.RATE_LIMITED, True)
+        assert "takes 2 calls a minute; the next may begin in 60 s" in fault.body.text
+
+
+async def test_a_result_over_its_limit_is_cut_for_the_model() -> None:
+    async with house(odd("big", limits=ServerLimits(result_bytes=1000))) as at:
+        outcome = await at.call("hello")
+        assert outcome.text == f"{'x' * 1000}\n[cut here: these are the first 1000 of 5000000 bytes]"
+
+
+async def test_a_server_that_keeps_failing_is_left_alone_and_then_tried_with_one_call() -> None:
+    left_alone = BreakerOptions(failures=2, rest=0.2)
+    async with house(odd("normal", timeout=0.05, breaker=left_alone)) as at:
+        for number in range(3):
+            assert (await at.call("hello", call=str(number))).ok  # what others do in between is of no help
+        assert [(await at.fault("hang", call=str(number))).code for number in (1, 2)] == [Code.TOOL_TIMEOUT] * 2
+        refused = await at.fault("hello")
+        assert (refused.code, refused.body.retryable) == (Code.MCP_SERVER_UNAVAILABLE, True)
+        assert "failed 2 times in a row and is left alone; ask again in 0 s" in refused.body.text
+        assert "actors-main restart mcp/odd" in refused.body.hint
+        assert at.facts()["breaker"] == "open"
+        while (fault := await at.fault("hang")).code is not Code.TOOL_TIMEOUT:
+            assert fault.code is Code.MCP_SERVER_UNAVAILABLE  # until the probe is let through, which fails
+        assert (await at.fault("hello")).code is Code.MCP_SERVER_UNAVAILABLE
+        while at.facts()["breaker"] != "closed":
+            with suppress(Fault):
+                await at.call("hello")
+        facts = at.facts()
+        assert (facts["in_calls"], "queued" in facts, facts["p50_ms"] <= facts["p99_ms"]) == (0, False, True)
+
+
+async def test_an_idle_server_is_ended_and_started_by_the_next_call() -> None:
+    asleep = ServerLimits(idle_timeout=0.05)
+    async with house(odd("normal", limits=asleep), odd("silent", name="other")) as at:
+        assert names(await at.next(Catalogue)) == ODD_TOOLS
+        await asleep_now(at)
+        assert "pid" not in at.facts()
+        at.ref().offer(TellTools(to="front/gateway"))
+        assert names(await at.next(Catalogue)) == ODD_TOOLS  # stays offered
+        assert (await at.call("hello")).text == "hello"
+        assert at.facts()["state"] == "ready"
+        await asleep_now(at)
+        slot = at.tree.slots["mcp/odd"]
+        assert (slot.incarnation, slot.last_error) == (1, "")
+
+
+async def asleep_now(at: House) -> None:
+    while at.facts().get("state") != "asleep":  # noqa: ASYNC110 - facts are for people: nobody is told of them
+        await trio.sleep(0.01)  # between two looks
+
+
+async def test_a_sleeping_server_that_does_not_come_back_in_time_fails_the_call(tmp_path: Path) -> None:
+    once = tmp_path / "once"
+    at_first = f"import os, sys; os.path.exists({str(once)!r}) and os.execv('/bin/sleep', ['sleep', '60'])"
+    server = odd("", args=["-c", f"{at_first}; open({str(once)!r}, 'w'); sys.argv = ['', 'normal']; {RUN_ODD}"])
+    limits = ServerLimits(idle_timeout=0.05)
+    async with house(msgspec.structs.replace(server, limits=limits, timeout=0.3)) as at:
+        await at.next(Catalogue)
+        await asleep_now(at)
+        fault = await at.fault("hello")
+        assert fault.code is Code.MCP_SERVER_UNAVAILABLE
+        assert "was not connected within 0.3 s" in fault.body.text
 
 
 async def test_an_id_in_use_is_refused() -> None:

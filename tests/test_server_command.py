@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import resource
 import sys
 
 import msgspec
@@ -7,7 +8,7 @@ import pytest
 
 from actors.server_command import command_of
 from actors.server_faults import Unusable
-from protocol.watcher import McpServer
+from protocol.watcher import McpServer, ServerLimits
 
 
 def server(command: str = "python", cwd: str | None = None, **env: str) -> McpServer:
@@ -33,6 +34,13 @@ def test_a_server_gets_little_of_our_environment() -> None:
     assert command.env == {"PATH": "/bin", "TOKEN": "ghp_planted", "LEVEL": "info"}
     assert "ghp_planted" in command.secrets
     assert "planted" not in repr(command)
+
+
+def test_its_limits_are_those_of_its_process() -> None:
+    limits = ServerLimits(line_bytes=1024, cpu_seconds=7, memory_mb=1)
+    command = command_of(msgspec.structs.replace(server(), limits=limits), "/state", {})
+    assert (command.line_cap, dict(command.rlimits)) == (1024, {resource.RLIMIT_CPU: 7, resource.RLIMIT_DATA: 2**20})
+    assert command_of(server(), "/state", {}).rlimits == ()
 
 
 def test_only_the_server_that_changes_the_configuration_is_told_how() -> None:

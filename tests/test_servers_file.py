@@ -8,7 +8,7 @@ import pytest
 
 from actors.layers import ConfigurationError
 from actors.servers_file import parse_servers
-from protocol.watcher import McpServer
+from protocol.watcher import BreakerOptions, McpServer, ServerLimits
 
 SEED = """{
   "_comment": "MCP Platform Server Configuration - Primary configuration location",
@@ -77,6 +77,16 @@ def test_a_server_may_say_its_own() -> None:
     assert (server.enabled, server.args, server.cwd) == (True, [], None)
 
 
+def test_what_a_server_may_take_is_limited() -> None:
+    limits = {"concurrent": 1, "per_minute": 10, "cpu_seconds": None, "memory_mb": 512, "idle_timeout": 60}
+    entry = {"command": "c", "limits": {**limits, "speed": 1, "_why": 1}, "breaker": {"failures": 0}}
+    read = parse_servers(json.dumps({"mcpServers": {"a": entry, "b": {"command": "c"}}}), "f", {})
+    assert read.servers["a"].limits == ServerLimits(concurrent=1, per_minute=10, memory_mb=512, idle_timeout=60.0)
+    assert read.servers["a"].breaker == BreakerOptions(failures=0, rest=30.0)
+    assert read.servers["b"].limits == ServerLimits()
+    assert read.problems == ["f:1: mcpServers.a.limits.speed: is not known here and is ignored"]
+
+
 WRONG_ENTRIES = [
     ("1", "mcpServers.bad: must be an object (got 1)"),
     ("{}", "mcpServers.bad: command is missing"),
@@ -106,6 +116,19 @@ WRONG_ENTRIES = [
         '{"url": "http://x", "headers": {"A": 1}}',
         "mcpServers.bad.headers: must map names of headers to texts (its value is not shown)",
     ),
+    ('{"command": "c", "limits": []}', "mcpServers.bad.limits: must be an object (got a list)"),
+    (
+        '{"command": "c", "limits": {"queue": -1}}',
+        "mcpServers.bad.limits.queue: must be a whole number from 0 to 10000 (got -1)",
+    ),
+    (
+        '{"command": "c", "limits": {"idle_timeout": 0}}',
+        "mcpServers.bad.limits.idle_timeout: must be a number of seconds above 0 and up to 1000000, or null (got 0)",
+    ),
+    (
+        '{"command": "c", "breaker": {"rest": "x"}}',
+        'mcpServers.bad.breaker.rest: must be a number of seconds above 0 and up to 1000000 (got "x")',
+    ),
 ]
 
 
@@ -133,14 +156,14 @@ def test_names_that_cannot_be_part_of_an_address_are_refused(name: str) -> None:
 
 def test_strange_things_are_warned_of() -> None:
     text = (
-        '{"mcpServers": {\n"_note": 1,\n"a": {"command": "x", "limits": 1,\n"command": "y"}},\n'
+        '{"mcpServers": {\n"_note": 1,\n"a": {"command": "x", "limit": 1,\n"command": "y"}},\n'
         '"more": 1,\n"settings": {"maxRetries": -1, "_c": 2, "logLevel": "LOUD", "retry": 1}}'
     )
     read = parse_servers(text, "f", {})
     assert read.servers["a"].command == "y"
     assert (read.max_retries, read.log_level) == (None, "INFO")
     assert sorted(read.problems) == [
-        "f:3: mcpServers.a.limits: is not known here and is ignored",
+        "f:3: mcpServers.a.limit: is not known here and is ignored",
         "f:4: mcpServers.a.command: is there twice; the later one counts",
         "f:5: more: is not known here and is ignored",
         'f:6: settings.logLevel: must be one of DEBUG, INFO, WARNING, ERROR, CRITICAL (got "LOUD"); it is ignored',

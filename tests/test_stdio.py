@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -123,6 +125,15 @@ async def test_the_end_comes_also_when_cancelled() -> None:
             scope.cancel()
             await trio.sleep_forever()
     assert process.exit_code is not None
+
+
+async def test_what_it_may_use_is_limited_from_its_start() -> None:
+    code = "input()\ntry: bytearray(10**9)\nexcept MemoryError: print('no memory', flush=True)\ninput()"
+    limits = ((resource.RLIMIT_CPU, 50), (resource.RLIMIT_DATA, 2**28))
+    async with running(replace(python(code), rlimits=limits)) as process:
+        assert resource.prlimit(process.pid, resource.RLIMIT_CPU) == (50, 51)
+        await process.write(b"\n")
+        assert await process.lines() == [b"no memory"]
 
 
 @pytest.mark.parametrize(
