@@ -7,11 +7,13 @@ other, so that nothing of the package goes further. What can fail: `ServerEnded`
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import httpx2
 import mcp_types as types
@@ -21,7 +23,9 @@ from mcp.client.subscriptions import SubscriptionLost
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import BaseModel, ValidationError
 
+from actors.kept_results import Keep
 from actors.mcp_asking import Asking
+from actors.mcp_catalogue import catalogue, wire_form
 from actors.mcp_http import Http
 from actors.mcp_pipe import Pipe
 from actors.mcp_wire import LOST, Carrier, Wire
@@ -31,17 +35,28 @@ from actors.server_faults import Refused, ServerEnded, Unusable
 from actors.server_log import TO_MCP
 from actors.server_requests import ServerRequests
 from actors.stdio import Process
-from actors.tool_result import bounded, outcome_of
+from actors.tool_result import bounded, outcome_of, refused, weight
 from protocol.errors import Code, Fault
-from protocol.mcp_server import Catalogue, FilledPrompt, Prompt, Resource, ResourceContent, Tool, ToolOutcome
+from protocol.mcp_server import (
+    Catalogue,
+    CompleteArgument,
+    Completion,
+    FilledPrompt,
+    ResourceContent,
+    ToolOutcome,
+)
 
 RESOURCE_NOT_FOUND = -32002  # of the older era; the newer one says INVALID_PARAMS
-NAMES_MAX = 5  # of what is wrong, in a line for operators
-NAME_MAX = 64  # characters of one of them
-PAGES = 100  # of one list; a server whose list never ends must not hold us
+LISTEN_PAUSE_S = 1.0  # before a subscription that the server ended is opened again; longer each time
+LISTEN_PAUSE_MOST_S = 60.0
+VALUES_MAX = 100  # of a completion; the protocol allows no more
+VALUE_CHARS = 1000  # of one of them
+THREAD_BYTES = 64 * 1024  # of a result: larger ones are worked on in a thread, since files are written too
 PROBE_S = 4.0  # a server that is merely slow to start answers within this; the handshake works after it too
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Connected:
@@ -53,6 +68,10 @@ class Connected:
         self._client = client
         self._wire = wire
         self._meta: types.RequestParamsMeta | None = None
+        self._promised: dict[str, dict[str, Any]] = {}
+        """Output schemas, by the tool's name."""
+        self.broken_promises = 0
+        """Results so far that did not fit their tool's output schema."""
 
     @property
     def version(self) -> str:
@@ -123,59 +142,21 @@ class Connected:
 
         Raises: Refused, if the tools cannot be listed; failures with the rest are only told.
         """
-        offers, client, problems = self._client.server_capabilities, self._client, list[str]()
-        tools: list[types.Tool] = []
-        resources: list[types.Resource] = []
-        prompts: list[types.Prompt] = []
-
-        async def tool_page(cursor: str | None) -> str | None:
-            page = await client.list_tools(cursor=cursor)
-            tools.extend(page.tools)
-            return page.next_cursor
-
-        async def resource_page(cursor: str | None) -> str | None:
-            page = await client.list_resources(cursor=cursor)
-            resources.extend(page.resources)
-            return page.next_cursor
-
-        async def prompt_page(cursor: str | None) -> str | None:
-            page = await client.list_prompts(cursor=cursor)
-            prompts.extend(page.prompts)
-            return page.next_cursor
-
-        self._wire.bad_tools, self._wire.mended = 0, []
-        if offers.tools is not None and (problem := await _all_pages(tool_page)):
-            raise Refused(f"MCP server {self._name!r} cannot list its tools: {problem}")
-        if self._wire.bad_tools:
-            problems.append(f"{self._wire.bad_tools} tools without a name were left out")
-        if mended := self._wire.mended:
-            some = ", ".join([*(name[:NAME_MAX] for name in mended[:NAMES_MAX]), *["..."] * (len(mended) > NAMES_MAX)])
-            problems.append(f"{len(mended)} tools have a schema that is none of an object; it was repaired: {some}")
-        if offers.resources is not None and (problem := await _all_pages(resource_page)):
-            problems.append(f"resources: {problem}")
-        if offers.prompts is not None and (problem := await _all_pages(prompt_page)):
-            problems.append(f"prompts: {problem}")
-        return Catalogue(
-            server=self._name,
-            tools=[_tool(tool) for tool in tools],
-            resources=[
-                Resource(uri=str(r.uri), name=r.name, description=r.description or "", mime_type=r.mime_type or "")
-                for r in resources
-            ],
-            prompts=[
-                Prompt(
-                    name=p.name, description=p.description or "", arguments=[_wire_form(a) for a in p.arguments or []]
-                )
-                for p in prompts
-            ],
-            instructions=client.instructions or "",
-        ), problems
+        found, problems = await catalogue(self._name, self._client, self._wire)
+        self._promised = {tool.name: tool.output_schema for tool in found.tools if tool.output_schema is not None}
+        return found, problems
 
     async def call(
-        self, tool: str, arguments: dict[str, Any], on_progress: Callable[[float, float | None, str], None]
+        self,
+        tool: str,
+        arguments: dict[str, Any],
+        on_progress: Callable[[float, float | None, str], None],
+        keep: Keep | None = None,
     ) -> ToolOutcome:
         """Run a tool once. No deadline in here; a cancelled call is cancelled at the server too.
 
+        Args:
+            keep: keeps what is too large to be carried along.
         Raises: Fault TOOL_FAILED, if what came back is no answer to a tool call; ServerEnded, if the connection
         was lost before an answer came.
         """
@@ -194,33 +175,112 @@ class Connected:
             )
         except (ValidationError, RuntimeError) as error:
             raise self._nonsense(error) from error
-        return outcome_of(_wire_form(result), self._result_cap)
+        plain = wire_form(result)
+        outcome = await _aside(weight(plain), partial(outcome_of, plain, self._result_cap, keep))
+        schema = self._promised.get(tool)
+        if schema is None or not outcome.ok:
+            return outcome
+        checks: Any = await trio.to_thread.run_sync(importlib.import_module, "actors.schema_check")
+        why = checks.mismatch(schema, plain.get("structuredContent"))
+        if not why:
+            return outcome
+        self.broken_promises += 1
+        log.warning("MCP server %r: what tool %r returned does not fit its output schema: %s", self._name, tool, why)
+        return refused(outcome, why)
 
-    async def read(self, uri: str) -> list[ResourceContent]:
+    async def read(self, uri: str, keep: Keep | None = None) -> list[ResourceContent]:
         """Read a resource. No deadline in here. Raises: Fault, ServerEnded; see `ReadResource`."""
-        return contents_of(await self._asked(self._client.read_resource(uri, meta=self._meta)))
+        result = await self._asked(self._client.read_resource(uri, meta=self._meta))
+        return await _aside(weight({"content": result.get("contents")}), partial(contents_of, result, keep=keep))
 
-    async def prompt(self, name: str, arguments: dict[str, str]) -> FilledPrompt:
+    async def prompt(self, name: str, arguments: dict[str, str], keep: Keep | None = None) -> FilledPrompt:
         """Fill in a prompt. No deadline in here. Raises: Fault, ServerEnded; see `GetPrompt`."""
         result = await self._asked(self._client.get_prompt(name, arguments, meta=self._meta))
         try:
-            return prompt_of(result)
+            return await _aside(THREAD_BYTES, partial(prompt_of, result, keep=keep))
         except TooLarge as error:
             text = f"Prompt {name!r} of MCP server {self._name!r} cannot be shown: {error}."
             raise Fault(Code.TOOL_FAILED, text) from error
 
+    async def complete(self, message: CompleteArgument) -> Completion:
+        """What an argument may be. No deadline in here. Raises: Fault, ServerEnded; see `CompleteArgument`."""
+        if self._client.server_capabilities.completions is None:
+            return Completion([])
+        of: types.PromptReference | types.ResourceTemplateReference = types.PromptReference(name=message.prompt)
+        if message.template:
+            of = types.ResourceTemplateReference(uri=message.template)
+        argument = {"name": message.argument, "value": message.value}
+        result = await self._asked(self._client.complete(of, argument, message.known or None))
+        said = result.get("completion") or {}
+        values = [str(value)[:VALUE_CHARS] for value in said.get("values", [])[:VALUES_MAX]]
+        return Completion(values, said.get("total"), bool(said.get("hasMore")))
+
+    async def follow_resource(self, uri: str, began: Callable[[], None], updated: Callable[[], None]) -> None:
+        """Have the server tell of changes of a resource, until cancelled; then `unfollow_resource`.
+
+        Args:
+            began: called once the server agrees.
+            updated: in the newer era called for each change; in the older one `connect` tells.
+        Raises: Fault, when it refuses, or FORBIDDEN when it knows no subscriptions; ServerEnded.
+        """
+        offers = self._client.server_capabilities.resources
+        if offers is None or not offers.subscribe:
+            raise Fault(Code.FORBIDDEN, f"MCP server {self._name!r} does not tell of changes of its resources.")
+        if self.modern:
+            await self._listen(uri, began, updated)
+            return
+        session, params = self._client.session, types.SubscribeRequestParams(uri=uri)
+        await self._asked(session.send_request(types.SubscribeRequest(params=params), types.EmptyResult))
+        began()
+        await trio.sleep_forever()
+
+    async def unfollow_resource(self, uri: str) -> None:
+        """Tell the server that nobody listens any more; it need not agree."""
+        if self.modern:
+            return  # its stream has been closed
+        request = types.UnsubscribeRequest(params=types.UnsubscribeRequestParams(uri=uri))
+        try:
+            await self._client.session.send_request(request, types.EmptyResult)
+        except (MCPError, ValidationError, RuntimeError) as error:  # then it tells us in vain
+            log.debug("MCP server %r: a resource was not unsubscribed: %s", self._name, error)
+
+    async def _listen(self, uri: str, began: Callable[[], None], updated: Callable[[], None]) -> None:
+        pause = LISTEN_PAUSE_S
+        while True:
+            try:
+                async with self._client.listen(resource_subscriptions=[uri]) as events:
+                    if not events.honored.resource_subscriptions:
+                        text = f"MCP server {self._name!r} does not tell of changes of {uri!r}."
+                        raise Fault(Code.FORBIDDEN, text)
+                    began()
+                    pause = LISTEN_PAUSE_S
+                    async for _ in events:
+                        updated()
+            except MCPError as error:
+                if self._wire.closed or error.code == LOST:
+                    raise ServerEnded(f"MCP server {self._name!r} ended while it was listened to.") from error
+                raise self._fault(error) from error
+            except SubscriptionLost as error:
+                log.debug("MCP server %r: a subscription was lost: %s", self._name, error)
+            await trio.sleep(pause)
+            pause = min(2 * pause, LISTEN_PAUSE_MOST_S)
+            updated()  # nobody knows what happened meanwhile
+
     async def _asked(self, asking: Awaitable[BaseModel]) -> dict[str, Any]:
         """The answer in its wire form. Raises: Fault, ServerEnded."""
         try:
-            return _wire_form(await asking)
+            return wire_form(await asking)
         except MCPError as error:
             if self._wire.closed or error.code == LOST:
                 raise ServerEnded(f"MCP server {self._name!r} ended while it was asked.") from error
-            unknown = error.code in (types.INVALID_PARAMS, RESOURCE_NOT_FOUND)
-            text = f"MCP server {self._name!r} says: {bounded(error.message, 500) or f'error {error.code}'}"
-            raise Fault(Code.NOT_FOUND if unknown else Code.TOOL_FAILED, text) from error
+            raise self._fault(error) from error
         except (ValidationError, RuntimeError) as error:
             raise self._nonsense(error) from error
+
+    def _fault(self, error: MCPError) -> Fault:
+        unknown = error.code in (types.INVALID_PARAMS, RESOURCE_NOT_FOUND)
+        text = f"MCP server {self._name!r} says: {bounded(error.message, 500) or f'error {error.code}'}"
+        return Fault(Code.NOT_FOUND if unknown else Code.TOOL_FAILED, text)
 
     def _nonsense(self, error: Exception) -> Fault:
         text = f"MCP server {self._name!r} gave an answer against the protocol: {error}"
@@ -252,6 +312,7 @@ async def connect(
     legacy: bool,
     probe_s: float,
     changed: Callable[[], None],
+    updated: Callable[[str], None],
     logged: Callable[[str, str, object], None],
     requests: ServerRequests,
     result_cap: int,
@@ -266,6 +327,7 @@ async def connect(
         probe_s: seconds for the newer one, at most PROBE_S, before the older is tried.
         changed: called whenever the server says that one of its lists changed.
         result_cap: bytes of a result's text that are passed on.
+        updated: called with the address of each resource that the server says has changed.
         logged: called with level, logger (or nothing) and data of each message that the server logs.
         requests: where what the server asks of us is asked.
         elicitation: it may ask the user; what is false here and below, it is told that we cannot do.
@@ -286,6 +348,8 @@ async def connect(
             changed()
         elif isinstance(message, types.ElicitCompleteNotification):
             requests.visited(message.params.elicitation_id)
+        elif isinstance(message, types.ResourceUpdatedNotification):
+            updated(str(message.params.uri))
 
     async def on_log(params: types.LoggingMessageNotificationParams) -> None:
         logged(params.level, params.logger or "", params.data)
@@ -324,30 +388,6 @@ def _first(group: BaseException) -> BaseException:
     return group
 
 
-async def _all_pages(page: Callable[[str | None], Awaitable[str | None]]) -> str:
-    """Walk a list to its end; what went wrong, or an empty text."""
-    cursor: str | None = None
-    for _ in range(PAGES):
-        try:
-            following = await page(cursor)
-        except (MCPError, ValidationError) as error:
-            return str(error)[:300]
-        if not following or following == cursor:
-            return ""
-        cursor = following
-    return f"the list does not end within {PAGES} pages"
-
-
-def _tool(tool: types.Tool) -> Tool:
-    return Tool(
-        name=tool.name,
-        description=tool.description or tool.title or "",
-        schema=tool.input_schema,
-        annotations=_wire_form(tool.annotations) if tool.annotations else {},
-    )
-
-
-def _wire_form(model: Any) -> dict[str, Any]:
-    """A model of the package as plain JSON values."""
-    plain: dict[str, Any] = model.model_dump(mode="json", by_alias=True, exclude_none=True)
-    return plain
+async def _aside(size: int, work: Callable[[], T]) -> T:
+    """Do it here, or where it is large in a thread."""
+    return await trio.to_thread.run_sync(work) if size >= THREAD_BYTES else work()

@@ -20,6 +20,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -34,6 +35,7 @@ from actors.server_faults import ConnectTimeout, Refused, ServerEnded, Unusable
 from actors.server_health import Health
 from actors.server_log import ServerLog
 from actors.server_resources import available
+from actors.server_subscriptions import Kept, Subscriptions
 from protocol.mail import Mailbox
 from protocol.mcp_server import (
     AnswerQuestion,
@@ -41,11 +43,15 @@ from protocol.mcp_server import (
     CallTool,
     CancelCall,
     Catalogue,
+    CompleteArgument,
     GetPrompt,
     McpServerMessage,
     ReadResource,
+    ResourceUpdated,
     SetServerLog,
+    SubscribeResource,
     TellTools,
+    UnsubscribeResource,
 )
 from protocol.spec import Context, Down, KeepContext, Parked, Up
 from protocol.watcher import Connection, McpServer
@@ -75,6 +81,8 @@ class Memory:
     """Who is told what the server offers."""
     alone: bool = False
     """What it asks names no call: it gets one call at a time."""
+    subscriptions: Kept = field(default_factory=dict)
+    """Who is told when which resource changes."""
     log_level: str | None = None
     """Set since the slot was made; None: as in the arguments."""
 
@@ -95,6 +103,7 @@ class _Desk:
     gateways: set[str]
     """Addresses that are told what is offered; those that are there no more do no harm."""
     calls: Calls
+    subscriptions: Subscriptions
     log: ServerLog
     told_level: str | None = None
     """The level that the server was asked to log at."""
@@ -128,8 +137,10 @@ class _Desk:
             with self.taking:
                 async for message in self.box:
                     match message:
-                        case CallTool() | ReadResource() | GetPrompt():
+                        case CallTool() | ReadResource() | GetPrompt() | CompleteArgument() | SubscribeResource():
                             self.calls.take(message, nursery)
+                        case UnsubscribeResource(uri=uri, to=gateway):
+                            self.subscriptions.remove(uri, gateway)
                         case AnswerQuestion() | AnswerSampling():
                             self.box.reply(self.calls.requests.take(message))
                         case CancelCall(call=name):
@@ -144,6 +155,7 @@ class _Desk:
                         case Down(path=path, retry_in_ms=None, parked=False):
                             self.gateways.discard(path)  # its process is gone; the next one tells us anew
                             self.calls.requests.gateway_gone(path)
+                            self.subscriptions.forget(path)
                         case _:
                             pass  # Down of a gateway that comes back, nudges: nothing to do
                 self.leaving = True
@@ -179,7 +191,7 @@ class _Desk:
     async def list_all(self, connected: Connected) -> None:
         """Ask for everything that the server offers."""
         self.listed, problems = await connected.catalogue()
-        self.calls.tools = frozenset(tool.name for tool in self.listed.tools)
+        self.calls.tools = {tool.name: tool for tool in self.listed.tools}
         problem = "; ".join(problems)
         if problem not in ("", self.problem):
             actor_log.warning("MCP server %r: %s", self.listed.server, problem)
@@ -206,12 +218,12 @@ class _Desk:
         return msgspec.structs.replace(self.listed, resources=usable)
 
     async def doze(self, after: float | None, connection: trio.CancelScope) -> None:
-        """End the connection when nothing was asked for that many seconds; never, if None."""
+        """End the connection when nothing was asked for that many seconds; not if None, nor while it is listened to."""
         if after is None:
             return
         while True:
             rest = self.calls.idle_since + after - trio.current_time()
-            if rest <= 0 and not self.calls.busy:
+            if rest <= 0 and not self.calls.busy and not self.kept.subscriptions:
                 break
             await trio.sleep(rest if rest > 0 else after)
         self.asleep = True
@@ -280,7 +292,9 @@ async def run(box: Mailbox[McpServerMessage], ctx: Context) -> None:
     try:
         way = _way_to(server, ctx)
         log = ServerLog(server.name, kept.log_level or ctx.args["log_level"], way.clean)
-        desk = _Desk(box, ctx, kept, kept.gateways, Calls(server, box, ctx, kept.health), log)
+        subscriptions = Subscriptions(server.name, kept.subscriptions, partial(_tell_updated, ctx, server.name))
+        calls = Calls(server, box, ctx, kept.health, subscriptions)
+        desk = _Desk(box, ctx, kept, kept.gateways, calls, subscriptions, log)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(desk.serve, nursery.cancel_scope)
             while True:
@@ -291,6 +305,10 @@ async def run(box: Mailbox[McpServerMessage], ctx: Context) -> None:
     except ExceptionGroup as group:
         cause = _cause(group)
         raise (Parked(str(cause)) if isinstance(cause, Unusable) else cause) from group
+
+
+def _tell_updated(ctx: Context, server: str, gateway: str, uri: str) -> None:
+    ctx.ref(gateway).offer(ResourceUpdated(server, uri))
 
 
 def _way_to(server: McpServer, ctx: Context) -> stdio.Command | Endpoint:
@@ -328,6 +346,7 @@ async def _live(desk: _Desk, server: McpServer, way: stdio.Command | Endpoint, c
                     legacy=legacy,
                     probe_s=within / 3,
                     changed=desk.changed,
+                    updated=desk.subscriptions.updated,
                     logged=desk.log.take,
                     requests=desk.calls.requests,
                     elicitation=server.elicitation,
@@ -348,9 +367,10 @@ async def _live(desk: _Desk, server: McpServer, way: stdio.Command | Endpoint, c
                         skipped_lines=connected.bad_lines,
                     )
                     actor_log.info("MCP server %r is ready, with %d tools", server.name, len(desk.calls.tools))
-                    desk.calls.connect(connected)
-                    desk.news.set()
                     async with trio.open_nursery() as nursery:
+                        await nursery.start(desk.subscriptions.run, connected)
+                        desk.calls.connect(connected)
+                        desk.news.set()
                         nursery.start_soon(connected.follow, desk.changed)
                         nursery.start_soon(desk.watch_resources, connected, server.name)
                         nursery.start_soon(desk.probe, connected, server.name, connection.ping_timeout)

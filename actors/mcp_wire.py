@@ -18,7 +18,7 @@ import trio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from mcp.shared.message import SessionMessage
 
-from actors.tool_schema import repaired_page
+from actors.tool_schema import Beside, repaired_page
 
 LOST = -31001  # code of an error in place of an answer that was lost on the way: what the request did is unknown
 OUTGOING = 256  # messages that wait for a server that does not read; later ones wait with their callers
@@ -74,6 +74,8 @@ class Wire:
         """Tools without a name, left out of listings so far."""
         self.mended: list[str] = []
         """Names of tools whose schema was repaired there."""
+        self.beside: dict[str, Beside] = {}
+        """What the package is not shown of the tools, by name."""
         self.heard_at = trio.current_time()
         """When the server last said something, whatever it was."""
         self.closed = False
@@ -141,6 +143,7 @@ class Wire:
                     page = repaired_page(item.result)
                     self.bad_tools += page.left_out
                     self.mended += page.mended
+                    self.beside |= page.beside
                     item = item.model_copy(update={"result": page.result})
         return SessionMessage(item)
 

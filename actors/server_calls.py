@@ -10,26 +10,33 @@ At its deadline it is answered at once, however long the package then takes to l
 from __future__ import annotations
 
 import functools
+import importlib
 import math
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 
+from actors import kept_results
 from actors.call_clock import CallClock
 from actors.server_faults import ServerEnded
 from actors.server_health import Attempt, Health
 from actors.server_requests import ServerRequests
+from actors.server_subscriptions import Subscriptions
 from protocol.errors import Code, Fault
 from protocol.mail import Gone, Mailbox, Reply
 from protocol.mcp_server import (
     CallTool,
+    CompleteArgument,
+    Completion,
     FilledPrompt,
     GetPrompt,
     McpServerMessage,
     ReadResource,
     ResourceContent,
+    SubscribeResource,
+    Tool,
     ToolOutcome,
     ToolProgress,
 )
@@ -41,10 +48,10 @@ if TYPE_CHECKING:
 
 CEILING = 10  # a call may take this many timeouts in all, however much progress it reports
 
-Asked = CallTool | ReadResource | GetPrompt
-Answer = ToolOutcome | list[ResourceContent] | FilledPrompt
+Asked = CallTool | ReadResource | GetPrompt | CompleteArgument | SubscribeResource
+Answer = ToolOutcome | list[ResourceContent] | FilledPrompt | Completion | bool
 
-ANSWERS = frozenset({Code.NOT_FOUND, Code.TOOL_NOT_FOUND})
+ANSWERS = frozenset({Code.NOT_FOUND, Code.TOOL_NOT_FOUND, Code.INVALID_MESSAGE, Code.FORBIDDEN, Code.OVERLOADED})
 """Faults that the server is not to blame for."""
 
 
@@ -71,11 +78,19 @@ class Calls:
     Args:
         box: where they came from and are answered.
         health: of the server; told how each went.
+        subscriptions: of the same connection.
     """
 
-    def __init__(self, server: McpServer, box: Mailbox[McpServerMessage], ctx: Context, health: Health) -> None:
-        self.tools: frozenset[str] = frozenset()
-        """The server's own names of those that it has."""
+    def __init__(
+        self,
+        server: McpServer,
+        box: Mailbox[McpServerMessage],
+        ctx: Context,
+        health: Health,
+        subscriptions: Subscriptions,
+    ) -> None:
+        self.tools: dict[str, Tool] = {}
+        """Those that the server has, by its own names."""
         self.idle_since = trio.current_time()
         """When the last one ended."""
         self.wanted = trio.Event()
@@ -84,6 +99,7 @@ class Calls:
         self._box = box
         self._ctx = ctx
         self._health = health
+        self._subscriptions = subscriptions
         self._connected: Connected | None = None
         self._ready = trio.Event()
         self._in_hand: dict[Hashable, _Call] = {}
@@ -190,12 +206,26 @@ class Calls:
             with self.requests.during(key, message.to if isinstance(message, CallTool) else "", call.clock):
                 match message:
                     case CallTool():
-                        progress = functools.partial(self._progress, message, call)
-                        return await connected.call(message.tool, message.arguments, progress)
+                        if message.check:
+                            await self._check(message)
+                        progress, keep = functools.partial(self._progress, message, call), self._keeper(message)
+                        return await connected.call(message.tool, message.arguments, progress, keep)
                     case ReadResource():
-                        return await connected.read(message.uri)
+                        return await connected.read(message.uri, self._keeper(message))
                     case GetPrompt():
-                        return await connected.prompt(message.name, message.arguments)
+                        return await connected.prompt(message.name, message.arguments, self._keeper(message))
+                    case CompleteArgument():
+                        return await connected.complete(message)
+                    case SubscribeResource():
+                        return await self._subscriptions.add(message.uri, message.to)
+
+    def _keeper(self, message: CallTool | ReadResource | GetPrompt) -> kept_results.Keep | None:
+        return kept_results.keeper(self._ctx.args["state_dir"], message.conversation)
+
+    async def _check(self, message: CallTool) -> None:
+        checks: Any = await trio.to_thread.run_sync(importlib.import_module, "actors.schema_check")
+        if why := checks.mismatch(self.tools[message.tool].schema, message.arguments):
+            raise Fault(Code.INVALID_MESSAGE, f"The arguments do not fit the tool's schema: {why}.")
 
     def _progress(self, message: CallTool, call: _Call, done: float, total: float | None, text: str) -> None:
         call.clock.heard()
@@ -222,7 +252,8 @@ class Calls:
     def report(self) -> None:
         """Say in status how many there were, and how they went."""
         skipped = self._connected.bad_lines if self._connected else 0
-        self._ctx.report(skipped_lines=skipped, **self._health.facts())
+        broken = (self._connected.broken_promises if self._connected else 0) or None
+        self._ctx.report(skipped_lines=skipped, results_against_schema=broken, **self._health.facts())
         if self.requests.asked:
             self._ctx.report(asked=self.requests.asked, one_at_a_time=self.requests.alone)
 
@@ -235,3 +266,7 @@ def _named(message: Asked) -> str:
             return f"resource {message.uri!r}"
         case GetPrompt():
             return f"prompt {message.name!r}"
+        case CompleteArgument():
+            return f"completion of {message.argument!r}"
+        case SubscribeResource():
+            return f"subscription to {message.uri!r}"

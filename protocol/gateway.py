@@ -5,7 +5,15 @@ from __future__ import annotations
 import msgspec
 
 from protocol.mail import Nudge, Request
-from protocol.mcp_server import Catalogue, RequestEnded, SamplingRequest, ToolProgress, UrlVisited, UserQuestion
+from protocol.mcp_server import (
+    Catalogue,
+    RequestEnded,
+    ResourceUpdated,
+    SamplingRequest,
+    ToolProgress,
+    UrlVisited,
+    UserQuestion,
+)
 from protocol.spec import Down, Up
 from protocol.streamer import Pieces
 from protocol.watcher import Configured
@@ -40,6 +48,7 @@ GatewayMessage = (
     Pieces
     | ToolProgress
     | Catalogue
+    | ResourceUpdated
     | UserQuestion
     | SamplingRequest
     | RequestEnded

@@ -1,9 +1,10 @@
 """What the actor of one MCP server understands, and what it says of itself.
 
 Down: `CallTool` (an ask: its answer is a `ToolOutcome`, also when the tool failed), `CancelCall`, the asks
-`ReadResource` and `GetPrompt`, `SetServerLog`, and `TellTools`; from the supervisor `Up` of a gateway, which is then
-told the catalogue again.
-Up, to the gateways: `Catalogue` whenever what the server offers is known anew, `ToolProgress` during calls.
+`ReadResource`, `GetPrompt`, `CompleteArgument` and `SubscribeResource`, `UnsubscribeResource`, `SetServerLog`, and
+`TellTools`; from the supervisor `Up` of a gateway, which is then told the catalogue again.
+Up, to the gateways: `Catalogue` whenever what the server offers is known anew, `ToolProgress` during calls,
+`ResourceUpdated` of what they subscribed to.
 What a server wants of us goes up as an event too, `UserQuestion` or `SamplingRequest`, and its answer comes down as an
 ask of its own, `AnswerQuestion` or `AnswerSampling`, so that nobody below waits for anybody above.
 """
@@ -14,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from protocol.contents import Content
 from protocol.mail import Nudge, Request
 from protocol.spec import Down, Up
 
@@ -28,6 +30,14 @@ class Tool(msgspec.Struct, frozen=True):
     """JSON Schema of the arguments, repaired to `type: object` with `properties`."""
     annotations: dict[str, Any]
     """readOnlyHint, destructiveHint, idempotentHint, openWorldHint, title."""
+    title: str = ""
+    """For people; empty: `name` is all there is."""
+    output_schema: dict[str, Any] | None = None
+    """JSON Schema of the structured content, as the server said; None: it promises nothing."""
+    icons: list[dict[str, Any]] = []
+    """As the server said, here and below: `{src, mimeType?, sizes?}`; strangers' addresses."""
+    meta: dict[str, Any] = {}
+    """`_meta`, as the server said, here and below."""
 
 
 class Resource(msgspec.Struct, frozen=True):
@@ -37,6 +47,27 @@ class Resource(msgspec.Struct, frozen=True):
     name: str
     description: str
     mime_type: str
+    title: str = ""
+    size: int | None = None
+    """Bytes, if the server says so."""
+    annotations: dict[str, Any] = {}
+    """audience, priority, lastModified."""
+    icons: list[dict[str, Any]] = []
+    meta: dict[str, Any] = {}
+
+
+class ResourceTemplate(msgspec.Struct, frozen=True):
+    """Addresses of resources with variables in them."""
+
+    uri_template: str
+    """RFC 6570."""
+    name: str
+    description: str
+    mime_type: str
+    title: str = ""
+    annotations: dict[str, Any] = {}
+    icons: list[dict[str, Any]] = []
+    meta: dict[str, Any] = {}
 
 
 class Prompt(msgspec.Struct, frozen=True):
@@ -45,6 +76,9 @@ class Prompt(msgspec.Struct, frozen=True):
     name: str
     description: str
     arguments: list[dict[str, Any]]
+    title: str = ""
+    icons: list[dict[str, Any]] = []
+    meta: dict[str, Any] = {}
 
 
 class Catalogue(msgspec.Struct, frozen=True, tag=True):
@@ -56,6 +90,7 @@ class Catalogue(msgspec.Struct, frozen=True, tag=True):
     """Only those that could be read when they were last looked at, which is soon after a list is known."""
     prompts: list[Prompt]
     instructions: str
+    templates: list[ResourceTemplate] = []
 
 
 class ToolOutcome(msgspec.Struct, frozen=True):
@@ -64,9 +99,15 @@ class ToolOutcome(msgspec.Struct, frozen=True):
     ok: bool
     """false: the tool said `isError`, or could not be run; `text` says why."""
     text: str
-    """Never empty."""
+    """For the model: never empty, without base64, bounded."""
     structured: Any = None
-    """The tool's structured content."""
+    """The tool's structured content, unless it is large: then it is one of `contents`."""
+    contents: list[Content] = []
+    """All parts, where there are others than plain text; what is large is in them by reference."""
+    result_id: str = ""
+    """The whole text is kept under this id, since clients, or the model too, are shown its beginning only."""
+    size: int = 0
+    """Bytes of the whole text, where it is kept."""
 
 
 class CallTool(Request[ToolOutcome], frozen=True, tag=True):
@@ -80,6 +121,10 @@ class CallTool(Request[ToolOutcome], frozen=True, tag=True):
     arguments: dict[str, Any]
     to: str
     """Address that gets `ToolProgress`."""
+    conversation: str = ""
+    """Whose files keep what is too large to be carried along; empty: nobody's, it is only told how large it was."""
+    check: bool = False
+    """A person made the arguments: INVALID_MESSAGE where they do not fit the tool's schema, and nothing is called."""
 
 
 class CancelCall(msgspec.Struct, frozen=True, tag=True):
@@ -88,7 +133,7 @@ class CancelCall(msgspec.Struct, frozen=True, tag=True):
     call: str
 
 
-class ResourceContent(msgspec.Struct, frozen=True):
+class ResourceContent(msgspec.Struct, frozen=True, omit_defaults=True):
     """One part of what a resource holds; a resource may be a folder of several."""
 
     uri: str
@@ -101,6 +146,8 @@ class ResourceContent(msgspec.Struct, frozen=True):
     """Base64 of what is not text; None: it is text, or too large to be given."""
     cut: bool = False
     """It is larger than what is passed on: `text` is its beginning, `data` is not given."""
+    result_id: str = ""
+    """The whole of what was cut is kept under this id; empty: it is not."""
 
 
 class ReadResource(Request[list[ResourceContent]], frozen=True, tag=True):
@@ -108,6 +155,8 @@ class ReadResource(Request[list[ResourceContent]], frozen=True, tag=True):
     the protocol), TOOL_TIMEOUT, MCP_SERVER_UNAVAILABLE (as for `CallTool`). Gone: the server ended; ask again."""
 
     uri: str
+    conversation: str = ""
+    """As in `CallTool`."""
 
 
 class PromptMessage(msgspec.Struct, frozen=True):
@@ -115,8 +164,7 @@ class PromptMessage(msgspec.Struct, frozen=True):
 
     role: str
     """`user` or `assistant`"""
-    content: dict[str, Any]
-    """A content block in MCP's wire form: `{type: text, text}`, image, audio, resource or resource_link."""
+    content: Content
 
 
 class FilledPrompt(msgspec.Struct, frozen=True):
@@ -132,6 +180,52 @@ class GetPrompt(Request[FilledPrompt], frozen=True, tag=True):
 
     name: str
     arguments: dict[str, str]
+    conversation: str = ""
+    """As in `CallTool`."""
+
+
+class Completion(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Values that an argument may have."""
+
+    values: list[str]
+    """At most 100, best first."""
+    total: int | None = None
+    """How many there are in all, if the server says so."""
+    more: bool = False
+
+
+class CompleteArgument(Request[Completion], frozen=True, tag=True):
+    """Ask what an argument of a prompt, or a variable of a resource template, may be. A server that completes nothing
+    has no values. Faults and Gone: as for `GetPrompt`."""
+
+    argument: str
+    value: str
+    """What there is of it so far."""
+    prompt: str = ""
+    """Name of the prompt; empty: it is of `template`."""
+    template: str = ""
+    """The `uri_template`."""
+    known: dict[str, str] | None = None
+    """Other arguments, or variables, that are filled in already."""
+
+
+class SubscribeResource(Request[bool], frozen=True, tag=True):
+    """From now on `ResourceUpdated` goes to that gateway when the resource changes; in later incarnations too.
+
+    Repeats count once. Faults: NOT_FOUND, FORBIDDEN (the server has no subscriptions), OVERLOADED (too many of this
+    server), and those of `ReadResource`.
+    """
+
+    uri: str
+    to: str
+    """The gateway."""
+
+
+class UnsubscribeResource(msgspec.Struct, frozen=True, tag=True):
+    """No more of it to that gateway; unknown ones are ignored."""
+
+    uri: str
+    to: str
 
 
 class SetServerLog(msgspec.Struct, frozen=True, tag=True):
@@ -154,6 +248,14 @@ class ToolProgress(msgspec.Struct, frozen=True, tag=True):
     progress: float
     total: float | None
     message: str
+
+
+class ResourceUpdated(msgspec.Struct, frozen=True, tag=True):
+    """Event: a resource that the gateway subscribed to may hold something else now."""
+
+    server: str
+    uri: str
+    """As subscribed to."""
 
 
 class UserQuestion(msgspec.Struct, frozen=True, tag=True):
@@ -243,6 +345,9 @@ McpServerMessage = (
     | CancelCall
     | ReadResource
     | GetPrompt
+    | CompleteArgument
+    | SubscribeResource
+    | UnsubscribeResource
     | AnswerQuestion
     | AnswerSampling
     | SetServerLog

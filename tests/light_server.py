@@ -14,6 +14,7 @@ import random
 import select
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -213,19 +214,26 @@ def answer(call: Call, method: str) -> None:
             raise Wrong(-32601, "Method not found", method)
 
 
-def take(message: dict[str, Any]) -> None:
+def cancel(number: Any) -> None:
+    running.pop(number, None)
+
+
+Hooks = tuple[Callable[[Call, str], None], Callable[[Any], None]]
+
+
+def take(message: dict[str, Any], hooks: Hooks) -> None:
     method = message.get("method", "")
     if method == "notifications/cancelled":
-        running.pop(message["params"]["requestId"], None)
+        hooks[1](message["params"]["requestId"])
     elif "id" in message:
         try:
-            answer(Call(message), method)
+            hooks[0](Call(message), method)
         except Wrong as wrong:
             code, text, *data = wrong.args
             say({"id": message["id"], "error": {"code": code, "message": text, **({"data": data[0]} if data else {})}})
 
 
-def main() -> None:
+def main(hooks: Hooks = (answer, cancel)) -> None:
     unfinished = b""
     while True:
         wait = min((slow.due for slow in running.values()), default=None)
@@ -236,7 +244,7 @@ def main() -> None:
                 return
             *lines, unfinished = (unfinished + data).split(b"\n")
             for line in lines:
-                take(json.loads(line))
+                take(json.loads(line), hooks)
         for slow in tuple(running.values()):
             if slow.due <= time.monotonic():
                 slow.take_step()

@@ -58,6 +58,12 @@ def light(timeout: float = 10.0) -> McpServer:
     return odd("", name="demo", args=LIGHT["demo"]["args"], timeout=timeout)
 
 
+def rich(*arguments: str, timeout: float = 10.0) -> McpServer:
+    """One that has one of everything; `older`: of the older era."""
+    path = str(Path(__file__).with_name("rich_server.py"))
+    return odd("", name="rich", args=["-S", path, *arguments], timeout=timeout)
+
+
 class House:
     """A tree with one or more servers, and what they tell."""
 

@@ -30,6 +30,7 @@ SERVERS = {
 
 MCP_PROCESS = {
     "actors/mcp_asking.py",
+    "actors/mcp_catalogue.py",
     "actors/mcp_client.py",
     "actors/mcp_exchange.py",
     "actors/mcp_http.py",
@@ -48,11 +49,13 @@ IMPORTERS = {
     "dotenv": {"actors/environment.py"},
     "pydantic": {
         *("actors/settings.py", "actors/llm_settings.py"),
-        *("actors/mcp_client.py", *SERVERS),
+        *("actors/mcp_client.py", "actors/mcp_catalogue.py", *SERVERS),
     },
     "anyio": {"actors/mcp_http.py", "actors/mcp_wire.py", *SERVERS},
     "mcp": {*MCP_PROCESS, *SERVERS},
     "mcp_types": {*MCP_PROCESS, *SERVERS},
+    "jsonschema": {"actors/schema_check.py"},  # below mcp already, which checks results with it
+    "referencing": {"actors/schema_check.py"},  # below jsonschema: so that it fetches nothing
     "xllamacpp": {"Servers/local_model.py"},
     "rich": {"supervisors/chat_screen.py"},
     "prompt_toolkit": {"supervisors/chat_prompt.py"},

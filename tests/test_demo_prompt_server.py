@@ -46,7 +46,7 @@ async def test_it_offers_prompts_only_and_an_edit_counts_at_once(tmp_path: Path)
         assert [argument["name"] for argument in offered.prompts[1].arguments] == ["subject", "audience"]
 
         explain: FilledPrompt = await at.ref("prompts").ask(GetPrompt("explain", {"subject": "rain"}), within=15)
-        assert explain.messages[0].content["text"].startswith("Explain rain to a curious twelve-year-old.")
+        assert str(explain.messages[0].content.text).startswith("Explain rain to a curious twelve-year-old.")
         for request in (GetPrompt("explain", {}), GetPrompt("nothing", {})):
             with pytest.raises(Fault) as caught:
                 await at.ref("prompts").ask(request, within=15)
@@ -54,7 +54,7 @@ async def test_it_offers_prompts_only_and_an_edit_counts_at_once(tmp_path: Path)
 
         (tmp_path / OPTIONS).write_text("## explain\nShort: {subject}\n")
         explain = await at.ref("prompts").ask(GetPrompt("explain", {"subject": "rain"}), within=15)
-        assert explain.messages[0].content["text"] == "Short: rain"
+        assert explain.messages[0].content.text == "Short: rain"
 
 
 def test_the_shipped_configuration_has_it_switched_off() -> None:

@@ -23,12 +23,16 @@ from protocol.mcp_server import (
     AnswerQuestion,
     AnswerSampling,
     Catalogue,
+    CompleteArgument,
     GetPrompt,
     ReadResource,
     RequestEnded,
+    ResourceUpdated,
     SamplingRequest,
     SetServerLog,
+    SubscribeResource,
     TellTools,
+    UnsubscribeResource,
     UrlVisited,
     UserQuestion,
 )
@@ -306,6 +310,10 @@ SCENES["server log"] = offering(DEMO_SERVER, SetServerLog("INFO"))
 SCENES["read resource"] = asking(DEMO_SERVER, ReadResource("demo://readme"))
 SCENES["answer question"] = asking(DEMO_SERVER, AnswerQuestion("q", "decline"))
 SCENES["answer sampling"] = asking(DEMO_SERVER, AnswerSampling("s", refused="no"))
+SCENES["complete"] = asking(DEMO_SERVER, CompleteArgument("topic", "", prompt="haiku"))
+SCENES["subscribe to a resource"] = asking(DEMO_SERVER, SubscribeResource("demo://readme", "front/gateway"))
+SCENES["unsubscribe from a resource"] = offering(DEMO_SERVER, UnsubscribeResource("demo://readme", "front/gateway"))
+SCENES["resource updated"] = offering("front/gateway", ResourceUpdated("demo", "demo://readme"))
 SCENES["get prompt"] = asking(DEMO_SERVER, GetPrompt("none", {}))
 
 

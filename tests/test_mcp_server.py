@@ -18,6 +18,7 @@ import pytest
 import trio
 
 from actors import mcp_client, mcp_server, server_calls, server_resources
+from protocol.contents import Content
 from protocol.errors import Code, Fault
 from protocol.mail import Gone
 from protocol.mcp_server import (
@@ -59,7 +60,7 @@ async def test_the_demo_server_is_listed_read_called_and_cancelled() -> None:
         assert content.text is not None
         assert content.text.startswith("A server to try MCP with")
         filled = await at.ref("demo").ask(GetPrompt("haiku", {"topic": "rivers"}), within=15)
-        assert "rivers" in filled.messages[0].content["text"]
+        assert "rivers" in str(filled.messages[0].content.text)
         with pytest.raises(Fault) as caught:
             await at.ref("demo").ask(ReadResource("demo://nothing"), within=15)
         assert caught.value.code is Code.NOT_FOUND
@@ -163,7 +164,7 @@ async def test_a_resource_is_read_and_failures_are_typed() -> None:
 async def test_a_prompt_is_filled_in_and_failures_are_typed() -> None:
     async with house(odd("resources")) as at:
         filled = await at.ref().ask(GetPrompt("greet", {"who": "you"}), within=15)
-        assert filled.messages == [PromptMessage("user", {"type": "text", "text": "Hello you"})]
+        assert filled.messages == [PromptMessage("user", Content("text", 9, text="Hello you"))]
         with pytest.raises(Fault, match="unknown prompt") as caught:
             await at.ref().ask(GetPrompt("insult", {}), within=15)
         assert caught.value.code is Code.NOT_FOUND

@@ -5,6 +5,7 @@ import base64
 import pytest
 
 from actors.server_contents import TooLarge, contents_of, prompt_of
+from protocol.contents import Content
 from protocol.mcp_server import FilledPrompt, PromptMessage, ResourceContent
 
 PIXELS = base64.b64encode(bytes(100)).decode()
@@ -33,10 +34,10 @@ def test_what_is_no_content_is_left_out(contents: object) -> None:
 
 
 def test_a_prompt_keeps_its_roles_and_blocks() -> None:
-    block = {"type": "text", "text": "hello"}
+    block, content = {"type": "text", "text": "hello"}, Content("text", 5, text="hello")
     said = [{"role": "user", "content": block}, {"role": "assistant", "content": block}, {"role": "user"}]
     assert prompt_of({"description": "d", "messages": said}) == FilledPrompt(
-        "d", [PromptMessage("user", block), PromptMessage("assistant", block)]
+        "d", [PromptMessage("user", content), PromptMessage("assistant", content)]
     )
 
 
