@@ -20,6 +20,7 @@ import msgspec
 from actors.config_access import FILE
 from protocol.errors import Fault, FaultBody
 from protocol.mail import Request
+from protocol.reporter import PartState, RestartPart
 from protocol.watcher import ConfigView, GetConfig, ListVersions, Rollback, SetConfig, VersionRow
 
 ANSWER_S = 30.0  # the service waits for an editor to finish, and may be busy
@@ -114,5 +115,7 @@ def _call(asked: Request[Any]) -> tuple[_Call, Any]:
             return _Call("POST", "/config", body), ConfigView
         case Rollback(version=version, author=author):
             return _Call("POST", "/rollback", {"version": version, "author": author}), ConfigView
+        case RestartPart(path=path):
+            return _Call("POST", "/restart", {"path": path}), PartState
         case _:
             raise TypeError(f"{type(asked).__name__} cannot be asked from outside")

@@ -4,12 +4,13 @@
     POST /config    {"changes": {...}, "base_version"?: 12, "author"?: "cli"}  -> the same, when it is in force
     GET  /versions[?limit=20]                            -> [{"version", "at", "author", "changed": [...]}, ...]
     POST /rollback  {"version": 11, "author"?: "cli"}    -> as POST /config; version 0: the reference defaults
+    POST /restart   {"path": "mcp/demo"}                 -> {"path", "state", "last_error"} of that part of the service
 
 Every request needs `Authorization: Bearer TOKEN`. With the tool's token the author is always `tool`: only what a
-model may change of itself is taken (permission.py), and nothing is rolled back. Errors are answered with their
-status and {"error_code", "error_message", "hint", "retryable"}: 400 INVALID_MESSAGE or CONFIG_INVALID (names the
-keys), 401 UNAUTHORIZED, 403 FORBIDDEN, 404 NOT_FOUND, 409 CONFIG_CONFLICT, 413 MESSAGE_TOO_LARGE, 503 when the
-service is too busy. One request per connection.
+model may change of itself is taken (permission.py), and nothing is rolled back or restarted. Errors are answered
+with their status and {"error_code", "error_message", "hint", "retryable"}: 400 INVALID_MESSAGE or CONFIG_INVALID
+(names the keys), 401 UNAUTHORIZED, 403 FORBIDDEN, 404 NOT_FOUND, 409 CONFIG_CONFLICT, 413 MESSAGE_TOO_LARGE, 503
+when the service is too busy. One request per connection.
 
 What strangers send ends in an answer; nothing they do ends the caller.
 """
@@ -20,7 +21,7 @@ import errno
 import logging
 import os
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import trio
@@ -29,6 +30,7 @@ from actors.config_access import TOOL, Access
 from actors.http import BadRequest, Head, read_body, read_head, response
 from protocol.errors import Code, Fault
 from protocol.mail import MailError, Ref
+from protocol.reporter import ReporterMessage, RestartPart
 from protocol.watcher import ConfigView, GetConfig, ListVersions, Rollback, SetConfig, WatcherMessage
 
 READ_S = 5.0  # for head and body each: both come from this machine
@@ -49,7 +51,7 @@ STATUS = {
     Code.OVERLOADED: 503,
 }
 
-HINT = "There are GET and POST /config, GET /versions and POST /rollback, with JSON bodies."
+HINT = "There are GET and POST /config, GET /versions, POST /rollback and POST /restart, with JSON bodies."
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +64,12 @@ class Change(msgspec.Struct, frozen=True):
     author: str = "api"
 
 
+class Part(msgspec.Struct, frozen=True):
+    """Body of POST /restart."""
+
+    path: str
+
+
 class Back(msgspec.Struct, frozen=True):
     """Body of POST /rollback."""
 
@@ -69,7 +77,14 @@ class Back(msgspec.Struct, frozen=True):
     author: str = "api"
 
 
-async def serve(access: Access, watcher: Ref[WatcherMessage]) -> None:
+class Asked(NamedTuple):
+    """Who knows the answers."""
+
+    watcher: Ref[WatcherMessage]
+    reporter: Ref[ReporterMessage]
+
+
+async def serve(access: Access, watcher: Ref[WatcherMessage], reporter: Ref[ReporterMessage]) -> None:
     """Answer for ever."""
     limit = trio.Semaphore(MOST_AT_A_TIME)
     async with trio.open_nursery() as nursery:
@@ -84,16 +99,14 @@ async def serve(access: Access, watcher: Ref[WatcherMessage]) -> None:
                 log.warning("no connection to the configuration can be taken: %s", os.strerror(error.errno))
                 await trio.sleep(ACCEPT_PAUSE_S)  # others must give theirs back first
                 continue
-            nursery.start_soon(_connection, stream, access, watcher, limit)
+            nursery.start_soon(_connection, stream, access, Asked(watcher, reporter), limit)
 
 
-async def _connection(
-    stream: trio.SocketStream, access: Access, watcher: Ref[WatcherMessage], limit: trio.Semaphore
-) -> None:
+async def _connection(stream: trio.SocketStream, access: Access, asked: Asked, limit: trio.Semaphore) -> None:
     try:
         async with stream:
             with trio.move_on_after(2 * READ_S + ASK_S):
-                if (answer := await _answer(stream, access, watcher)) is not None:
+                if (answer := await _answer(stream, access, asked)) is not None:
                     await stream.send_all(answer)
                     await stream.send_eof()
             # What is closed with bytes unread is reset, and the answer lost with it.
@@ -108,7 +121,7 @@ async def _connection(
         limit.release()
 
 
-async def _answer(stream: trio.SocketStream, access: Access, watcher: Ref[WatcherMessage]) -> bytes | None:
+async def _answer(stream: trio.SocketStream, access: Access, asked: Asked) -> bytes | None:
     try:
         head = await read_head(stream, within=READ_S)
         if head is None:
@@ -117,7 +130,7 @@ async def _answer(stream: trio.SocketStream, access: Access, watcher: Ref[Watche
         if role is None:
             raise Fault(Code.UNAUTHORIZED, hint="The token is made anew with every start of the service.")
         body = await read_body(stream, head, within=READ_S, limit=MOST_BYTES)
-        found = await _ask(head, body, role, watcher)
+        found = await _ask(head, body, role, asked)
     except BadRequest as error:
         code = Code.MESSAGE_TOO_LARGE if error.status == 413 else Code.INVALID_MESSAGE
         return _failed(error.status, Fault(code, error.text, hint=HINT))
@@ -132,7 +145,8 @@ def _failed(status: int, fault: Fault) -> bytes:
     return response(status, msgspec.json.encode(fault.body), "application/json")
 
 
-async def _ask(head: Head, body: bytes, role: str, watcher: Ref[WatcherMessage]) -> object:
+async def _ask(head: Head, body: bytes, role: str, asked: Asked) -> object:
+    watcher, reporter = asked
     match head.method, head.path:
         case "GET", "/config":
             return await watcher.ask(GetConfig(head.query.get("path")), within=ASK_S, again=True)
@@ -150,7 +164,12 @@ async def _ask(head: Head, body: bytes, role: str, watcher: Ref[WatcherMessage])
             if role == TOOL:
                 raise Fault(Code.FORBIDDEN, "a model's tool may not roll the configuration back")
             return await _changed(watcher, Rollback(back.version, _author(back.author)))
-        case _, "/config" | "/versions" | "/rollback":
+        case "POST", "/restart":
+            part = _decoded(body, Part)
+            if role == TOOL:
+                raise Fault(Code.FORBIDDEN, "a model's tool may not restart anything")
+            return await reporter.ask(RestartPart(part.path), within=ASK_S + 1.0)
+        case _, "/config" | "/versions" | "/rollback" | "/restart":
             raise BadRequest(405, f"{head.method} is not understood for {head.path}")
         case _:
             raise Fault(Code.NOT_FOUND, f"there is no {head.path[:100]}", hint=HINT)

@@ -271,7 +271,7 @@ async def run(box: Mailbox[WatcherMessage], ctx: Context) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_follow, kept)
         if kept.access is not None:
-            nursery.start_soon(config_http.serve, kept.access, ctx.ref(ctx.path))
+            nursery.start_soon(config_http.serve, kept.access, ctx.ref(ctx.path), ctx.ref("reporter"))
         async for message in box:
             match message:
                 case GetSnapshot():

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from protocol.errors import FaultBody
+from protocol.reporter import PartState
 from protocol.spec import Down, Up
 
 MOST = 64 * 1024 * 1024  # bytes of the body of one item
@@ -167,6 +168,21 @@ class Reported(msgspec.Struct, frozen=True, array_like=True, tag=25):
     """A `supervisors.status.Node`, in msgpack."""
 
 
+class Restart(msgspec.Struct, frozen=True, array_like=True, tag=29):
+    """To a process: restart that part of yours."""
+
+    id: int
+    path: str
+
+
+class Restarted(msgspec.Struct, frozen=True, array_like=True, tag=30):
+    """The answer to Restart."""
+
+    id: int
+    part: PartState | None
+    """None: there is no such part."""
+
+
 class Drain(msgspec.Struct, frozen=True, array_like=True, tag=26):
     """To a process: take nothing new, end what runs."""
 
@@ -184,7 +200,7 @@ class Failed(msgspec.Struct, frozen=True, array_like=True, tag=28):
     reason: str
 
 
-ControlItem = Boot | Ready | Ping | Pong | Report | Reported | Drain | Quit | Failed
+ControlItem = Boot | Ready | Ping | Pong | Report | Reported | Restart | Restarted | Drain | Quit | Failed
 Item = (
     Cast
     | Asked
@@ -206,6 +222,8 @@ Item = (
     | Pong
     | Report
     | Reported
+    | Restart
+    | Restarted
     | Drain
     | Quit
     | Failed

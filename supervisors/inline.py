@@ -11,7 +11,9 @@ from typing import Any
 import msgspec
 import trio
 
+from protocol.reporter import PartState
 from protocol.watcher import Snapshot
+from supervisors import by_hand
 from supervisors.address import is_loopback, listen, publish, published, shown, url
 from supervisors.service import Stop, live
 from supervisors.supervisor import Tree
@@ -69,6 +71,13 @@ async def serve(start: Start) -> int:
     async def status_json() -> bytes:
         return msgspec.json.encode(trees[0].status()) if trees else b"{}"
 
+    async def restart(path: str) -> PartState:
+        tree = trees[0]  # who asks is a part of it
+        part = await by_hand.restart(tree, path)
+        if part is None:
+            raise by_hand.unknown(path, tree.status())
+        return part
+
     spec = product(
         watcher=start.watcher,
         writer=start.writer,
@@ -78,7 +87,7 @@ async def serve(start: Start) -> int:
             "loopback": is_loopback(start.snapshot.websocket.host),
             "moved": start.moved,
         },
-        reporter={"status": status_json},
+        reporter={"status": status_json, "restart": restart},
     )
     stop = Stop(start.snapshot.drain_s)
     try:

@@ -21,7 +21,9 @@ from contextlib import suppress
 import msgspec
 import trio
 
-from protocol.frames import Boot, ControlItem, Failed, Ping, Pong, Quit, Ready, Report, Reported
+from protocol.errors import Code, Fault
+from protocol.frames import Boot, ControlItem, Failed, Ping, Pong, Quit, Ready, Report, Reported, Restart, Restarted
+from protocol.reporter import PartState
 from protocol.spec import Parked
 from supervisors.exchange import Exchange
 from supervisors.orphans import end_strangers
@@ -78,7 +80,7 @@ class Life:
         self._ready, self._gone, self._read = trio.Event(), trio.Event(), trio.Event()
         self._watching = trio.CancelScope()
         self._port: Port | None = None
-        self._reports: dict[int, trio.Event | Node] = {}
+        self._reports: dict[int, trio.Event | Node | PartState | None] = {}
         self._last_report = 0
         orders = _orders(plan, exchange.addresses, listener, generation)
         ours, theirs = socket.socketpair()
@@ -129,16 +131,29 @@ class Life:
 
     async def report(self, within: float) -> Node | None:
         """Its status tree; None when it does not answer in that many seconds."""
+        answer = await self._ask(Report, within)
+        return answer if isinstance(answer, Node) else None
+
+    async def restart(self, path: str, within: float) -> PartState | None:
+        """Have it restart a part; None: it has no such part, or is not there. Raises Fault: it does not answer."""
+        answer = await self._ask(lambda number: Restart(number, path), within)
+        if isinstance(answer, trio.Event):
+            raise Fault(Code.OVERLOADED, f"{self} has not said within {within:g} s that {path} was restarted.")
+        return answer if isinstance(answer, PartState) else None
+
+    async def _ask(
+        self, question: Callable[[int], Report | Restart], within: float
+    ) -> trio.Event | Node | PartState | None:
+        """The answer; None where none can be asked, an event where none came."""
         if self._port is None or not self._ready.is_set():
             return None
         self._last_report += 1
         number, came = self._last_report, trio.Event()
         self._reports[number] = came
-        self._port.tell(Report(number))
+        self._port.tell(question(number))
         with trio.move_on_after(within):
             await came.wait()
-        answer = self._reports.pop(number)
-        return answer if isinstance(answer, Node) else None
+        return self._reports.pop(number)
 
     def control(self, port: Port, item: ControlItem) -> None:
         """One item from the process."""
@@ -153,6 +168,11 @@ class Life:
                 came = self._reports.get(number)
                 if isinstance(came, trio.Event):
                     self._reports[number] = msgspec.msgpack.decode(node, type=Node)
+                    came.set()
+            case Restarted(id=number, part=part):
+                came = self._reports.get(number)
+                if isinstance(came, trio.Event):
+                    self._reports[number] = part
                     came.set()
             case Failed(reason=reason):
                 self._said = reason

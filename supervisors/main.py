@@ -1,4 +1,4 @@
-"""The command line: `actors-main [run]` and `actors-main status`.
+"""The command line: `actors-main [run]`, `actors-main status` and `actors-main restart PATH`.
 
 `run` reads the configuration, binds the port, starts the tree and prints one line on standard output when
 turns can be taken; logs go to standard error. SIGTERM or SIGINT drains, a second one ends at once. Exit
@@ -26,6 +26,8 @@ from typing import Any
 import msgspec
 import trio
 
+from protocol.errors import Fault
+from protocol.reporter import PartState, RestartPart
 from protocol.watcher import Snapshot
 from supervisors import config_commands, inline
 from supervisors.address import INSTANCE, CannotStart, shown
@@ -86,6 +88,16 @@ def parser() -> argparse.ArgumentParser:
         "--conversation", metavar="ID", help="go on with that conversation; `new` begins one (default: the service's)"
     )
     chat_parser.set_defaults(command=chat)
+    restart_parser = commands.add_parser(
+        "restart",
+        help="stop one part of a running service and start it anew",
+        description="Stop one part of a running service and start it anew, also one that is parked: an MCP server "
+        "(mcp/NAME), a process (llm), any path that `actors-main status` shows. Exit codes: 0 it runs again, 1 it does "
+        "not, or there is no such part.",
+    )
+    state_option(restart_parser)
+    restart_parser.add_argument("path", metavar="PATH", help="such as mcp/demo")
+    restart_parser.set_defaults(command=restart)
     config_commands.add_to(commands, state_option)
     return top
 
@@ -285,6 +297,27 @@ def fetch(host: str, port: int, path: str, *accepted: int) -> bytes:
         said = body[:200].decode("utf-8", "replace").strip()
         raise http.client.HTTPException(f"{path} answered {answer.status}: {said}")
     return body
+
+
+# restart
+
+
+def restart(arguments: argparse.Namespace) -> int:
+    """Have a part of the running service restarted. Raises CannotStart: it was not."""
+    state = state_dir(arguments)
+    running_service(state)  # says it best when there is none
+    service = importlib.import_module("actors.config_client").find(state)
+    if service is None:
+        raise CannotStart(f"the service with the state directory {state} takes no orders; see its log")
+    try:
+        part: PartState = service.ask(RestartPart(arguments.path))
+    except (Fault, OSError) as error:
+        said = f"{error.body.text} {error.body.hint}" if isinstance(error, Fault) else str(error)
+        raise CannotStart(f"{arguments.path} was not restarted: {said}") from error
+    if part.last_error:
+        raise CannotStart(f"{part.path} was restarted and is {part.state} again: {part.last_error}")
+    print(f"{part.path} was restarted and is {part.state}")  # noqa: T201 - this is the command line
+    return 0
 
 
 # chat

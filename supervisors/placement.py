@@ -27,8 +27,9 @@ import msgspec
 import trio
 
 from protocol.claim import FrontId
+from protocol.reporter import PartState
 from protocol.spec import Backoff, Child, Group, Intensity, OnLimit
-from supervisors import door, isolated, orphans, tree
+from supervisors import by_hand, door, isolated, orphans, tree
 from supervisors.address import is_loopback, listen, published, url
 from supervisors.exchange import Exchange
 from supervisors.inline import Start
@@ -119,7 +120,7 @@ class Run:
         }
         return tree.service(
             watcher=self.start.watcher,
-            reporter={"status": self.status_json},
+            reporter={"status": self.status_json, "restart": self.restart},
             back=[self.process(role, args[role]) for role in BACK],
             fronts=[self.front(role) for role in self.fronts],
             door={"held": self.held, "socket": asked},
@@ -162,6 +163,14 @@ class Run:
         if not self.trees:
             return b"{}"
         return msgspec.json.encode(await with_processes(self.trees[0], REPORT_S))
+
+    async def restart(self, path: str) -> PartState:
+        """Restart a part of whichever process. Raises Fault."""
+        tree = self.trees[0]  # who asks is a part of it
+        part = await by_hand.restart(tree, path)
+        if part is None:
+            raise by_hand.unknown(path, await with_processes(tree, REPORT_S))
+        return part
 
 
 class Descriptors(Mapping[str, int]):

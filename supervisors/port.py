@@ -11,6 +11,7 @@ else notices. The exchange connects anew.
 from __future__ import annotations
 
 import logging
+import typing
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
@@ -20,13 +21,10 @@ import trio
 from protocol.frames import (
     Answered,
     Asked,
-    Boot,
     Cast,
     ControlItem,
     Credit,
-    Drain,
     Dropped,
-    Failed,
     Faulted,
     Full,
     Hello,
@@ -34,12 +32,6 @@ from protocol.frames import (
     Leaving,
     Left,
     Missed,
-    Ping,
-    Pong,
-    Quit,
-    Ready,
-    Report,
-    Reported,
     Room,
     Told,
 )
@@ -154,7 +146,7 @@ class Port:
             Told: self._told,
             Leaving: lambda _: desk.leaves(self),
             Left: lambda _: self.left.set(),
-            **dict.fromkeys((Boot, Ready, Ping, Pong, Report, Reported, Failed, Drain, Quit), self._controlled),
+            **dict.fromkeys(typing.get_args(ControlItem), self._controlled),
         }
 
     # Its life.

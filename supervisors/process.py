@@ -22,6 +22,7 @@ import trio
 
 from protocol.frames import Pong
 from protocol.mail import Mailbox, Nudge, Reply, Request
+from protocol.reporter import PartState
 from protocol.spec import Child, Context, KeepContext
 from supervisors.exchange import Exchange
 from supervisors.life import ABORT_S, TERM_S, Life, ProcessEnded
@@ -94,6 +95,10 @@ class Seat:
     async def report(self, within: float) -> Node | None:
         """The status tree of the process; None when it does not answer in that many seconds, or none runs."""
         return await self.life.report(within) if self.life is not None else None
+
+    async def restart(self, path: str, within: float) -> PartState | None:
+        """Have the process restart a part; None: it has no such part, or none runs. Raises Fault."""
+        return await self.life.restart(path, within) if self.life is not None else None
 
 
 def child(plan: Plan, exchange: Exchange, **more: Any) -> Child:

@@ -26,10 +26,11 @@ from typing import Any, cast
 import msgspec
 import trio
 
-from protocol.frames import ControlItem, Failed, Ping, Pong, Quit, Ready, Report, Reported
+from protocol.errors import Fault
+from protocol.frames import ControlItem, Failed, Ping, Pong, Quit, Ready, Report, Reported, Restart, Restarted
 from protocol.spec import Group
 from protocol.watcher import Snapshot
-from supervisors import leash, orphans
+from supervisors import by_hand, leash, orphans
 from supervisors.exchange import Exchange
 from supervisors.member import describe, explained
 from supervisors.plan import EXIT_FAILED, EXIT_UNUSABLE, Orders, framed, read_orders
@@ -143,6 +144,8 @@ class Duty:
                 port.tell(Pong(n, lag_ms, rss_bytes() or 0, time.process_time()))
             case Report(id=id) if self.tree is not None and self.nursery is not None:
                 self.nursery.start_soon(self.report, port, id, self.tree)
+            case Restart(id=id, path=path) if self.tree is not None and self.nursery is not None:
+                self.nursery.start_soon(self.restart, port, id, path, self.tree)
             case Quit(quiet_s=quiet_s):
                 self.quiet_s = quiet_s
                 self.asked.set()
@@ -157,6 +160,15 @@ class Duty:
         """Say how the tree is, with the processes that are below it."""
         node = await with_processes(tree, REPORT_S)
         port.tell(Reported(number, msgspec.Raw(msgspec.msgpack.encode(node))))
+
+    async def restart(self, port: Port, number: int, path: str, tree: Tree) -> None:
+        """Restart a part, and say how it is then."""
+        try:
+            part = await by_hand.restart(tree, path)
+        except (LookupError, Fault) as error:  # it went meanwhile
+            log.warning("%s cannot be restarted: %s", path, error)
+            part = None
+        port.tell(Restarted(number, part))
 
     def hurry(self, *_: object) -> None:
         """SIGTERM: once told to end in order, at once; before that it is not for us."""

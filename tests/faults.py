@@ -140,6 +140,7 @@ ROWS = [
     Row("watcher", "Rollback", "roll back"),
     Row("watcher", "Nudge", "nudge"),
     Row("reporter", "GetStatus", "status"),
+    Row("reporter", "RestartPart", "restart"),
     Row("reporter", "Nudge", "nudge"),
     Row("logs", "Configured", "configure"),
     Row("logs", "Nudge", "nudge"),

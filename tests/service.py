@@ -22,6 +22,8 @@ import trio_websocket
 import yaml
 
 from protocol.mail import Ref
+from protocol.reporter import PartState
+from supervisors import by_hand
 from supervisors.supervisor import Tree, running
 from supervisors.tree import product
 from tests.fakes import FakeProvider, Reply
@@ -196,6 +198,12 @@ async def service(
         async def status_json() -> bytes:
             return msgspec.json.encode(trees[0].status())
 
+        async def restart(path: str) -> PartState:
+            part = await by_hand.restart(trees[0], path)
+            if part is None:
+                raise by_hand.unknown(path, trees[0].status())
+            return part
+
         spec = product(
             watcher={"state_dir": str(state), "overrides": {}},
             writer={"path": str(state / "chat_history.db"), "type": "auto_persist"},
@@ -205,7 +213,7 @@ async def service(
                 "loopback": True,
                 "moved": lambda host, port: moved.append((host, port)),
             },
-            reporter={"status": status_json},
+            reporter={"status": status_json, "restart": restart},
         )
         async with running(spec) as tree:
             trees.append(tree)

@@ -48,7 +48,7 @@ from protocol.pending import (
     ReadPending,
     WatchPending,
 )
-from protocol.reporter import GetStatus
+from protocol.reporter import GetStatus, RestartPart
 from protocol.spec import Child, Down, Group, Status, Up
 from protocol.watcher import GetConfig, GetSnapshot, ListVersions, Rollback, SetConfig, SetLocalModel, Subscribe
 from protocol.writer import (
@@ -288,6 +288,7 @@ SCENES["load saved"] = asking(WRITER, LoadSaved("local", "s1", "fresh"))
 SCENES["delete saved"] = asking(WRITER, DeleteSaved("local", "s1"))
 SCENES["list conversations"] = asking(WRITER, ListConversations("local"))
 SCENES["status"] = asking("reporter", GetStatus())
+SCENES["restart"] = asking("reporter", RestartPart("logs"))
 SCENES["tell tools"] = offering(DEMO_SERVER, TellTools("front/gateway"))
 SCENES["take unfinished"] = asking(WRITER, TakeUnfinished())
 SCENES["release"] = asking(WRITER, Release("run:front1#1", ["c"]))

@@ -35,10 +35,13 @@ from protocol.frames import (
     Ready,
     Report,
     Reported,
+    Restart,
+    Restarted,
     Room,
     Told,
 )
 from protocol.packing import FRAME, FRAME_MOST, PART, WHOLE, WINDOW, BadFrame, Flow, Packer, TooLarge, Unpacker
+from protocol.reporter import PartState
 from protocol.spec import Down, Up
 
 BODY = memoryview(msgspec.msgpack.encode({"n": 1}))
@@ -61,6 +64,9 @@ ITEMS: list[Item] = [
     Pong(1, 0.5, 40_000_000, 1.25),
     Report(9),
     Reported(9, msgspec.Raw(BODY)),
+    Restart(10, "mcp/demo"),
+    Restarted(10, PartState("mcp/demo", "parked", "it exits")),
+    Restarted(11, None),
     Drain(),
     Quit(),
     Leaving(),

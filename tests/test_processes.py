@@ -12,6 +12,7 @@ import trio_websocket
 import yaml
 
 from tests.fleet import Talk, chaos, fleet, kept, renew
+from tests.program import outcomes
 from tests.scripts import Pause, Script, ask_tool, say
 from tests.service import Client, of_type, text_of
 
@@ -54,6 +55,13 @@ async def test_several_processes_are_shown_share_the_configuration_and_take_turn
         assert {"watcher", "store/writer", "llm/streamer", "mcp/demo", "front1/gateway", "front2/gateway"} <= actors
         async with f.client() as client:
             await until_tools(client)
+            where = ["--state", str(f.state)]
+            again, nope = await outcomes(["restart", *where, "mcp/demo"], ["restart", *where, "mcp/nope"])
+            assert again == (0, "mcp/demo was restarted and is running\n", "")
+            assert nope[0] == 1
+            assert "There is no part 'mcp/nope'; there are: mcp, mcp/demo." in nope[2]
+            [demo] = [node for node in (await f.status()).all() if node.path == "mcp/demo"]
+            assert demo.restarts == 1
             frames = await client.say("text")
             assert text_of(frames) == "".join(WORDS)
             assert frames[-1]["outcome"] == "completed"
