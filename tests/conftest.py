@@ -28,6 +28,8 @@ import trio
 import trio.testing
 from hypothesis import HealthCheck, settings
 
+from tests import forks
+
 ROOT = Path(__file__).resolve().parents[1]
 if sys.dont_write_bytecode:
     cache = str(ROOT / ".pytest_cache" / "bytecode")
@@ -98,13 +100,20 @@ def nothing_left_behind() -> Iterator[None]:
     """No child process, no thread of ours, no socket or pipe outlives the test that made it."""
     children, threads, descriptors = _children(), set(threading.enumerate()), _descriptors()
     yield
-    assert _children() <= children, "the test left child processes behind"
+    assert _children() <= {*children, forks.pid()}, "the test left child processes behind"
     # trio keeps idle worker threads for 10 s by design; they belong to nobody.
     left = {t for t in threading.enumerate() if t not in threads and not t.name.startswith("Trio thread")}
     assert not {t for t in left if t.is_alive() and not t.daemon}, f"the test left threads behind: {left}"
-    new = {fd: name for fd, name in _descriptors().items() if descriptors.get(fd) != name}
+    new = {fd: name for fd, name in _descriptors().items() if descriptors.get(fd) != name and not forks.belongs(fd)}
     leaked = {fd: name for fd, name in new.items() if name.startswith(("socket:", "pipe:", "anon_inode:[eventpoll]"))}
     assert not leaked, f"the test left descriptors behind: {leaked}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_forks_left() -> Iterator[None]:
+    """What forks ends with the tests."""
+    yield
+    forks.end()
 
 
 @pytest.fixture

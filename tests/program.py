@@ -9,7 +9,6 @@ async with program("--state", str(state), "--port", "0") as p:
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -21,14 +20,15 @@ from pathlib import Path
 
 import trio
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.forks import MAIN, ROOT, SERVERS, SERVICE, Child, fork, run
 
 
 class Program:
     """One process of ours."""
 
-    def __init__(self, process: trio.Process, log: Path) -> None:
+    def __init__(self, process: Child | trio.Process, stdout: trio.abc.ReceiveStream, log: Path) -> None:
         self.process = process
+        self._stdout = stdout
         self._log = log
         self._out = b""
         self._kept = ""
@@ -50,8 +50,7 @@ class Program:
 
     async def line(self) -> str:
         """Its standard output up to the first line's end, or its end."""
-        assert self.process.stdout is not None
-        while b"\n" not in self._out and (data := await self.process.stdout.receive_some()):
+        while b"\n" not in self._out and (data := await self._stdout.receive_some()):
             self._out += data
         return self.out
 
@@ -73,8 +72,7 @@ class Program:
 
     async def ended(self) -> int:
         """Its exit code."""
-        assert self.process.stdout is not None
-        while data := await self.process.stdout.receive_some():
+        while data := await self._stdout.receive_some():
             self._out += data
         return await self.process.wait()
 
@@ -110,75 +108,74 @@ class Program:
 
 
 @asynccontextmanager
-async def program(*arguments: str, env: Mapping[str, str] | None = None, inline: bool = True) -> AsyncIterator[Program]:
+async def program(
+    *arguments: str, env: Mapping[str, str] | None = None, inline: bool = True, fresh: bool = False
+) -> AsyncIterator[Program]:
     """`actors-main` with those arguments, killed at the end if it still runs.
 
     Args:
         inline: a service is one process (cheap to start); false: several, as it is by default.
         env: changes to the environment; empty values remove.
+        fresh: a new interpreter, not a fork of one that has imported everything (`tests.forks`).
     """
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
     environment = {name: value for name, value in environment.items() if value}
     runs = not arguments or arguments[0] == "run" or arguments[0].startswith("-")
     one = ["--inline"] if inline and runs and "--help" not in arguments else []
+    words = [*arguments, *one]
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "stderr"
-        with log.open("wb") as stderr:
-            process = await trio.lowlevel.open_process(
-                [sys.executable, "-m", "supervisors.main", *arguments, *one],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                env=environment,
-                cwd=folder,
-            )
-        started = Program(process, log)
-        try:
-            yield started
-        finally:
-            with trio.CancelScope(shield=True):
-                if process.poll() is None:
-                    process.send_signal(signal.SIGKILL)
-                await process.wait()
-                assert process.stdout is not None
-                await process.stdout.aclose()
-                started.close()
+        read, write = os.pipe()
+        async with trio.lowlevel.FdStream(read) as out:
+            try:
+                with log.open("wb") as stderr:
+                    process: Child | trio.Process
+                    if fresh:
+                        process = await trio.lowlevel.open_process(
+                            [sys.executable, "-m", "supervisors.main", *words],
+                            stdin=subprocess.DEVNULL,
+                            stdout=write,
+                            stderr=stderr,
+                            env=environment,
+                            cwd=folder,
+                        )
+                    else:
+                        process = await fork(
+                            MAIN,
+                            words,
+                            stdout=write,
+                            stderr=stderr.fileno(),
+                            load=loaded_by(words),
+                            env=environment,
+                            cwd=folder,
+                        )
+            finally:
+                os.close(write)
+            started = Program(process, out, log)
+            try:
+                yield started
+            finally:
+                with trio.CancelScope(shield=True):
+                    if process.poll() is None:
+                        process.send_signal(signal.SIGKILL)
+                    await process.wait()
+                    started.close()
 
 
-EACH_IN_A_FORK = """
-import json, os, sys
-import actors.configuration, supervisors.main
-for number, arguments in enumerate(json.loads(sys.argv[1])):
-    pid = os.fork()
-    if not pid:
-        for fd, name in ((1, "out"), (2, "err")):
-            os.dup2(os.open(f"{number}.{name}", os.O_WRONLY | os.O_CREAT), fd)
-        sys.argv = ["actors-main", *arguments]
-        sys.exit(supervisors.main.main())
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-"""
+def loaded_by(words: Sequence[str]) -> tuple[str, ...]:
+    """What a service with those arguments imports: more where servers are configured."""
+    if "--inline" not in words or "--state" not in words:
+        return SERVICE
+    servers = Path(words[words.index("--state") + 1], "servers_config.json")
+    return (*SERVICE, *SERVERS) if servers.is_file() and "command" in servers.read_text() else SERVICE
 
 
 async def outcomes(*commands: Sequence[str]) -> list[tuple[int, str, str]]:
-    """Of each of these commands, one after the other; their modules are imported once for all."""
-    with tempfile.TemporaryDirectory() as folder:
-        process = await trio.run_process(
-            [sys.executable, "-c", EACH_IN_A_FORK, json.dumps(commands)],
-            capture_stdout=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            cwd=folder,
-        )
-        codes = [int(code) for code in process.stdout.split()]
-        assert len(codes) == len(commands)
-        return [(code, _text(folder, f"{n}.out"), _text(folder, f"{n}.err")) for n, code in enumerate(codes)]
-
-
-def _text(folder: str, name: str) -> str:
-    return Path(folder, name).read_text()
+    """Of each of these commands, one after the other."""
+    return [await outcome(*command) for command in commands]
 
 
 async def outcome(*arguments: str, env: Mapping[str, str] | None = None) -> tuple[int, str, str]:
     """Exit code, standard output and standard error of a command that ends by itself."""
-    async with program(*arguments, env=env) as p:
-        code = await p.ended()
-        return code, p.out, p.log
+    done = await run(MAIN, *arguments, env={**os.environ, **(env or {})})
+    return done.code, done.out, done.err

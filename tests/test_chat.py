@@ -28,16 +28,17 @@ from supervisors.chat_link import Unreachable
 from supervisors.chat_screen import Screen
 from supervisors.chat_terminal import entered, follow, tell
 from supervisors.main import parser
+from tests import forks
 from tests.fakes import Script, Stall, ask_tool, fail, say
+from tests.forks import CHAT, MAIN, ROOT, Child
 from tests.service import LIGHT, Service, front_of, service
 
-ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1", "PYTHONPATH": str(ROOT)}
 WORDS = [f"w{number} " for number in range(1, 201)]
 
 
-def command(s: Service, *options: str) -> list[str]:
-    return [sys.executable, "-m", "supervisors.main", "chat", "--url", f"ws://127.0.0.1:{s.port}", *options]
+def arguments(s: Service, *options: str) -> list[str]:
+    return ["chat", "--url", f"ws://127.0.0.1:{s.port}", *options]
 
 
 # In this trio run.
@@ -280,16 +281,9 @@ def test_its_libraries_are_loaded_for_it_only() -> None:
 # A child in a pipe.
 
 
-async def piped(s: Service, message: str, *options: str) -> tuple[int, str, str]:
-    done = await trio.run_process(
-        command(s, *options),
-        stdin=message.encode(),
-        capture_stdout=True,
-        capture_stderr=True,
-        check=False,
-        env=ENVIRONMENT,
-    )
-    return done.returncode, done.stdout.decode(), done.stderr.decode()
+async def piped(s: Service, message: str) -> tuple[int, str, str]:
+    done = await forks.run(MAIN, *arguments(s), stdin=message.encode(), load=CHAT, env=ENVIRONMENT)
+    return done.code, done.out, done.err
 
 
 async def test_in_a_pipe_the_answer_comes_out_as_it_is(tmp_path: Path) -> None:
@@ -312,19 +306,18 @@ async def test_a_conversation_that_is_not_there(tmp_path: Path) -> None:
 
 async def test_ctrl_c_in_a_pipe_stops_the_turn(tmp_path: Path) -> None:
     async with service(tmp_path, Script(("so far ", Stall()))) as s:
-        process = await trio.lowlevel.open_process(
-            command(s), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=ENVIRONMENT
-        )
-        assert process.stdin is not None
-        assert process.stdout is not None
-        async with process.stdin, process.stdout:
-            await process.stdin.send_all(b"hi")
-            await process.stdin.aclose()
+        (its_in, our_in), (our_out, its_out) = os.pipe(), os.pipe()
+        os.write(our_in, b"hi")
+        os.close(our_in)
+        async with trio.lowlevel.FdStream(our_out) as stdout:
+            process = await forks.fork(MAIN, arguments(s), stdin=its_in, stdout=its_out, load=CHAT, env=ENVIRONMENT)
+            os.close(its_in)
+            os.close(its_out)
             out = b""
             while b"so far" not in out:
-                out += await process.stdout.receive_some()
+                out += await stdout.receive_some()
             process.send_signal(signal.SIGINT)
-            while part := await process.stdout.receive_some():
+            while part := await stdout.receive_some():
                 out += part
             assert await process.wait() == INTERRUPTED
         assert out == b"so far \n"
@@ -337,7 +330,7 @@ async def test_ctrl_c_in_a_pipe_stops_the_turn(tmp_path: Path) -> None:
 class Terminal:
     """A child at a pseudo terminal, which is its controlling one."""
 
-    def __init__(self, master: int, slave: int, process: trio.Process) -> None:
+    def __init__(self, master: int, slave: int, process: Child) -> None:
         self.master = master
         self.slave = slave
         self.process = process
@@ -368,18 +361,22 @@ class Terminal:
 async def terminal(s: Service, *options: str) -> AsyncIterator[Terminal]:
     master, slave = os.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
-    # the shell leads a new session, so what it opens becomes its controlling terminal: Ctrl-C is a signal
-    arguments = ["sh", "-c", 'tty=$1; shift; exec "$@" <$tty >$tty 2>&1', "sh", os.ttyname(slave)]
-    process = await trio.lowlevel.open_process(
-        [*arguments, *command(s, *options)], start_new_session=True, env=ENVIRONMENT
+    process = await forks.fork(
+        MAIN,
+        arguments(s, *options),
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        load=CHAT,
+        env=ENVIRONMENT,
+        terminal=True,
     )
     try:
         yield Terminal(master, slave, process)
     finally:
-        if process.returncode is None:
-            process.kill()
-            with trio.CancelScope(shield=True):
-                await process.wait()
+        process.kill()
+        with trio.CancelScope(shield=True):
+            await process.wait()
         os.close(master)
         os.close(slave)
 

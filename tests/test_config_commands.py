@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import trio
 
 import actors.watcher
 from actors.configuration import RUNTIME, Configuration
@@ -18,6 +16,8 @@ from actors.layers import ConfigurationError
 from protocol.errors import Code, Fault
 from supervisors import config_commands
 from supervisors.main import parser
+from tests import forks
+from tests.forks import MAIN
 from tests.test_checks import DEFAULTS
 from tests.watched import has_port, house, port
 
@@ -181,12 +181,10 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(actors.watcher, "SETTLED_S", 0.02)
 
 
-async def outside(*words: str) -> tuple[int, str, str]:
+async def outside(code: str, *words: str) -> tuple[int, str, str]:
     """A command in another process, while this one is the service."""
-    done: subprocess.CompletedProcess[bytes] = await trio.run_process(
-        [sys.executable, *words], capture_stdout=True, capture_stderr=True, check=False
-    )
-    return done.returncode, done.stdout.decode(), done.stderr.decode()
+    done = await forks.run(code, *words)
+    return done.code, done.out, done.err
 
 
 SCRIPT = """
@@ -208,26 +206,25 @@ except Exception as error:
 async def test_beside_a_service_everything_goes_through_it(state: Path) -> None:
     async with house(state) as watched:
         await watched.until(lambda _: True)
-        main = ("-m", "supervisors.main")
         at = ("--state", str(state))
-        said = await outside(*main, "config", "set", "chat.websocket.port", "8001", *at)
+        said = await outside(MAIN, "config", "set", "chat.websocket.port", "8001", *at)
         assert said == (0, "version 2 is in force\n", "")
         assert (await watched.ask()).websocket.port == 8001
-        assert await outside(*main, "config", "get", "chat.websocket.port", *at) == (0, "8001\n", "")
-        code, _, err = await outside(*main, "config", "set", "chat.websocket.port", "x", *at)
+        assert await outside(MAIN, "config", "get", "chat.websocket.port", *at) == (0, "8001\n", "")
+        code, _, err = await outside(MAIN, "config", "set", "chat.websocket.port", "x", *at)
         assert (code, "must be a whole number" in err) == (1, True)
         # A script, as the seed has it: what it does not change is not undone, though it says it all.
-        code, out, err = await outside("-c", SCRIPT, str(state))
+        code, out, err = await outside(SCRIPT, str(state))
         assert (code, err) == (0, "")
         assert out.splitlines()[0] == "3 openai/gpt-4o-mini"
         assert out.splitlines()[1].startswith("ConfigurationError given configuration: chat.websocket.port: must be")
         assert (await watched.until(has_port(9000))).version == 3
-        code, out, _ = await outside(*main, "config", "history", *at)
+        code, out, _ = await outside(MAIN, "config", "history", *at)
         assert [line.split()[2] for line in out.splitlines()] == ["api", "cli", "file"]
         # Even out of a broken file.
         watched.write("chat: {")
         await watched.until(lambda snapshot: bool(snapshot.problems))
-        code, out, _ = await outside("-c", "from supervisors.config_commands import reset; reset()", *at)
+        code, out, _ = await outside("from supervisors.config_commands import reset; reset()", *at)
         assert (code, out) == (0, "version 4 is in force: the reference defaults\n")
         assert (await watched.until(has_port(8000))).problems == []
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+import trio
 
 from actors.configuration import LAST_GOOD, RUNTIME, Configuration, load_environment
 from actors.layers import ConfigurationError, parse
@@ -19,6 +18,7 @@ from actors.snapshot import key_variable, on_loopback, with_local_model
 from actors.trees import Tree
 from actors.versions import FOLDER
 from protocol.watcher import Snapshot
+from tests import forks
 from tests.test_checks import DEFAULTS
 
 SEED = """\
@@ -593,9 +593,13 @@ for number in range(10):
 """
 
 
-def test_savers_at_the_same_time_lose_nothing(state: Path) -> None:
-    savers = [subprocess.Popen([sys.executable, "-c", SAVER, str(state), name]) for name in ("one", "two", "three")]
-    assert [saver.wait(60) for saver in savers] == [0, 0, 0]
+async def test_savers_at_the_same_time_lose_nothing(state: Path) -> None:
+    async def save(name: str) -> None:
+        assert (await forks.run(SAVER, str(state), name)).code == 0
+
+    async with trio.open_nursery() as nursery:
+        for name in ("one", "two", "three"):
+            nursery.start_soon(save, name)
     config = Configuration(state).get_llm_config()
     assert (config["one"], config["two"], config["three"]) == (9, 9, 9)
     assert parse((state / RUNTIME).read_text("utf-8"), "f").data["_runtime_config"]["version"] == 31

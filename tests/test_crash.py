@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,25 +14,8 @@ import trio
 import trio_websocket
 
 from tests.fakes import FakeProvider, Pause, Script, Stall, say
+from tests.program import program
 from tests.service import Client, of_type, prepare, text_of
-
-
-@asynccontextmanager
-async def started(state: Path) -> AsyncIterator[tuple[subprocess.Popen[bytes], str]]:
-    """The service as a child process, and the address that it printed; killed at the end if it still runs."""
-    command = [sys.executable, "-m", "supervisors.main", "run", "--state", str(state), "--port", "0", "--inline"]
-    process: subprocess.Popen[bytes] = await trio.to_thread.run_sync(
-        lambda: subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    )
-    assert process.stdout is not None
-    try:
-        line = await trio.to_thread.run_sync(process.stdout.readline)
-        assert line.startswith(b"listening on ws://"), line
-        yield process, line.decode().removeprefix("listening on ").strip()
-    finally:
-        process.stdout.close()
-        process.kill()
-        process.wait()
 
 
 @asynccontextmanager
@@ -55,7 +36,9 @@ async def test_sigkill_in_mid_answer(tmp_path: Path) -> None:
     paced = Script((*(item for word in words for item in (word, Pause(0.08))), Stall()))
     async with FakeProvider(say("first answer"), paced) as provider:
         prepare(state, provider, {}, {})
-        async with started(state) as (process, url):
+        arguments = ("run", "--state", str(state), "--port", "0")
+        async with program(*arguments) as p:
+            url = await p.listening()
             seen = ""
             async with client_of(url) as client:
                 conversation = client.conversation
@@ -69,11 +52,11 @@ async def test_sigkill_in_mid_answer(tmp_path: Path) -> None:
                         seen += frame["text"]
                         position = {"turn": frame["turn"], "seq": frame["seq"]}
                 assert of_type(client.seen, "message_queued")
-                process.send_signal(signal.SIGKILL)
+                p.signal(signal.SIGKILL)
                 with contextlib.suppress(trio_websocket.ConnectionClosed):
                     await client.until("nothing more comes")
         provider.replies = [say("third answer")]
-        async with started(state) as (_, url), client_of(url) as client:
+        async with program(*arguments) as p, client_of(await p.listening()) as client:
             assert client.conversation == conversation
             await client.send("resume", **position)
             frames = await client.until("turn_finished", turn=3)

@@ -11,7 +11,6 @@ import os
 import re
 import select
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -36,6 +35,7 @@ from actors.log_output import Output, levels, started
 from actors.logs import summary
 from protocol.watcher import ClientOptions, Logging, McpServer, Provider, Snapshot
 from tests.fakes import FakeProvider, Script, Stall, ask_tool, say
+from tests.forks import MAIN, Child, fork, run
 from tests.service import LIGHT, Service, of_type, prepare, service
 from tests.test_crash import client_of
 
@@ -390,17 +390,15 @@ def test_a_line_that_is_not_wanted_looks_at_nothing(tmp_path: Path, caplog: pyte
     assert not caplog.records
 
 
-def test_an_error_that_nobody_expected_is_in_the_log(tmp_path: Path) -> None:
+async def test_an_error_that_nobody_expected_is_in_the_log(tmp_path: Path) -> None:
     snapshot_of(tmp_path, {"logging": {"json": True}})
     code = (
         "import sys; from actors.configuration import Configuration; from supervisors.main import start_logging\n"
         "with start_logging(Configuration(sys.argv[1]).snapshot({})): raise ZeroDivisionError('unexpected')"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=20, check=False
-    )
-    assert done.returncode == 70
-    [line] = done.stderr.splitlines()
+    done = await run(code, str(tmp_path))
+    assert done.code == 70
+    [line] = done.err.splitlines()
     row = json.loads(line)
     assert (row["level"], row["message"]) == ("CRITICAL", "the service failed")
     assert row["error"].endswith("ZeroDivisionError: unexpected")
@@ -580,20 +578,21 @@ async def test_nothing_is_logged_per_piece(tmp_path: Path) -> None:
 
 
 @asynccontextmanager
-async def child(state: Path, stderr: int) -> AsyncIterator[tuple[subprocess.Popen[bytes], str]]:
+async def child(state: Path, stderr: int) -> AsyncIterator[tuple[Child, str]]:
     """The service as a child process with that standard error, and the address that it printed."""
-    command = [sys.executable, "-m", "supervisors.main", "run", "--state", str(state), "--port", "0", "--inline"]
-    process: subprocess.Popen[bytes] = await trio.to_thread.run_sync(
-        lambda: subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr)
-    )
-    assert process.stdout is not None
-    try:
-        line = await trio.to_thread.run_sync(process.stdout.readline, abandon_on_cancel=True)
-        yield process, line.decode().removeprefix("listening on ").strip()
-    finally:
-        process.stdout.close()
-        process.kill()
-        process.wait()
+    arguments = ("run", "--state", str(state), "--port", "0", "--inline")
+    read, write = os.pipe()
+    async with trio.lowlevel.FdStream(read) as out:
+        try:
+            process = await fork(MAIN, arguments, stdout=write, stderr=stderr)
+        finally:
+            os.close(write)
+        try:
+            yield process, (await out.receive_some()).decode().removeprefix("listening on ").strip()
+        finally:
+            process.kill()
+            with trio.CancelScope(shield=True):
+                await process.wait()
 
 
 async def more(descriptor: int) -> bytes:
@@ -626,7 +625,7 @@ async def test_a_full_standard_error_delays_no_turn(tmp_path: Path) -> None:
                 assert b"/1] completed" not in found
                 # and it ends, in order, with nobody reading
                 process.send_signal(signal.SIGTERM)
-                assert await trio.to_thread.run_sync(process.wait, abandon_on_cancel=True) == 0
+                assert await process.wait() == 0
 
 
 @pytest.mark.seconds(40)
@@ -644,5 +643,5 @@ async def test_what_a_second_signal_cuts_off_is_still_written(tmp_path: Path) ->
                 while b"stopping" not in found:
                     found += await more(read)
                 process.send_signal(signal.SIGINT)  # the same one so soon would count as the first
-                assert await trio.to_thread.run_sync(process.wait, abandon_on_cancel=True) == 128 + signal.SIGINT
+                assert await process.wait() == 128 + signal.SIGINT
                 assert b"forced to end at once by a second SIGINT" in found + everything(read)

@@ -28,7 +28,7 @@ from supervisors.systemd import Manager
 from tests.fakes import FakeProvider, Script, Stall, fail, say
 from tests.mcp_house import ODD
 from tests.program import Program, outcome, outcomes, program
-from tests.service import DEMO, LIGHT, prepare
+from tests.service import LIGHT, prepare
 
 Frame = dict[str, Any]
 RECEIVE_S = 15.0  # a thread that waits cannot be cancelled
@@ -119,8 +119,8 @@ async def stopped(p: Program, number: int = signal.SIGTERM) -> None:
 
 async def test_it_says_where_it_listens_takes_turns_and_tells_how_it_is(tmp_path: Path) -> None:
     async with FakeProvider(say("Hello", " there.")) as provider:
-        arguments = at(tmp_path, provider, DEMO)
-        async with program("run", *arguments, "--host", "127.0.0.1") as p:
+        arguments = at(tmp_path, provider, LIGHT)
+        async with program("run", *arguments, "--host", "127.0.0.1", fresh=True) as p:
             url = await p.listening()
             port = url.rpartition(":")[2].partition("/")[0]
             assert url == f"ws://127.0.0.1:{port}/ws/chat"

@@ -12,7 +12,7 @@ import trio
 from protocol.client import MAX_QUEUED
 from protocol.spec import Status
 from tests.fakes import Script, Stall, ask_tool, say
-from tests.service import DEMO, front_of, of_type, service, text_of
+from tests.service import LIGHT, front_of, of_type, service, text_of
 
 
 class Boom(Exception):
@@ -106,7 +106,7 @@ async def test_a_poisonous_message_is_refused_after_two_tries_and_others_go_on(t
 
 async def test_the_death_of_a_tool_server_in_a_call_fails_the_call_and_the_turn_goes_on(tmp_path: Path) -> None:
     replies = (ask_tool("slow", {"steps": 100, "step_s": 0.1}), say("sorry"))
-    async with service(tmp_path, *replies, servers=DEMO) as s, s.client() as client:
+    async with service(tmp_path, *replies, servers=LIGHT) as s, s.client() as client:
         await client.send("user_message", message="go")
         await client.until("tool_execution", status="progress")
         pid = s.tree.slots["mcp/demo"].facts["pid"]
