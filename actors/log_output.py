@@ -35,7 +35,10 @@ BATCH_BYTES = 64 * 1024  # taken out of the queue at once
 OURS = ("actors", "protocol", "Servers", "supervisors")
 GROUPS: dict[str, tuple[str, ...]] = {
     "chat": ("actors.session", "actors.gateway", "actors.front", "actors.llm"),
-    "mcp": ("actors.mcp", "actors.mcp_client", "actors.mcp_server", "actors.mcp_wire", "actors.server_resources"),
+    "mcp": (
+        *("actors.mcp", "actors.mcp_client", "actors.mcp_connect", "actors.mcp_exchange", "actors.mcp_pipe"),
+        *("actors.mcp_server", "actors.mcp_sse", "actors.server_resources"),
+    ),
     "connection_pool": ("actors.streamer", "actors.provider"),
 }
 """The original backend's groups of modules, as loggers of ours."""

@@ -1,21 +1,17 @@
-"""One connection to an MCP server: handshake, lists and calls through the MCP package's client.
+"""One connection to an MCP server: lists and calls through the MCP package's client.
 
-Imported in a thread by the actor (0.6 s, 35 MB). Speaks our vocabulary on one side and the package's on the
-other, so that nothing of the package goes further. What can fail: `ServerEnded`, `Refused` and `Unusable`
-(no common version); of a call, only what `Connected.call` says.
+Speaks our vocabulary on one side and the package's on the other, so that nothing of the package goes further.
+What can fail: `Refused`, where the tools cannot be listed; of a call, only what `Connected.call` says.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, TypeVar
 
-import httpx2
 import mcp_types as types
 import trio
 from mcp import Client, MCPError
@@ -24,17 +20,11 @@ from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import BaseModel, ValidationError
 
 from actors.kept_results import Keep
-from actors.mcp_asking import Asking
 from actors.mcp_catalogue import catalogue, wire_form
-from actors.mcp_http import Http
-from actors.mcp_pipe import Pipe
-from actors.mcp_wire import LOST, Carrier, Wire
+from actors.mcp_wire import LOST, Wire
 from actors.server_contents import TooLarge, contents_of, prompt_of
-from actors.server_endpoint import Endpoint
-from actors.server_faults import Refused, ServerEnded, Unusable
+from actors.server_faults import ServerEnded
 from actors.server_log import TO_MCP
-from actors.server_requests import ServerRequests
-from actors.stdio import Process
 from actors.tool_result import bounded, outcome_of, refused, weight
 from protocol.errors import Code, Fault
 from protocol.mcp_server import (
@@ -52,7 +42,6 @@ LISTEN_PAUSE_MOST_S = 60.0
 VALUES_MAX = 100  # of a completion; the protocol allows no more
 VALUE_CHARS = 1000  # of one of them
 THREAD_BYTES = 64 * 1024  # of a result: larger ones are worked on in a thread, since files are written too
-PROBE_S = 4.0  # a server that is merely slow to start answers within this; the handshake works after it too
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +49,7 @@ T = TypeVar("T")
 
 
 class Connected:
-    """A server after the handshake. Made by `connect`."""
+    """A server after the handshake. Made by `actors.mcp_connect.connect`."""
 
     def __init__(self, name: str, client: Client, wire: Wire, result_cap: int) -> None:
         self._name = name
@@ -85,8 +74,8 @@ class Connected:
 
     @property
     def proved_legacy(self) -> bool:
-        """It ignored the newer handshake and took the older one: better to begin with that next time."""
-        return self._wire.ignored_probe and not self.modern
+        """It did not know the newer handshake and took the older one: better to begin with that next time."""
+        return not self.modern
 
     @property
     def bad_lines(self) -> int:
@@ -302,90 +291,6 @@ class Connected:
                     changed()
         except (MCPError, SubscriptionLost) as error:
             log.warning("MCP server %r will not tell when its tools change: %s", self._name, error)
-
-
-@asynccontextmanager
-async def connect(
-    name: str,
-    link: Process | Endpoint,
-    *,
-    legacy: bool,
-    probe_s: float,
-    changed: Callable[[], None],
-    updated: Callable[[str], None],
-    logged: Callable[[str, str, object], None],
-    requests: ServerRequests,
-    result_cap: int,
-    elicitation: bool = True,
-    sampling: bool = True,
-    auth: httpx2.Auth | None = None,
-) -> AsyncIterator[Connected]:
-    """Shake hands over the process's pipes, or over HTTP. No deadline in here.
-
-    Args:
-        legacy: use the older handshake at once.
-        probe_s: seconds for the newer one, at most PROBE_S, before the older is tried.
-        changed: called whenever the server says that one of its lists changed.
-        result_cap: bytes of a result's text that are passed on.
-        updated: called with the address of each resource that the server says has changed.
-        logged: called with level, logger (or nothing) and data of each message that the server logs.
-        requests: where what the server asks of us is asked.
-        elicitation: it may ask the user; what is false here and below, it is told that we cannot do.
-        sampling: it may have a model asked, with tools of its own.
-        auth: for every request to an endpoint; see `actors.mcp_exchange.Exchange`.
-    Raises: Refused or Unusable, in an exception group; Older, if an endpoint does not know the newer way.
-    """
-    carrier: Carrier = Http(link, auth) if isinstance(link, Endpoint) else Pipe(link)
-    wire = Wire(carrier, min(probe_s, PROBE_S))
-
-    async def on_message(message: object) -> None:
-        if isinstance(
-            message,
-            types.ToolListChangedNotification
-            | types.ResourceListChangedNotification
-            | types.PromptListChangedNotification,
-        ):
-            changed()
-        elif isinstance(message, types.ElicitCompleteNotification):
-            requests.visited(message.params.elicitation_id)
-        elif isinstance(message, types.ResourceUpdatedNotification):
-            updated(str(message.params.uri))
-
-    async def on_log(params: types.LoggingMessageNotificationParams) -> None:
-        logged(params.level, params.logger or "", params.data)
-
-    asking = Asking(requests)
-    client = Client(
-        wire.open(),
-        mode="legacy" if legacy else "auto",
-        message_handler=on_message,
-        logging_callback=on_log,
-        elicitation_callback=asking.elicit if elicitation else None,
-        sampling_callback=asking.sample if sampling else None,
-        sampling_capabilities=types.SamplingCapability(tools=types.SamplingToolsCapability()),
-        client_info=types.Implementation(name="mcp-actors", version=importlib.metadata.version("mcp-actors")),
-        cache=None,  # lists are asked for when they changed, and then anew
-    )
-    entered = False
-    try:
-        async with client:
-            entered = True
-            carrier.settle()
-            yield Connected(name, client, wire, result_cap)
-    except* (MCPError, ValidationError, RuntimeError) as group:
-        if entered:
-            raise
-        first = _first(group)
-        # A RuntimeError of the handshake: the server insists on a version that the package does not know.
-        versions = isinstance(first, RuntimeError) or getattr(first, "code", 0) == types.UNSUPPORTED_PROTOCOL_VERSION
-        kind = Unusable if versions and not legacy else Refused
-        raise kind(f"MCP server {name!r} refused the handshake: {first}"[:500]) from first
-
-
-def _first(group: BaseException) -> BaseException:
-    while isinstance(group, BaseExceptionGroup):
-        group = group.exceptions[0]
-    return group
 
 
 async def _aside(size: int, work: Callable[[], T]) -> T:

@@ -69,10 +69,13 @@ class Exchange(httpx2.AsyncClient):
         auth: adds what the server wants to see, and may ask for it elsewhere before. What it raises of
             `ServerEnded`, `Refused` and `Unusable` ends the connection.
         older: an older way is tried where `Older` is raised.
+        apart: answers do not come with what they answer, but on a stream of their own.
     Raises: Unusable.
     """
 
-    def __init__(self, endpoint: Endpoint, auth: httpx2.Auth | None, *, older: bool) -> None:
+    def __init__(
+        self, endpoint: Endpoint, auth: httpx2.Auth | None, *, older: bool = False, apart: bool = False
+    ) -> None:
         super().__init__(
             auth=auth,
             headers={
@@ -91,9 +94,10 @@ class Exchange(httpx2.AsyncClient):
         """What the server calls this connection; empty: it keeps none."""
         self._endpoint = endpoint
         self._older = older
+        self._apart = apart
         self._settled = False
         self._ended = trio.Event()
-        self._why: Exception = ServerEnded(self.who)
+        self._why: Exception | None = None
         self._doubt = trio.Event()
         self._awaited: dict[int | str, _Awaited] = {}
         self._telling: trio.Nursery | None = None
@@ -104,7 +108,11 @@ class Exchange(httpx2.AsyncClient):
             self._telling = nursery
             task_status.started()
             await self._ended.wait()
-            raise self._why
+            raise self.over("ended")
+
+    def over(self, words: str) -> Exception:
+        """Why the connection is at its end; as far as nothing else is known, those words."""
+        return self._why or ServerEnded(f"{self.who} {words}.")
 
     async def doubt(self) -> None:
         """Return once a connection was cut: then somebody should ask whether the server is still there."""
@@ -121,9 +129,8 @@ class Exchange(httpx2.AsyncClient):
 
     def end(self, error: Exception) -> None:
         """The connection is of no use any more, and why."""
-        if not self._ended.is_set():
-            self._why = error
-            self._ended.set()
+        self._why = self._why or error
+        self._ended.set()
 
     def forget(self, request: int | str) -> None:
         """Nobody waits for that answer any more."""
@@ -145,7 +152,7 @@ class Exchange(httpx2.AsyncClient):
         sending = functools.partial(super().send, request, **(options | {"stream": True, "follow_redirects": False}))
         if request.method != "POST":
             return await self._stream(request, sending)
-        message = msgspec.json.decode(request.content, type=_Message)
+        message = msgspec.json.decode(await request.aread(), type=_Message)
         if message.id is not None and message.method:
             return await self._request(request, message.id, message.method, sending)
         # Nobody waits for it: a server that does not take it must not hold up what comes after.
@@ -215,13 +222,16 @@ class Exchange(httpx2.AsyncClient):
         self, response: httpx2.Response, request: httpx2.Request, number: int | str, method: str
     ) -> httpx2.Response:
         """The answer to a request as the package should see it."""
-        if next_request_within_origin(response) is not None:
+        if not self._apart and next_request_within_origin(response) is not None:
             return response  # the package follows it
         if not response.is_success:
             return await self._error(response, request, number, method)
         if method == "initialize":
             self.session = response.headers.get(SESSION, "")
         kind = _kind(response)
+        if self._apart:
+            await response.aclose()
+            return httpx2.Response(202, request=request)
         if response.headers.get("content-encoding", "identity").lower() != "identity":
             why = "its answer is compressed, which was not asked for"
         elif kind == "text/event-stream":
@@ -267,21 +277,44 @@ class Exchange(httpx2.AsyncClient):
         self, response: httpx2.Response, request: httpx2.Request, number: int | str, method: str
     ) -> httpx2.Response:
         """An answer that is no success: the server's own error, or what its status says."""
-        body = await _beginning(response)
+        body, said = await self._beginning(response)
         kind, status = _kind(response), response.status_code
         self._look(response)
         # Of the newer era every status may carry an error of MCP; what asks for authorization is none.
         if kind == "application/json" and status != 401 and _is_error(body):
             return _answered(request, 400, body)
-        said = body.decode("utf-8", "replace") if kind == "text/plain" or "json" in kind else ""
-        said = self._endpoint.clean(said)
         if method == "initialize":
-            location = redirect_location(response)
-            where = self._endpoint.clean(str(location)) if location else ""
-            self.end(refusal(self.who, status, said, where, older=self._older))
+            self.end(self._refusal(response, said))
         elif self._settled and status == 404:
             self.end(ServerEnded(f"{self.who} is not there any more ({status_words(status, said)})."))
         return _failed(request, number, types.INTERNAL_ERROR, f"the server answered {status_words(status, said)}")
+
+    async def check(self, response: httpx2.Response) -> None:
+        """Raises Unusable or Refused, if that stream was refused."""
+        if not response.is_success:
+            _, said = await self._beginning(response)
+            raise self._refusal(response, said)
+
+    def _refusal(self, response: httpx2.Response, said: str) -> Exception:
+        location = redirect_location(response)
+        where = self._endpoint.clean(str(location)) if location else ""
+        return refusal(self.who, response.status_code, said, where, older=self._older)
+
+    async def _beginning(self, response: httpx2.Response) -> tuple[bytes, str]:
+        """The first bytes of an error's body, as far as they come soon; and as text that may be shown."""
+        found = b""
+        with trio.move_on_after(EXPLAIN_S):
+            try:
+                async for chunk in response.aiter_raw():
+                    found += chunk
+                    if len(found) > EXPLAINED:
+                        break
+            except httpx2.HTTPError as error:
+                log.debug("an error's body was cut: %s", type(error).__name__)
+        await response.aclose()
+        kind = _kind(response)
+        shown = found.decode("utf-8", "replace") if kind == "text/plain" or "json" in kind else ""
+        return found[:EXPLAINED], self._endpoint.clean(shown)
 
 
 class Body(httpx2.AsyncByteStream):
@@ -336,21 +369,6 @@ def _is_error(body: bytes) -> bool:
         return isinstance(types.jsonrpc_message_adapter.validate_json(body, by_name=False), types.JSONRPCError)
     except ValueError:
         return False  # something else in JSON, or nothing of it
-
-
-async def _beginning(response: httpx2.Response) -> bytes:
-    """The first bytes of an error's body, as far as they come soon."""
-    found = b""
-    with trio.move_on_after(EXPLAIN_S):
-        try:
-            async for chunk in response.aiter_raw():
-                found += chunk
-                if len(found) > EXPLAINED:
-                    break
-        except httpx2.HTTPError as error:
-            log.debug("an error's body was cut: %s", type(error).__name__)
-    await response.aclose()
-    return found[:EXPLAINED]
 
 
 def _answered(request: httpx2.Request, status: int, body: bytes, session: str = "") -> httpx2.Response:

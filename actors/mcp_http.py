@@ -20,7 +20,6 @@ from actors import stdio
 from actors.mcp_exchange import Exchange
 from actors.mcp_wire import LOST, Arrived
 from actors.server_endpoint import Endpoint
-from actors.server_faults import ServerEnded
 
 _CUT = "SSE stream ended"  # how the package begins to tell that an answer was lost
 
@@ -63,7 +62,7 @@ class Http:
         try:
             await self._outgoing.send(item)
         except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
-            raise self._over() from error
+            raise self._exchange.over("ended") from error
         message = item.message
         if isinstance(message, types.JSONRPCNotification) and message.method == "notifications/cancelled":
             self._exchange.forget((message.params or {}).get("requestId", ""))
@@ -73,7 +72,7 @@ class Http:
         try:
             item = await self._incoming.receive()
         except (anyio.EndOfStream, anyio.ClosedResourceError) as error:
-            raise self._over() from error
+            raise self._exchange.over("ended") from error
         if isinstance(item, Exception):
             self.skipped += 1
             return []
@@ -90,6 +89,3 @@ class Http:
     def settle(self) -> None:
         """The handshake is done."""
         self._exchange.settle()
-
-    def _over(self) -> ServerEnded:
-        return ServerEnded(f"{self._exchange.who} ended.")

@@ -8,11 +8,12 @@ help (command, directory, variable, protocol version) parks at once.
 Tools are offered as soon as they are listed; resources once it is known that they can be read, and that is
 looked at again when lists change and every few minutes.
 
-Must not import the MCP package: it takes 0.6 s, so `actors.mcp_client` is imported in a thread.
+Must not import the MCP package: it takes 0.6 s, so `actors.mcp_connect` is imported in a thread.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import logging
 import math
@@ -29,7 +30,7 @@ import trio
 from actors import stdio
 from actors.server_calls import Calls
 from actors.server_child import DRAIN_S
-from actors.server_command import command_of
+from actors.server_command import command_of, roots_of
 from actors.server_endpoint import Endpoint, endpoint_of
 from actors.server_faults import ConnectTimeout, Refused, ServerEnded, Unusable
 from actors.server_health import Health
@@ -58,6 +59,7 @@ from protocol.watcher import Connection, McpServer
 
 if TYPE_CHECKING:
     from actors.mcp_client import Connected
+    from actors.mcp_connect import Era
 
 GATEWAYS = "front*/gateway"  # there may be several
 RELIST_PAUSE_S = 0.2  # a server that announces changes in a storm is asked five times a second
@@ -76,7 +78,9 @@ class Memory:
     status: KeepContext | None = None
     """Where facts are reported that should outlive it too."""
     legacy: bool = False
-    """The server ignored the newer handshake: begin with the older one, without waiting for the newer."""
+    """The server does not know the newer handshake: begin with the older one, without waiting for the newer."""
+    older_http: bool = False
+    """It knows HTTP+SSE only: begin with that."""
     gateways: set[str] = field(default_factory=set)
     """Who is told what the server offers."""
     alone: bool = False
@@ -335,15 +339,15 @@ async def _live(desk: _Desk, server: McpServer, way: stdio.Command | Endpoint, c
         async with _linked(way) as link:
             ctx.report(state="connecting", problem=None, **link.facts())
             try:
-                client: Any = await trio.to_thread.run_sync(importlib.import_module, "actors.mcp_client")
+                client: Any = await trio.to_thread.run_sync(importlib.import_module, "actors.mcp_connect")
                 # A deadline around entering the connection only would corrupt trio's scopes: it is around
                 # everything, and lifted once all is there.
                 connecting.deadline = trio.current_time() + within
-                legacy, kept.legacy = kept.legacy or server.protocol == "legacy", False
+                era, link = _as_remembered(client, server, kept, link)
                 async with client.connect(
                     server.name,
                     link,
-                    legacy=legacy,
+                    era=era,
                     probe_s=within / 3,
                     changed=desk.changed,
                     updated=desk.subscriptions.updated,
@@ -352,17 +356,17 @@ async def _live(desk: _Desk, server: McpServer, way: stdio.Command | Endpoint, c
                     elicitation=server.elicitation,
                     sampling=server.sampling != "deny",
                     result_cap=server.limits.result_bytes,
+                    roots=roots_of(server, ctx.args["state_dir"]),
                 ) as connected:
                     await desk.list_all(connected)
                     connecting.deadline = math.inf
-                    kept.legacy = legacy or connected.proved_legacy
+                    kept.legacy, kept.older_http = connected.proved_legacy, connected.transport == "sse"
                     if kept.alone and not connected.modern:
                         desk.calls.requests.one_at_a_time()
-                    era = "modern" if connected.modern else "legacy"
                     ctx.report(
                         state="ready",
                         transport=connected.transport,
-                        era=era,
+                        era="modern" if connected.modern else "legacy",
                         version=connected.version,
                         skipped_lines=connected.bad_lines,
                     )
@@ -385,6 +389,18 @@ async def _live(desk: _Desk, server: McpServer, way: stdio.Command | Endpoint, c
     if connecting.cancelled_caught and not desk.asleep:
         words = f" Its last words: {said}" if said else ""
         raise ConnectTimeout(f"MCP server {server.name!r} was not connected and listed within {within:g} s.{words}")
+
+
+def _as_remembered(
+    client: Any, server: McpServer, kept: Memory, link: stdio.Process | Endpoint
+) -> tuple[Era, stdio.Process | Endpoint]:
+    """How to begin; what is remembered is forgotten, for if it does not work, the next try finds out anew."""
+    legacy, kept.legacy = kept.legacy and server.protocol == "auto", False
+    older, kept.older_http = kept.older_http, False
+    if older and isinstance(link, Endpoint):
+        link = dataclasses.replace(link, kind="sse")
+    forced = server.protocol if server.protocol not in ("auto", "legacy") else ""
+    return client.Era(legacy or server.protocol == "legacy", legacy, forced), link
 
 
 def _cause(group: BaseException) -> BaseException:

@@ -17,6 +17,7 @@ import mcp_types as types
 import trio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from mcp.shared.message import SessionMessage
+from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 
 from actors.tool_schema import Beside, repaired_page
 
@@ -67,9 +68,10 @@ class Wire:
     Args:
         carrier: not yet open.
         probe_s: seconds after which an unanswered `server/discover` is answered in the server's place.
+        version: the only one that may be spoken; empty: whichever is found.
     """
 
-    def __init__(self, carrier: Carrier, probe_s: float) -> None:
+    def __init__(self, carrier: Carrier, probe_s: float, version: str = "") -> None:
         self.bad_tools = 0
         """Tools without a name, left out of listings so far."""
         self.mended: list[str] = []
@@ -84,6 +86,7 @@ class Wire:
         """The server did not answer `server/discover`: it is of the older era."""
         self.carrier = carrier
         self._probe_s = probe_s
+        self._version = version
         self._probe: tuple[types.RequestId, trio.CancelScope] | None = None
         self._listing: set[types.RequestId] = set()
 
@@ -110,7 +113,14 @@ class Wire:
                 if isinstance(message, types.JSONRPCRequest):
                     if message.method == "tools/list":
                         self._listing.add(message.id)
-                    elif message.method == "server/discover" and self._probe is None:
+                    elif message.method == "initialize" and self._version:
+                        if self._version in MODERN_PROTOCOL_VERSIONS:  # no way back to an older one
+                            why = f"it does not speak version {self._version}, which is the only one allowed here"
+                            await to_session.send(_failed(message.id, types.UNSUPPORTED_PROTOCOL_VERSION, why))
+                            continue
+                        params = (message.params or {}) | {"protocolVersion": self._version}
+                        item.message = message.model_copy(update={"params": params})
+                    elif message.method == "server/discover" and self._probe is None and not self._version:
                         self._probe = (message.id, trio.CancelScope())
                         nursery.start_soon(self._bound_probe, *self._probe, to_session)
                 await self.carrier.send(item)

@@ -12,6 +12,7 @@ import re
 import resource
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 from actors.server_faults import Unusable
 from actors.stdio import Command
@@ -62,6 +63,14 @@ def _rlimits(limits: ServerLimits) -> tuple[tuple[int, int], ...]:
     # RLIMIT_DATA, not RLIMIT_AS: runtimes such as Node reserve many gigabytes of addresses that they never write to.
     wanted = ((resource.RLIMIT_CPU, cpu_s), (resource.RLIMIT_DATA, memory_mb and memory_mb * 2**20))
     return tuple((which, most) for which, most in wanted if most is not None)
+
+
+def roots_of(server: McpServer, state_dir: str) -> list[str]:
+    """Its roots as file URIs; a path is within the state directory unless absolute."""
+    return [
+        root if root.startswith("file://") else Path(state_dir, os.path.expanduser(root)).absolute().as_uri()
+        for root in server.roots
+    ]
 
 
 def filled(server: str, key: str, value: str, environ: Mapping[str, str]) -> str:

@@ -85,8 +85,10 @@ def endpoint_of(server: McpServer, state_dir: str, environ: Mapping[str, str]) -
     secrets |= {
         value for name, value in environ.items() if f"${{{name}}}" in server.url or f"${{{name}:-" in server.url
     }
-    long = tuple(sorted({value for value in secrets if len(value) >= SECRET_MIN}, key=len, reverse=True))
-    shown = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    host = parts.netloc.rpartition("@")[2]  # is no secret, wherever it comes from
+    hidden = {value for value in secrets if len(value) >= SECRET_MIN and value not in host}
+    long = tuple(sorted(hidden, key=len, reverse=True))
+    shown = urlunsplit((parts.scheme, host, parts.path, "", ""))
     return Endpoint(
         name=server.name,
         url=url,

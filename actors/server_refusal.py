@@ -63,5 +63,7 @@ def unreachable(who: str, error: BaseException) -> Exception:
             return Unusable(f"{who}: no encrypted connection came about ({reason}); does it speak https there?")
         if isinstance(cause, OSError) and cause.strerror:
             words = cause.strerror
-        cause = cause.__cause__ or cause.__context__
+        # One attempt for each address of a name: they fail for the same reason, or the first says enough.
+        attempts = cause.exceptions if isinstance(cause, BaseExceptionGroup) else ()
+        cause = attempts[0] if attempts else cause.__cause__ or cause.__context__
     return ServerEnded(f"{who} cannot be reached: {words or str(error) or type(error).__name__}.")

@@ -86,6 +86,7 @@ class Reply:
 
 
 Fault = Callable[[Asked, Reply], Awaitable[None]]
+Tell = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 def status(code: int, body: bytes = b"", kind: str = "text/plain", **headers: str) -> Fault:
@@ -150,9 +151,14 @@ class HttpServer:
     port: int = 0
     scheme: str = "http"
     tools: list[dict[str, Any]] = field(default_factory=lambda: [{"name": name, "inputSchema": {}} for name in TOOLS])
+    hanging: int = 0
+    """Calls of `hang` that somebody waits for."""
     _session: int = 0
     _listeners: list[trio.MemorySendChannel[Any]] = field(default_factory=list)
     _scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    _connections: set[trio.CancelScope] = field(default_factory=set)
+    _nursery: trio.Nursery | None = None
+    _hangs: dict[Any, trio.CancelScope] = field(default_factory=dict)
 
     def url(self, path: str = "/mcp") -> str:
         """Where it is."""
@@ -172,10 +178,16 @@ class HttpServer:
         """Sessions so far are unknown from now on."""
         self._session += 1
 
-    def tell(self, message: dict[str, Any]) -> None:
+    async def tell(self, message: dict[str, Any]) -> None:
         """Send it to everybody who listens for what is not asked for."""
         for listener in self._listeners:
             listener.send_nowait(message)
+        await trio.lowlevel.checkpoint()
+
+    def drop(self) -> None:
+        """Close every connection."""
+        for scope in self._connections:
+            scope.cancel()
 
     def stop(self) -> None:
         """Die: close every connection and the port."""
@@ -184,57 +196,59 @@ class HttpServer:
     async def connected(self, stream: trio.abc.Stream) -> None:
         """Serve one connection."""
         machine = h11.Connection(h11.SERVER)
-        try:
-            while _state(machine) is h11.IDLE:
-                head: h11.Request | None = None
-                body = b""
-                while True:
-                    event = machine.next_event()
-                    if event is h11.NEED_DATA:
-                        machine.receive_data(bytes(await stream.receive_some()))
-                    elif isinstance(event, h11.Request):
-                        head = event
-                    elif isinstance(event, h11.Data):
-                        body += event.data
-                    elif isinstance(event, h11.EndOfMessage):
+        with trio.CancelScope() as scope:
+            self._connections.add(scope)
+            try:
+                while _state(machine) is h11.IDLE:
+                    if (asked := await _received(stream, machine)) is None:
                         break
-                    else:
-                        return
-                assert head is not None
-                headers = {name.decode(): value.decode() for name, value in head.headers}
-                message = json.loads(body) if body else {}
-                asked = Asked(head.method.decode(), head.target.decode(), headers, message)
-                self.seen.append(asked)
-                self.news.set()
-                self.news = trio.Event()
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._answer, asked, Reply(stream, machine), nursery.cancel_scope)
-                    # Whoever goes away while he waits for an answer wants none any more.
-                    if _state(machine) is h11.SEND_RESPONSE and not await stream.receive_some():
-                        return
-                if _state(machine) is not h11.DONE or machine.their_state is not h11.DONE:
-                    return
-                machine.start_next_cycle()
-        except (trio.BrokenResourceError, trio.ClosedResourceError, h11.ProtocolError):
-            pass  # the other side is gone, or we closed it
-        finally:
-            await trio.aclose_forcefully(stream)
+                    self.seen.append(asked)
+                    self._tell_news()
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(self._answer, asked, Reply(stream, machine), nursery.cancel_scope)
+                        while data := await stream.receive_some():
+                            machine.receive_data(bytes(data))  # asked before this is answered
+                        scope.cancel()  # whoever goes away while he waits for an answer wants none any more
+                    if _state(machine) is not h11.DONE or machine.their_state is not h11.DONE:
+                        break
+                    machine.start_next_cycle()
+            except* (trio.BrokenResourceError, trio.ClosedResourceError, h11.ProtocolError):
+                pass  # the other side is gone, or we closed it
+            finally:
+                self._connections.discard(scope)
+                await trio.aclose_forcefully(stream)
+
+    def _tell_news(self) -> None:
+        self.news.set()
+        self.news = trio.Event()
 
     async def _answer(self, asked: Asked, reply: Reply, done: trio.CancelScope) -> None:
         fault = self.faults.get(asked.method)
-        if fault is not None:
-            await fault(asked, reply)
-        elif asked.path == "/sse":
+        await (fault or self.right)(asked, reply)
+        done.cancel()
+
+    async def right(self, asked: Asked, reply: Reply) -> None:
+        """Answer as a good server does."""
+        path = asked.path.partition("?")[0]
+        if path == "/sse" and asked.verb == "GET":
             await self._older(reply)
-        elif asked.path.startswith("/messages"):
+        elif path == "/messages":
             await reply.whole(202, b"Accepted")
-            if (answer := await self._said(asked, None)) is not None:
-                self.tell(answer)
-        elif self.posted:
-            await reply.whole(self.posted)
+            if asked.method == "notifications/cancelled" and (
+                hang := self._hangs.get(asked.message["params"]["requestId"])
+            ):
+                hang.cancel()
+            if self._nursery is not None:
+                self._nursery.start_soon(self._say, asked)
+        elif path == "/sse" or self.posted:
+            await reply.whole(self.posted or 405)
         else:
             await self._streamable(asked, reply)
-        done.cancel()
+
+    async def _say(self, asked: Asked) -> None:
+        """Answer on the stream."""
+        if (answer := await self._said(asked, self.tell)) is not None:
+            await self.tell(answer)
 
     async def _older(self, reply: Reply) -> None:
         await reply.begin()
@@ -244,8 +258,11 @@ class HttpServer:
     async def _listen(self, reply: Reply) -> None:
         into, out = trio.open_memory_channel[Any](100)
         self._listeners.append(into)
-        async for message in out:
-            await reply.event(message)
+        try:
+            async for message in out:
+                await reply.event(message)
+        finally:
+            self._listeners.remove(into)
 
     async def _streamable(self, asked: Asked, reply: Reply) -> None:
         expected = f"s{self._session}"
@@ -264,7 +281,7 @@ class HttpServer:
                 session = {"mcp_session_id": expected}
             if self.streamed or asked.message.get("params", {}).get("name") == "count":
                 await reply.begin(**session)
-                await reply.event(await self._said(asked, reply))
+                await reply.event(await self._said(asked, reply.event))
                 await reply.end()
             else:
                 await reply.json(await self._said(asked, None), **session)
@@ -272,7 +289,7 @@ class HttpServer:
     def _keeps(self, asked: Asked) -> bool:
         return self.sessions and not self.modern and asked.method not in ("initialize", "server/discover")
 
-    async def _said(self, asked: Asked, reply: Reply | None) -> dict[str, Any] | None:
+    async def _said(self, asked: Asked, tell: Tell | None) -> dict[str, Any] | None:
         """The answer in MCP."""
         message = asked.message
         if "id" not in message or "method" not in message:
@@ -296,23 +313,49 @@ class HttpServer:
             case "ping" | "logging/setLevel":
                 result = {}
             case "tools/call":
-                result = await self._called(asked, reply)
+                result = await self._called(asked, tell)
         if result is None:
             error = {"code": -32601, "message": "Method not found"}
             return {"jsonrpc": "2.0", "id": message["id"], "error": error}
         return {"jsonrpc": "2.0", "id": message["id"], "result": result}
 
-    async def _called(self, asked: Asked, reply: Reply | None) -> dict[str, Any]:
+    async def _called(self, asked: Asked, tell: Tell | None) -> dict[str, Any]:
         text = "hello"
         match asked.message["params"]["name"]:
-            case "count" if reply is not None:
+            case "count" if tell is not None:
                 for step in (1.0, 2.0, 3.0):
-                    await reply.event(_progress(asked, step))
+                    await tell(_progress(asked, step))
             case "hang":
-                await trio.sleep_forever()
+                self.hanging += 1
+                self._tell_news()
+                try:
+                    with trio.CancelScope() as self._hangs[asked.message["id"]]:
+                        await trio.sleep_forever()
+                finally:
+                    self.hanging -= 1
+                    self._tell_news()
             case "big":
                 text = "x" * 2_000_000
         return {"content": [{"type": "text", "text": text}], "resultType": "complete"}
+
+
+async def _received(stream: trio.abc.Stream, machine: h11.Connection) -> Asked | None:
+    """The next request of a connection; None: there is none any more."""
+    head: h11.Request | None = None
+    body = b""
+    while True:
+        event = machine.next_event()
+        if event is h11.NEED_DATA:
+            machine.receive_data(bytes(await stream.receive_some()))
+        elif isinstance(event, h11.Request):
+            head = event
+        elif isinstance(event, h11.Data):
+            body += event.data
+        elif isinstance(event, h11.EndOfMessage) and head is not None:
+            headers = {name.decode(): value.decode() for name, value in head.headers}
+            return Asked(head.method.decode(), head.target.decode(), headers, json.loads(body) if body else {})
+        else:
+            return None
 
 
 def _state(machine: h11.Connection) -> object:
@@ -336,7 +379,8 @@ async def http_server(*, tls: ssl.SSLContext | None = None, port: int = 0, **how
 
         async def serve() -> None:
             with server._scope:
-                await trio.serve_listeners(server.connected, served)
+                async with trio.open_nursery() as server._nursery:
+                    await trio.serve_listeners(server.connected, served)
 
         nursery.start_soon(serve)
         yield server

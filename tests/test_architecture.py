@@ -32,9 +32,11 @@ MCP_PROCESS = {
     "actors/mcp_asking.py",
     "actors/mcp_catalogue.py",
     "actors/mcp_client.py",
+    "actors/mcp_connect.py",
     "actors/mcp_exchange.py",
     "actors/mcp_http.py",
     "actors/mcp_pipe.py",
+    "actors/mcp_sse.py",
     "actors/mcp_wire.py",
 }
 """Loaded in the process of the MCP servers only."""
@@ -43,13 +45,13 @@ IMPORTERS = {
     "apsw": {"actors/store.py", "actors/schema.py", "actors/rows.py", "actors/recovery.py", "actors/database_file.py"},
     "trio_websocket": {"actors/connection.py", "supervisors/chat_link.py"},
     "httpx": {"actors/provider.py"},
-    "httpx2": {"actors/mcp_client.py", "actors/mcp_exchange.py", "actors/mcp_http.py"},  # two of them name its `Auth`
+    "httpx2": {"actors/mcp_connect.py", "actors/mcp_exchange.py", "actors/mcp_http.py", "actors/mcp_sse.py"},
     "h11": {"actors/http.py", "actors/http1.py"},  # http1: begins the next answer on a connection that is used again
     "yaml": {"actors/layers.py"},
     "dotenv": {"actors/environment.py"},
     "pydantic": {
         *("actors/settings.py", "actors/llm_settings.py"),
-        *("actors/mcp_client.py", "actors/mcp_catalogue.py", *SERVERS),
+        *("actors/mcp_catalogue.py", "actors/mcp_client.py", "actors/mcp_connect.py", *SERVERS),
     },
     "anyio": {"actors/mcp_http.py", "actors/mcp_wire.py", *SERVERS},
     "mcp": {*MCP_PROCESS, *SERVERS},

@@ -87,6 +87,22 @@ def test_what_a_server_may_take_is_limited() -> None:
     assert read.problems == ["f:1: mcpServers.a.limits.speed: is not known here and is ignored"]
 
 
+def test_a_server_may_be_elsewhere() -> None:
+    entry = {
+        "url": "https://w/mcp",
+        "type": "streamable-http",
+        "headers": {"A": "${B}"},
+        "ca_file": "c",
+        "roots": ["r"],
+    }
+    read = parse_servers(json.dumps({"mcpServers": {"a": entry, "b": {"url": "https://w/sse"}}}), "f", {})
+    assert read.problems == []
+    server = read.servers["a"]
+    assert (server.command, server.url, server.type, server.headers) == ("", "https://w/mcp", "http", {"A": "${B}"})
+    assert (server.ca_file, server.roots) == ("c", ["r"])
+    assert read.servers["b"].type == "auto"
+
+
 WRONG_ENTRIES = [
     ("1", "mcpServers.bad: must be an object (got 1)"),
     ("{}", "mcpServers.bad: command is missing"),
