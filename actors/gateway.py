@@ -30,6 +30,7 @@ from protocol.mcp_server import (
     AnswerQuestion,
     AnswerSampling,
     Catalogue,
+    Resting,
     SamplingRequest,
     TellTools,
     ToolProgress,
@@ -121,6 +122,8 @@ async def run(box: Mailbox[GatewayMessage], ctx: Context) -> None:
                     tasks.start_soon(gateway.decline, message.server, AnswerSampling(message.request, refused=refused))
                 case Configured():
                     gateway.configure(message.snapshot, tasks)
+                case Resting():
+                    gateway.rests(message)
                 case Down():
                     gateway.went_down(message)
                 case Up():
@@ -159,6 +162,8 @@ class Gateway:
                 self.came_up(lost)
             case Catalogue():
                 self.front.offer_tools(lost)
+            case Resting():
+                self.rests(lost)
             case PendingOpened() | PendingSettled():
                 settling.show(self.front, lost.pending)
             case Configured():
@@ -294,6 +299,14 @@ class Gateway:
                 self._tell_conversation(up.path, Recovered(what=up.path))
         elif self.front.down.pop(up.path, None) is not None:
             self.front.announce(Recovered(what=up.path))
+
+    def rests(self, resting: Resting) -> None:
+        """A tool server is left alone for a while; what it offers stays offered."""
+        if resting.reason:
+            self.front.down[resting.path] = resting.reason
+            self.front.announce(Degraded(resting.path, resting.reason, resting.retry_in_ms))
+        elif self.front.down.pop(resting.path, None) is not None:
+            self.front.announce(Recovered(what=resting.path))
 
     def _tell_conversation(self, path: str, notice: Degraded | Recovered) -> None:
         conversation = self.front.conversations.get(path.removeprefix(f"{self.front.sessions}/"))

@@ -49,6 +49,7 @@ from protocol.mcp_server import (
     McpServerMessage,
     ReadResource,
     ResourceUpdated,
+    Resting,
     SetServerLog,
     SubscribeResource,
     TellTools,
@@ -168,6 +169,11 @@ class _Desk:
         if not self.taking.cancelled_caught:
             stop.cancel()
 
+    def rests(self, reason: str, seconds: float) -> None:
+        """The gateways are told that it is left alone, or (without a reason) that it works again."""
+        for gateway in self.gateways:
+            self.ctx.ref(gateway).offer(Resting(self.ctx.path, reason, round(seconds * 1000) if reason else None))
+
     def tell(self, gateway: str) -> None:
         """It is told what is offered, now and from now on."""
         self.gateways.add(gateway)
@@ -276,6 +282,7 @@ class _Desk:
         while True:
             with trio.move_on_after(max(PROBE_AFTER_S - connected.silent_s, PROBE_AFTER_S / 10)) as waiting:
                 await connected.doubt()
+            self.calls.report()
             if waiting.cancelled_caught and (self.calls.busy or connected.silent_s < PROBE_AFTER_S):
                 continue
             begun = self.calls.begun
@@ -299,6 +306,7 @@ async def run(box: Mailbox[McpServerMessage], ctx: Context) -> None:
         subscriptions = Subscriptions(server.name, kept.subscriptions, partial(_tell_updated, ctx, server.name))
         calls = Calls(server, box, ctx, kept.health, subscriptions)
         desk = _Desk(box, ctx, kept, kept.gateways, calls, subscriptions, log)
+        kept.health.rests = desk.rests
         async with trio.open_nursery() as nursery:
             nursery.start_soon(desk.serve, nursery.cancel_scope)
             while True:
@@ -338,6 +346,7 @@ async def _live(desk: _Desk, server: McpServer, way: stdio.Command | Endpoint, c
     with trio.CancelScope() as connecting:
         async with _linked(way) as link:
             ctx.report(state="connecting", problem=None, **link.facts())
+            desk.calls.shown = link.facts
             try:
                 client: Any = await trio.to_thread.run_sync(importlib.import_module, "actors.mcp_connect")
                 # A deadline around entering the connection only would corrupt trio's scopes: it is around
@@ -385,7 +394,10 @@ async def _live(desk: _Desk, server: McpServer, way: stdio.Command | Endpoint, c
                 if not desk.asleep:
                     desk.taking.cancel()
                 said = link.last_words()
+                desk.calls.shown = link.ended
                 ctx.report(state="ended", **link.ended())
+                if kept.status is not None:
+                    kept.status.report(last_exit_code=link.ended().get("exit_code"))
     if connecting.cancelled_caught and not desk.asleep:
         words = f" Its last words: {said}" if said else ""
         raise ConnectTimeout(f"MCP server {server.name!r} was not connected and listed within {within:g} s.{words}")

@@ -127,6 +127,11 @@ async def notes(front: Front) -> list[str]:
         lines = [f"{part.path} is down: {part.last_error or part.state}" for part in down(parts)]
         resting = (part.facts.get("resting") for part in parts)
         lines += [f"providers that failed and are left alone for a while: {names}" for names in resting if names]
+        lines += [
+            f"{part.path} failed too often and is left alone for a while: {part.facts.get('last_failure')}"
+            for part in parts
+            if part.facts.get("breaker") == "open"
+        ]
     except MailError as error:
         lines = [f"the supervisor does not say how its parts are: {error}"]
     if front.listening.trouble:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import importlib
 import math
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +93,8 @@ class Calls:
         """Those that the server has, by its own names."""
         self.idle_since = trio.current_time()
         """When the last one ended."""
+        self.shown: Callable[[], Mapping[str, Any]] = dict
+        """What else is told in status whenever a call ends."""
         self.wanted = trio.Event()
         """One waits for a connection."""
         self._server = server
@@ -253,7 +255,7 @@ class Calls:
         """Say in status how many there were, and how they went."""
         skipped = self._connected.bad_lines if self._connected else 0
         broken = (self._connected.broken_promises if self._connected else 0) or None
-        self._ctx.report(skipped_lines=skipped, results_against_schema=broken, **self._health.facts())
+        self._ctx.report(skipped_lines=skipped, results_against_schema=broken, **self._health.facts(), **self.shown())
         if self.requests.asked:
             self._ctx.report(asked=self.requests.asked, one_at_a_time=self.requests.alone)
 

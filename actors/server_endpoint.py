@@ -46,7 +46,7 @@ class Endpoint:
         return blacked_out(text, self.secrets)
 
     def facts(self) -> dict[str, Any]:
-        """For status, from the beginning."""
+        """For status, while it runs."""
         return {"url": self.shown}
 
     def ended(self) -> dict[str, Any]:

@@ -47,7 +47,7 @@ class Attempt:
         """The server did its part, in that time; what the tool said may still be that it failed."""
         self._health.durations.add(seconds)
         self._told = True
-        self._health.breaker.succeeded(probe=self._probe)
+        self._health.worked(probe=self._probe)
 
     def failed(self, why: str) -> None:
         """It timed out, the server died, or what came was no answer."""
@@ -82,6 +82,9 @@ class Health:
         """Why the last one failed that was the server's fault."""
         self.told: Callable[[], None] = _nobody
         """Called when `facts` may have changed; set by the incarnation."""
+        self.rests: Callable[[str, float], None] = _nobody
+        """Called with why and for how many seconds it is left alone, and with an empty text when it works again; set by
+        the incarnation."""
         self._server = server
 
     def changed(self) -> None:
@@ -126,6 +129,13 @@ class Health:
         now = trio.current_time()
         return now < self.gate.due(now) < NEVER
 
+    def worked(self, *, probe: bool) -> None:
+        """A call was answered."""
+        before = self.breaker.state
+        self.breaker.succeeded(probe=probe)
+        if before is not State.CLOSED and self.breaker.state is State.CLOSED:
+            self.rests("", 0.0)
+
     def failed(self, why: str, *, probe: bool) -> None:
         """A call failed by the server's fault."""
         now, before = trio.current_time(), self.breaker.state
@@ -134,6 +144,7 @@ class Health:
         if self.breaker.state is State.OPEN and before is not State.OPEN:
             rest = self.breaker.blocked_s(now)
             log.warning("MCP server %r is left alone for %.0f s after its failures: %s", self._server.name, rest, why)
+            self.rests(f"{self.breaker.row} calls in a row failed. The last time: {why}", rest)
 
     def fresh(self) -> None:
         """It is started anew: what failed before counts no more."""
@@ -148,10 +159,11 @@ class Health:
             "in_calls": self.gate.through,
             "queued": self.gate.waiting or None,
             "breaker": self.breaker.state.value,
+            "last_failure": self.reason or None,
             "p50_ms": percentiles and percentiles[0],
             "p99_ms": percentiles and percentiles[1],
         }
 
 
-def _nobody() -> None:
-    """Nobody shows them yet."""
+def _nobody(*_: object) -> None:
+    """Nobody wants to know yet."""

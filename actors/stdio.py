@@ -29,6 +29,7 @@ LINE_CAP = 64 * 1024 * 1024  # bytes of one message; more than any frame that we
 HEAD = 512  # bytes kept of a line over the cap: enough to find the id of the answer
 STDERR_KEPT = 64 * 1024  # bytes of standard error that explain a death
 TAIL_SHOWN = 2000  # characters of it that go into an error
+LINE_SHOWN = 300  # of its last line, in status
 EOF_GRACE_S = 1.0  # a server ends by itself when its input closes (MCP, lifecycle)
 TERM_GRACE_S = 1.0  # then after SIGTERM
 KILL_GRACE_S = 2.0  # only a process that the kernel cannot kill runs this out
@@ -151,12 +152,15 @@ class Process:
         return self._command.clean(self._tail.decode("utf-8", "replace")).strip()[-most:]
 
     def facts(self) -> dict[str, Any]:
-        """For status, from the beginning."""
-        return {"pid": self.pid}
+        """For status, while it runs."""
+        return {"pid": self.pid, "stderr": self._last_line()}
 
     def ended(self) -> dict[str, Any]:
         """For status, at the end."""
-        return {"pid": None, "exit_code": self.exit_code, "stderr": self.last_words().rpartition("\n")[2] or None}
+        return {"pid": None, "exit_code": self.exit_code, "stderr": self._last_line()}
+
+    def _last_line(self) -> str | None:
+        return self.last_words().rpartition("\n")[2][-LINE_SHOWN:] or None
 
     async def _closed(self, what: str, error: Exception | None) -> None:
         # Usually it is dying: then `_watch` knows the exit code, raises, and this wait is cancelled.

@@ -9,6 +9,7 @@ from protocol.mcp_server import (
     Catalogue,
     RequestEnded,
     ResourceUpdated,
+    Resting,
     SamplingRequest,
     ToolProgress,
     UrlVisited,
@@ -48,6 +49,7 @@ GatewayMessage = (
     Pieces
     | ToolProgress
     | Catalogue
+    | Resting
     | ResourceUpdated
     | UserQuestion
     | SamplingRequest

@@ -241,6 +241,16 @@ class TellTools(msgspec.Struct, frozen=True, tag=True):
     to: str
 
 
+class Resting(msgspec.Struct, frozen=True, tag=True):
+    """Event: the server failed too often in a row and is left alone for a while, or does its work again."""
+
+    path: str
+    """Of its actor."""
+    reason: str
+    """Empty: it works again."""
+    retry_in_ms: int | None = None
+
+
 class ToolProgress(msgspec.Struct, frozen=True, tag=True):
     """Event: a running call says how far it is."""
 

@@ -294,5 +294,9 @@ def _mail_words(mail: Mail) -> Iterator[str]:
 def _notes(node: Node) -> Iterator[str]:
     if node.last_error:
         yield f"last error {node.last_error_at}: {node.last_error}"
-    if node.facts:
-        yield "  ".join(f"{name}={value}" for name, value in sorted(node.facts.items()))
+    # what is a sentence has a line of its own
+    texts = {name: value for name, value in node.facts.items() if isinstance(value, str) and " " in value}
+    if short := "  ".join(f"{name}={value}" for name, value in sorted(node.facts.items()) if name not in texts):
+        yield short
+    for name, text in sorted(texts.items()):
+        yield f"{name}: {text}"

@@ -111,6 +111,7 @@ ROWS = [
     Row("front/gateway", "Pieces", "slow", outcome="interrupted", nth=2),
     Row("front/gateway", "ToolProgress", "tool"),
     Row("front/gateway", "Catalogue", "catalogue"),
+    Row("front/gateway", "Resting", "resting"),
     Row("front/gateway", "ResourceUpdated", "resource updated"),
     Row("front/gateway", "UserQuestion", "user question"),
     Row("front/gateway", "SamplingRequest", "sampling"),

@@ -28,6 +28,7 @@ from protocol.mcp_server import (
     ReadResource,
     RequestEnded,
     ResourceUpdated,
+    Resting,
     SamplingRequest,
     SetServerLog,
     SubscribeResource,
@@ -248,6 +249,7 @@ SCENES["watcher down"] = offering("llm/local", Down("watcher", 1, "", 0, parked=
 SCENES["watcher up"] = offering("llm/local", Up("watcher", 1))
 SCENES["subscribe"] = offering("watcher", Subscribe("front/gateway"))
 SCENES["local"] = offering("watcher", SetLocalModel(None))
+SCENES["resting"] = offering("front/gateway", Resting("mcp/demo", "it was too slow", 1000))
 SCENES["catalogue"] = offering("front/gateway", Catalogue("demo", [], [], [], ""))
 SCENES["user question"] = offering("front/gateway", UserQuestion("q", "demo", "c", "Who?", schema={}))
 SCENES["sampling"] = offering("front/gateway", SamplingRequest("s", "demo", "c", [], 10))

@@ -28,6 +28,7 @@ from protocol.mcp_server import (
     PromptMessage,
     ReadResource,
     ResourceContent,
+    Resting,
     SetServerLog,
     TellTools,
     ToolOutcome,
@@ -453,6 +454,7 @@ async def test_a_result_over_its_limit_is_cut_for_the_model() -> None:
 async def test_a_server_that_keeps_failing_is_left_alone_and_then_tried_with_one_call() -> None:
     left_alone = BreakerOptions(failures=2, rest=0.2)
     async with house(odd("normal", timeout=0.05, breaker=left_alone)) as at:
+        await at.next(Catalogue)
         for number in range(3):
             assert (await at.call("hello", call=str(number))).ok  # what others do in between is of no help
         assert [(await at.fault("hang", call=str(number))).code for number in (1, 2)] == [Code.TOOL_TIMEOUT] * 2
@@ -460,13 +462,18 @@ async def test_a_server_that_keeps_failing_is_left_alone_and_then_tried_with_one
         assert (refused.code, refused.body.retryable) == (Code.MCP_SERVER_UNAVAILABLE, True)
         assert "failed 2 times in a row and is left alone; ask again in 0 s" in refused.body.text
         assert "actors-main restart mcp/odd" in refused.body.hint
-        assert at.facts()["breaker"] == "open"
+        assert (at.facts()["breaker"], "gave no sign of life" in at.facts()["last_failure"]) == ("open", True)
+        rests: Resting = await at.next(Resting)
+        assert (rests.path, rests.retry_in_ms) == ("mcp/odd", 200)
+        assert "2 calls in a row failed. The last time: The tool 'hang' of MCP" in rests.reason
         while (fault := await at.fault("hang")).code is not Code.TOOL_TIMEOUT:
             assert fault.code is Code.MCP_SERVER_UNAVAILABLE  # until the probe is let through, which fails
         assert (await at.fault("hello")).code is Code.MCP_SERVER_UNAVAILABLE
         while at.facts()["breaker"] != "closed":
             with suppress(Fault):
                 await at.call("hello")
+        while await at.next(Resting) != Resting("mcp/odd", ""):
+            pass  # it was left alone once more
         facts = at.facts()
         assert (facts["in_calls"], "queued" in facts, facts["p50_ms"] <= facts["p99_ms"]) == (0, False, True)
 

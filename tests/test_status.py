@@ -69,7 +69,7 @@ def test_rendered_for_a_stranger() -> None:
         return Node(name=name, **{**empty, **plain, **more})
 
     mail = Mail(depth=3, limit=256, oldest_s=2.25, in_flight=1, taken=40, refused=2, dead=0, lost=0)
-    writer = node("writer", mailbox=mail, facts={"batch": 12, "file": "chat.db"})
+    writer = node("writer", mailbox=mail, facts={"batch": 12, "file": "chat.db", "stderr": "no license found"})
     demo = node(
         "demo",
         state="parked",
@@ -84,6 +84,7 @@ def test_rendered_for_a_stranger() -> None:
         "root  running for 3m12s, pid 7, 31 MB, loop lag 0.4 ms\n"
         "├─ writer  running for 3m12s, 40 taken, 3 of 256 waiting, oldest 2.2s, 1 in hand, 2 refused (full)\n"
         "│      batch=12  file=chat.db\n"
+        "│      stderr: no license found\n"
         "└─ ! demo  parked, next try in 4m32s, 5 restarts\n"
         "       last error 2026-01-02T03:04:05Z: ServerDied: exit code 1\n"
     )
