@@ -9,6 +9,7 @@ from pathlib import Path
 from protocol.mcp_server import CallTool
 from protocol.spec import Status
 from tests.fakes import say
+from tests.http_servers import http_server
 from tests.mcp_house import ODD
 from tests.service import LIGHT, Service, connected, front_of, service
 
@@ -39,6 +40,20 @@ async def test_servers_come_change_and_go_with_the_file(tmp_path: Path) -> None:
             await front.tools_changed.wait()
         await s.tree.until(lambda: "mcp/demo" not in s.tree.slots)
         assert s.tree.state("mcp/other") is Status.RUNNING
+
+
+async def test_a_changed_url_replaces_that_server_only(tmp_path: Path) -> None:
+    async with http_server() as first, http_server() as second:
+        servers = LIGHT | {"wiki": {"url": first.url(), "type": "http"}}
+        async with service(tmp_path, say("x"), servers=servers) as s:
+            await connected(s, "wiki")
+            demo, wiki = s.tree.slots["mcp/demo"], s.tree.slots["mcp/wiki"]
+            write_servers(s, LIGHT | {"wiki": {"url": second.url(), "type": "http"}})
+            await s.tree.until(lambda: s.tree.slots.get("mcp/wiki") not in (None, wiki))
+            await second.asked("tools/list")
+            await first.asked("DELETE")
+            assert s.tree.slots["mcp/demo"] is demo
+            assert demo.incarnation == 1
 
 
 async def test_a_replaced_server_never_runs_twice(tmp_path: Path) -> None:
