@@ -10,6 +10,7 @@ from __future__ import annotations
 from actors.fence import Fence
 from actors.rows import ALL_OPEN, FIND_CONVERSATION, OPEN_TURNS, SET_FRONT, one, rows
 from actors.schema import Database
+from actors.waiting import calls_of
 from protocol.claim import FrontId
 from protocol.errors import Fault
 from protocol.writer import Done, Release, TakeUnfinished, Unfinished
@@ -34,8 +35,10 @@ def take_unfinished(db: Database, message: TakeUnfinished, fence: Fence) -> list
     if (fault := fence.refuses(message.front, "")) is not None:
         return fault
     taken: dict[int, Unfinished] = {}
-    for conversation, _, state, _, owner, name, holder in rows(db, ALL_OPEN):
-        if state != "queued" or conversation in taken or holder not in ("", message.front):
+    for conversation, turn, state, _, owner, name, holder in rows(db, ALL_OPEN):
+        if conversation in taken or holder not in ("", message.front):
+            continue
+        if state != "queued" and not calls_of(db, conversation, name, turn):
             continue
         taken[conversation] = Unfinished(owner, name)
         if message.front and not holder:
@@ -49,6 +52,7 @@ def release(db: Database, message: Release) -> Done:
         found = one(db, FIND_CONVERSATION, name)
         if found is None or not message.front or found[3] != message.front:
             continue
-        if not any(state == "running" for _, state in rows(db, OPEN_TURNS, found[0])):
+        running = [turn for turn, state in rows(db, OPEN_TURNS, found[0]) if state == "running"]
+        if all(calls_of(db, found[0], name, turn) for turn in running):
             db.execute(SET_FRONT, ("", found[0]))
     return Done()

@@ -376,6 +376,8 @@ class Commands:
             # more than one page behind: a page of the newest says openly what was passed over
             await self._replay_last(anchor, request_id)
             return
+        if history.waiting and turn in history.running and seq is not None:
+            self.socket.seen = (turn, seq)  # it waits for a person, and is taken up where it stood
         first = anchor.first_turn
         notices = self.front.snapshot.service.tool_notifications
         for number, group in groupby(history.events, key=_turn_of):

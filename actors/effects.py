@@ -92,6 +92,13 @@ class RunCalls:
 
 
 @dataclass(frozen=True)
+class Suspend:
+    """Let go of the turn as it stands in the journal: it waits for a person, and others will take it up."""
+
+    turn: int
+
+
+@dataclass(frozen=True)
 class Close:
     """Store and show the end of the turn; report closed."""
 
@@ -100,4 +107,6 @@ class Close:
     fault: FaultBody | None = None
 
 
-Effect = Commit | Resume | Ask | Drop | Start | TellQueued | TellRepeated | Refuse | Journal | RunCalls | Close
+Effect = (
+    Commit | Resume | Ask | Drop | Start | TellQueued | TellRepeated | Refuse | Journal | RunCalls | Suspend | Close
+)

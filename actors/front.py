@@ -56,6 +56,8 @@ class Socket:
         """Of `log` only whole frames are written, no text."""
         self.paused = False
         """A replay is being prepared; live frames wait in their logs."""
+        self.seen: tuple[int, int] | None = None
+        """Turn and seq that the client has seen of a turn that has no log here yet."""
         self.held: object = None
         """While it is set: the client has just come and may say where it was; live frames wait in their logs."""
         outbox.on_room = self.pump
@@ -111,9 +113,15 @@ class Socket:
                 data, self.index = current.frames(self.index, text=not self.quiet, speaker=self.speaker)
                 outbox.write(data)
             elif current.finished and current.next is not None:
-                self.place(current.next, 0, headed=False)
+                self._go_on(current.next)
             else:
                 return
+
+    def _go_on(self, log: TurnLog) -> None:
+        """Read the next log; one that was taken up where it stood from where the client had read it."""
+        seen, self.seen = self.seen, None
+        known = seen is not None and seen[0] == log.turn and seen[1] <= log.seq
+        self.place(log, seen[1] if known and seen is not None else 0, headed=known)
 
 
 class Conversation:
@@ -129,6 +137,13 @@ class Conversation:
         self.unanswered: dict[str, tuple[Say, int]] = {}
         """Messages without turn_started, message_queued or error yet, with how often a session took them up."""
         self.idle_since = trio.current_time()
+        self.suspended = False
+        """The running turn waits for a person, and others will go on with it: nothing is done for it here any more."""
+
+    @property
+    def occupied(self) -> bool:
+        """A turn runs, or a message was taken and not acknowledged yet."""
+        return bool((self.live is not None and not self.suspended) or self.unanswered)
 
     @property
     def live(self) -> TurnLog | None:
@@ -259,6 +274,7 @@ class Front:
     def enter(self, socket: Socket, conversation: Conversation) -> None:
         """Move a socket there; it reads a turn that runs from its start, else from the conversation's present end."""
         self.leave(socket)
+        socket.seen = None
         socket.conversation = conversation
         conversation.sockets.add(socket)
         tail = conversation.tail
@@ -342,7 +358,7 @@ class Front:
         """Leave: release the conversations in which nothing runs, and close their sockets, so that others take them."""
         released: list[str] = []
         for conversation in tuple(self.conversations.values()):
-            if not conversation.live and not conversation.unanswered:
+            if not conversation.occupied:
                 for socket in tuple(conversation.sockets):
                     socket.close(*MOVED)
                 self._forget(conversation)
@@ -393,7 +409,7 @@ class Front:
     @property
     def busy(self) -> int:
         """Conversations with a turn that runs, or a message that was taken and not acknowledged yet."""
-        return sum(1 for one in self.conversations.values() if one.live or one.unanswered)
+        return sum(1 for one in self.conversations.values() if one.occupied)
 
     def settle(self) -> None:
         """A turn has finished, or a message was answered: wakes who waits for quiet, once nothing is taken any more."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from actors import claims, pending, recovery, rows, saved
+from actors import claims, pending, recovery, rows, saved, waiting
 from actors.fence import Fence
 from actors.schema import Database
 from protocol.pending import (
@@ -21,6 +21,7 @@ from protocol.writer import (
     BeginTurn,
     DeleteSaved,
     Enter,
+    Entered,
     FrontGone,
     ListConversations,
     ListSaved,
@@ -52,7 +53,8 @@ def apply(db: Database, operation: Operation, now: float, fence: Fence) -> objec
         case AppendDeltas():
             return rows.append_deltas(db, operation, fence)
         case Enter():
-            return rows.enter(db, operation, now, fence)
+            entered = rows.enter(db, operation, now, fence)
+            return waiting.entered(db, operation.front, entered) if isinstance(entered, Entered) else entered
         case StartTurn():
             return rows.start(db, operation, fence)
         case SaveSession():
@@ -83,7 +85,7 @@ def ask(db: Database, query: Query) -> object:
     """Answer one query. Raises: Fault NOT_FOUND or SESSION_NOT_FOUND, and what the driver raises."""
     match query:
         case LoadHistory():
-            return rows.history(db, query)
+            return waiting.noted(db, query.conversation, rows.history(db, query))
         case ListUnfinished():
             return rows.unfinished(db)
         case ListConversations():

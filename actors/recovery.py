@@ -32,6 +32,7 @@ from actors.rows import (
 )
 from actors.schema import Database
 from actors.usage import added
+from actors.waiting import calls_of
 from protocol.claim import parsed
 from protocol.writer import Closed, Done, Event, FrontGone, HopEvent, ToolEnded, ToolStarted
 
@@ -51,7 +52,7 @@ def recover(db: Database, now: float, fence: Fence) -> int:
         if fence.was_left(front):
             closed += _let_go(db, front, now, again=not fence.is_gone(front))
     for conversation, turn, state, _, _, name, front in rows(db, ALL_OPEN):
-        if state == "running" and not front:
+        if state == "running" and not front and not calls_of(db, conversation, name, turn):
             _close(db, conversation, turn, name, now)
             closed += 1
     return closed
@@ -78,7 +79,9 @@ def _let_go(db: Database, front: str, now: float, *, again: bool) -> int:
         if life is None or life.life > gone.life:
             continue
         for turn, state in rows(db, OPEN_TURNS, conversation):
-            if state == "running" and not (again and _ask_again(db, conversation, turn, name)):
+            if state != "running" or calls_of(db, conversation, name, turn):
+                continue  # it waits to be run, or for a person
+            if not (again and _ask_again(db, conversation, turn, name)):
                 _close(db, conversation, turn, name, now)
                 closed += 1
         db.execute(SET_FRONT, ("", conversation))

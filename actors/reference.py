@@ -40,6 +40,7 @@ APPLIES: dict[str, str] = {
     "chat.service.streaming.persistence": "at once",
     "chat.service.logging": "at once",
     "chat.service.drain_s": "at once",
+    "chat.tools": "at once",
     "llm": "next turn",
     "mcp.config_file": "at once",
     "mcp.connection": "reconnect",

@@ -12,6 +12,8 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import msgspec
+
 from actors.server_child import child
 from actors.server_command import access_of
 from protocol.mail import Mailbox
@@ -53,7 +55,8 @@ def apply(snapshot: Snapshot, ctx: Context) -> None:
     known: Known = ctx.kept
     connection, level, access = snapshot.mcp.connection, snapshot.mcp.log_level, snapshot.config_access
     wanted = {
-        server.name: (server, connection, access_of(server, access))
+        # what only says who may call its tools does not concern a server
+        server.name: (msgspec.structs.replace(server, policy={}), connection, access_of(server, access))
         for server in snapshot.mcp.servers.values()
         if server.enabled
     }

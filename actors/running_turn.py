@@ -53,13 +53,7 @@ class RunningTurn:
         self.user = user
         self.events = events
         self.snapshot = snapshot
-        self.merged = merged
-        active = snapshot.llm.providers.get(snapshot.llm.active)
-        small = active is not None and active.client.small
-        self.tools = [] if small else merged.tools_for_model
-        """What the model may call."""
-        self.prompt = system_prompt.build(snapshot.service.system_prompt, EMPTY if small else catalogues)
-        """The configured system prompt, and what the servers offer now."""
+        self.offer(merged, catalogues)
         hops = {event.hop for event in events if isinstance(event, HopEvent)}
         self.hop_open = log.hop not in hops and log.hop > 0
         """The running hop has no HopEvent yet."""
@@ -70,7 +64,8 @@ class RunningTurn:
         self.asks = snapshot.llm.active
         """The provider that is asked: the active one, and after a fallback has answered that one, to whom alone what
         it has sent beside the text may go back."""
-        self.model = active.model if active is not None else ""
+        asked = self.provider
+        self.model = asked.model if asked is not None else ""
         self.usage: dict[str, Any] = {}
         """Summed over the hops."""
         for event in events:
@@ -82,6 +77,16 @@ class RunningTurn:
         """What the last request had no room for."""
         self.planned: list[tuple[str, ToolCall]] = []
         """Calls that the last answer asks for, with our ids."""
+
+    def offer(self, merged: Merged, catalogues: Mapping[str, Catalogue]) -> None:
+        """What the servers offer: at its beginning, and again where it is taken up long after."""
+        active = self.snapshot.llm.providers.get(self.snapshot.llm.active)
+        small = active is not None and active.client.small
+        self.merged = merged
+        self.tools = [] if small else merged.tools_for_model
+        """What the model may call."""
+        self.prompt = system_prompt.build(self.snapshot.service.system_prompt, EMPTY if small else catalogues)
+        """The configured system prompt, and what the servers offer now."""
 
     @property
     def turn(self) -> int:

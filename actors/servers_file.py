@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, NoReturn
 import msgspec
 
 from actors.layers import ConfigurationError, json_lines
+from actors.policy import STRICTNESS, is_pattern
 from actors.redaction import shown
 from actors.server_limits import BREAKER, LIMITS, Rule
 from actors.trees import Path, Tree, written
@@ -28,7 +29,7 @@ LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
 _ALWAYS = ("enabled", "timeout", "autoReconnect", "protocol", "type", "isolate", "roots", "elicitation", "sampling")
-_LIMITED = ("limits", "breaker")
+_LIMITED = ("limits", "breaker", "policy")
 _BY_COMMAND = ("command", "args", "cwd", "env")
 _BY_URL = ("url", "headers", "ca_file")
 _TYPES = {"http": "http", "streamable-http": "http", "streamableHttp": "http", "streamable_http": "http", "sse": "sse"}
@@ -157,6 +158,7 @@ class _Reader:
             auto_reconnect=self._take(entry, at, "autoReconnect", _flag, reconnect),
             protocol=self._take(entry, at, "protocol", _protocol, "auto"),
             isolate=self._take(entry, at, "isolate", _flag, False),
+            policy=self._take(entry, at, "policy", _policy, {}),
             elicitation=self._take(entry, at, "elicitation", _flag, True),
             sampling=self._take(entry, at, "sampling", _sampling, None),
             url=self._take(entry, at, "url", _text, ""),
@@ -286,6 +288,15 @@ def _headers(value: object) -> dict[str, str]:
 
 def _sampling(value: object) -> str:
     return str(value) if value in ("allow", "ask", "deny") else _raise("must be allow, ask or deny")
+
+
+def _policy(value: object) -> dict[str, str]:
+    rules = {"*": value} if isinstance(value, str) else value
+    if not isinstance(rules, dict) or not all(isinstance(said, str) and said in STRICTNESS for said in rules.values()):
+        _raise("must be allow, ask or deny, or map names of tools to these")
+    if not all(is_pattern(pattern) and "/" not in pattern for pattern in rules):
+        _raise("must map names of tools, patterns such as write_*, or hints such as @readOnly to allow, ask or deny")
+    return dict(rules)
 
 
 def _level(value: object) -> str:

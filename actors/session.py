@@ -29,6 +29,7 @@ from actors.effects import (
     Resume,
     RunCalls,
     Start,
+    Suspend,
     TellQueued,
     TellRepeated,
 )
@@ -89,7 +90,9 @@ class Session:
         self.messages = Messages(front, conversation, self.writer)
         self.running: RunningTurn | None = None
         """The turn that runs, visible to sockets or not yet."""
-        self.calls = ToolCalls(ctx, front, conversation, tasks, self._call_ended)
+        self.calls = ToolCalls(ctx, front, conversation, tasks, self._call_ended, self._suspend_if_waiting)
+        self.resumed = False
+        """The running turn's calls were meant by an earlier session: a person was asked of them."""
         self.journal: Append | None = None
         """The running turn's last journal, until it is acknowledged."""
 
@@ -111,7 +114,9 @@ class Session:
                     self.tasks.start_soon(self._load_later, lost)
                 return
             self.loaded = True
-            self._take_over(takeover.find(conversation.id, history, conversation.live, conversation.tail.turn))
+            notices = self.front.snapshot.service.tool_notifications
+            live, tail_turn = conversation.live, conversation.tail.turn
+            self._take_over(takeover.find(conversation.id, history, live, tail_turn, notices))
             self._take_unanswered(lost)
         if isinstance(lost, Stop):
             self.stop(lost)
@@ -139,7 +144,11 @@ class Session:
             self.running = RunningTurn(turn_log, user, list(events), front.snapshot, front.merged, front.catalogues)
             hop, asks = max(1, turn_log.hop), turn_log.asked
             attached, shown = turn_log.attached, turn_log.shown
-            self.perform(self.turns.adopt(turn_log.turn, attached=attached, shown=shown, hop=hop, asks=asks))
+            self.resumed = bool(found.waiting)
+            if found.waiting:
+                self.perform(self.turns.adopt_waiting(turn_log.turn, found.waiting, attached=attached, hop=hop))
+            else:
+                self.perform(self.turns.adopt(turn_log.turn, attached=attached, shown=shown, hop=hop, asks=asks))
         self.perform(self.turns.resume_queue())
 
     def _take_unanswered(self, lost: object) -> None:
@@ -179,7 +188,13 @@ class Session:
 
     def drain(self, drain: Drain) -> None:
         """The service stops."""
-        self.perform(self.turns.drain(now=drain.now))
+        effects = self.turns.drain(now=False)
+        self.perform([*effects, *self.turns.suspend(self.calls.waiting)])
+        if drain.now:
+            self.perform(self.turns.drain(now=True))
+
+    def _suspend_if_waiting(self) -> None:
+        self.perform(self.turns.suspend(self.calls.waiting))
 
     def wake(self) -> None:
         """Read decisions from the log."""
@@ -226,7 +241,10 @@ class Session:
                 case Journal():
                     self._journal(effect.turn)
                 case RunCalls() if self.running is not None:
-                    self.calls.run(self.running)
+                    resumed, self.resumed = self.resumed, False
+                    self.calls.run(self.running, resumed=resumed)
+                case Suspend():
+                    self._suspend()
                 case Close():
                     self._close(effect)
 
@@ -356,7 +374,15 @@ class Session:
 
     def _call_ended(self, turn: int, call_id: str) -> None:
         self.perform(self.turns.call_ended(turn, call_id))
+        self._suspend_if_waiting()
         self.wake()
+
+    def _suspend(self) -> None:
+        if self.running is not None:
+            self.calls.suspend(self.running)
+        self.running = None
+        self.conversation.suspended = True
+        self.front.settle()
 
     # The end of a turn.
 

@@ -18,6 +18,7 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from actors.llm_settings import MOST_SECONDS, LlmSettings, Section
+from actors.policy import HINTS, is_pattern
 from actors.trees import Path, Tree
 
 
@@ -63,6 +64,20 @@ def _modules(levels: dict[str, str]) -> dict[str, str]:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*", name):
             raise ValueError("must map names of modules such as actors.streamer to levels")
     return levels
+
+
+def _rules(rules: dict[str, str]) -> dict[str, str]:
+    if not all(is_pattern(pattern) for pattern in rules):
+        hints = ", ".join(f"@{hint}" for hint in HINTS)
+        raise ValueError(
+            f"must map SERVER/TOOL (each may be a pattern such as write_*) or SERVER/@HINT to a policy; "
+            f"hints are {hints} and their opposites such as @!readOnly"
+        )
+    return rules
+
+
+def _off(value: object) -> object:
+    return "off" if value is False else value  # what YAML makes of the bare word
 
 
 Format = Annotated[str, AfterValidator(_placeholders)]
@@ -175,6 +190,17 @@ class ServiceSettings(Section):
     drain_s: float = Field(ge=0, le=3600, description="seconds that a stop waits for running turns")
 
 
+class ToolsSettings(Section):
+    """`chat.tools`."""
+
+    policy: Annotated[dict[str, Literal["allow", "ask", "deny"]], AfterValidator(_rules)] = Field(
+        description="which calls wait for a person (ask) or are refused (deny), by SERVER/TOOL or SERVER/@HINT"
+    )
+    approval_timeout: float = Field(
+        gt=0, le=MOST_SECONDS, description="seconds until a call that nobody has approved is denied"
+    )
+
+
 class ChatSettings(Section):
     """`chat`."""
 
@@ -182,6 +208,7 @@ class ChatSettings(Section):
     storage: StorageSettings
     sessions: SessionsSettings
     service: ServiceSettings
+    tools: ToolsSettings
 
 
 class ConnectionSettings(Section):

@@ -33,6 +33,7 @@ from protocol.watcher import (
     Snapshot,
     Storage,
     ToolNotifications,
+    Tools,
     WebSocket,
 )
 
@@ -95,6 +96,7 @@ def make_snapshot(
                 "tool_results": chat.service.logging.result_truncate_length,
             },
         ),
+        tools=Tools(**chat.tools.model_dump()),
         problems=problems,
         state_dir=state_dir,
         drain_s=chat.service.drain_s,

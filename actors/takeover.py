@@ -1,15 +1,18 @@
 """What a session finds when it starts, sorted: pure, from a page of history and the log that front kept.
 
 At its first start that is the conversation so far and messages that wait. After a crash it may be a turn
-that ran: one whose end is on disk and was not shown, one that sockets see, or one that was never shown.
+that ran: one whose end is on disk and was not shown, one that sockets see, one that was never shown, or one that
+waits for a person, whoever ran it before.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from actors.rebuilding import rebuilt
 from actors.turnlog import TurnLog
-from protocol.writer import Closed, Event, History, UserEvent
+from protocol.watcher import ToolNotifications
+from protocol.writer import Closed, Event, History, ToolStarted, UserEvent
 
 
 @dataclass
@@ -30,15 +33,20 @@ class Found:
     """A log that sockets see, and its turn's end that they have not seen."""
     running: tuple[TurnLog, list[Event]] | None = None
     """A turn that ran, and its events so far."""
+    waiting: list[str] = field(default_factory=list)
+    """Calls of that turn for which a person is asked, where it waits for nothing else."""
 
 
-def find(conversation: str, history: History, live: TurnLog | None, tail_turn: int) -> Found:
+def find(
+    conversation: str, history: History, live: TurnLog | None, tail_turn: int, notices: ToolNotifications
+) -> Found:
     """Sort it.
 
     Args:
         history: the last page of the conversation.
         live: the log that sockets see, of a turn that has not shown its end.
         tail_turn: the turn of the last log that sockets have seen.
+        notices: how tool calls are told, where a log must be made again.
     """
     found = Found(max(history.last_turn, tail_turn), queued=list(history.queued))
     unended = {*history.running, *history.queued}
@@ -55,8 +63,18 @@ def find(conversation: str, history: History, live: TurnLog | None, tail_turn: i
         found.unshown = (live, closed)
     elif live is not None:
         found.running = (live, by_turn[live.turn])
+        found.waiting = list(history.waiting)
+        for event in by_turn[live.turn]:
+            # one whose outcome was shown and not stored gets it again
+            if isinstance(event, ToolStarted) and event.call_id in found.waiting:
+                live.calls.setdefault(event.call_id, event)
     elif history.running:
         turn = history.running[0]
-        log = TurnLog(conversation, turn, streaming=found.users[turn].streaming)
+        found.waiting = list(history.waiting)
+        streaming = found.users[turn].streaming
+        if found.waiting:
+            log = rebuilt(conversation, turn, by_turn[turn], notices, streaming=streaming)
+        else:
+            log = TurnLog(conversation, turn, streaming=streaming)
         found.running = (log, by_turn[turn])
     return found

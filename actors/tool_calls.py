@@ -1,6 +1,7 @@
 """The tool calls of one conversation that run: each in a task of its own, all in parallel.
 
-Their intents are stored before `run` is called. An outcome is shown, stored however long the store is away, and
+Their intents are stored before `run` is called. One that needs approval waits for it first (`actors.approvals`), while
+the others run. An outcome is shown, stored however long the store is away, and
 reported; a call that is dropped is cancelled here and at its server, and reports nothing: who drops it says
 what became of it. A call cannot fail: whatever goes wrong is its outcome (`tool_call`).
 """
@@ -9,13 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
 import trio
 
 from actors import tool_call
+from actors.approvals import Approvals
 from actors.durable import insist
 from actors.front import Conversation, Front
 from actors.running_turn import RunningTurn
 from protocol.mcp_server import CancelCall
+from protocol.pending import CancelPending
 from protocol.spec import Context
 from protocol.writer import Append, ToolStarted
 
@@ -26,6 +30,7 @@ class ToolCalls:
     Args:
         tasks: where they run; ended by the caller.
         ended: told the turn and our id of each call that has its outcome.
+        paused: told when one more waits for a person.
     """
 
     def __init__(
@@ -35,23 +40,44 @@ class ToolCalls:
         conversation: Conversation,
         tasks: trio.Nursery,
         ended: Callable[[int, str], None],
+        paused: Callable[[], None],
     ) -> None:
         self._ctx = ctx
         self._front = front
         self._conversation = conversation
         self._tasks = tasks
         self._ended = ended
+        self._paused = paused
+        self.waiting: set[str] = set()
+        """Calls that wait for a person."""
+        self._approvals = Approvals(front, conversation, ctx.ref("store/writer"), self._waits)
         self._scopes: dict[str, trio.CancelScope] = {}
 
-    def run(self, turn: RunningTurn) -> None:
-        """Make the calls that the turn's log has begun."""
+    def run(self, turn: RunningTurn, *, resumed: bool = False) -> None:
+        """Make the calls that the turn's log has begun.
+
+        Args:
+            resumed: of all of them a person was asked by an earlier session.
+        """
         turn.log.tools_ran = True
         for started in tuple(turn.log.calls.values()):
-            self._front.calls[started.call_id] = (turn.log, 0.0)
-            self._tasks.start_soon(self._call, turn, started)
+            self._tasks.start_soon(self._call, turn, started, resumed)
+
+    def _waits(self, call_id: str) -> None:
+        self.waiting.add(call_id)
+        self._paused()
+
+    def suspend(self, turn: RunningTurn) -> None:
+        """Wait no more for those that wait for a person; they stay open in the store."""
+        for call_id in tuple(turn.log.calls):
+            if (scope := self._scopes.get(call_id)) is not None:
+                scope.cancel()
 
     def drop(self, turn: RunningTurn) -> None:
-        """Cancel those that run; also those of an earlier session, which have no task here."""
+        """Cancel those that run, or wait; also those of an earlier session, which have no task here."""
+        if turn.log.calls:
+            # the end of the turn does it too, but tells nobody
+            self._ctx.ref("store/writer").offer(CancelPending(self._conversation.id, turn.turn))
         for call_id, call in turn.log.calls.items():
             scope = self._scopes.get(call_id)
             if scope is not None:
@@ -60,19 +86,38 @@ class ToolCalls:
             self._front.calls.pop(call_id, None)
             self._front.tally.tool_call(call.server, "cancelled")
 
-    async def _call(self, turn: RunningTurn, started: ToolStarted) -> None:
-        began = trio.current_time()
+    async def _call(self, turn: RunningTurn, started: ToolStarted, resumed: bool) -> None:
+        call_id, status, elapsed_ms = started.call_id, "denied", 0
         with trio.CancelScope() as scope:
-            self._scopes[started.call_id] = scope
-            outcome = await tool_call.outcome(self._ctx, turn, started, self._front)
-        self._scopes.pop(started.call_id, None)
+            self._scopes[call_id] = scope
+            permission = await self._approvals.permission(turn, started, resumed=resumed)
+            self.waiting.discard(call_id)
+            if permission.allowed:
+                self._front.calls[call_id] = (turn.log, 0.0)
+                began = trio.current_time()
+                status, text = await self._made(turn, started, permission.arguments)
+                elapsed_ms = int((trio.current_time() - began) * 1000)
+            else:
+                text = permission.why_not
+        self._scopes.pop(call_id, None)
+        self.waiting.discard(call_id)
         if scope.cancel_called:
-            return  # the turn is being closed, which writes the outcome
-        self._front.calls.pop(started.call_id, None)
-        elapsed_ms = int((trio.current_time() - began) * 1000)
-        ended = turn.end_call(started, "completed" if outcome.ok else "failed", outcome.text, elapsed_ms)
+            return  # the turn is being closed, which writes the outcome; or others will go on with it
+        if permission.moved:
+            self._front.evict(self._conversation)
+            return
+        self._front.calls.pop(call_id, None)
+        ended = turn.end_call(started, status, text, elapsed_ms)
         self._front.tally.tool_call(started.server, ended.status)
         append = Append(self._conversation.id, turn.turn, started.call_id, [ended], self._front.id)
         self._tasks.start_soon(insist, self._ctx.ref("store/writer"), append)
         self._conversation.pump()
         self._ended(turn.turn, started.call_id)
+
+    async def _made(self, turn: RunningTurn, started: ToolStarted, arguments: str | None) -> tuple[str, str]:
+        """Make the call, with other arguments than the model's where a person has changed them: status and result."""
+        if arguments is not None:
+            started = msgspec.structs.replace(started, arguments=arguments)
+        outcome = await tool_call.outcome(self._ctx, turn, started, self._front)
+        said = "" if arguments is None else f"The user changed the arguments of this call to {arguments}\n"
+        return "completed" if outcome.ok else "failed", said + outcome.text

@@ -28,7 +28,16 @@ from protocol.client import (
 )
 from protocol.session import echo_of
 from protocol.watcher import ToolNotifications
-from protocol.writer import Closed, Event, HopEvent, StoredEvent, ToolEnded, ToolStarted, UserEvent
+from protocol.writer import (
+    Closed,
+    Event,
+    HopEvent,
+    StoredEvent,
+    ToolApproved,
+    ToolEnded,
+    ToolStarted,
+    UserEvent,
+)
 
 SHOWN_RESULT_CHARS = 16_384  # of a tool's result in a client frame; the model gets all of it
 UNKNOWN_OUTCOME = "The outcome of this call is not known: the service was interrupted while it ran."
@@ -62,7 +71,7 @@ def for_model(
                 if event.model_call_id in waiting:
                     del waiting[event.model_call_id]
                     messages.append({"role": "tool", "tool_call_id": event.model_call_id, "content": event.result})
-            case ToolStarted() | Closed():
+            case ToolStarted() | ToolApproved() | Closed():
                 pass
     _settle(messages, waiting)
     return messages
@@ -140,6 +149,8 @@ def _tools(events: Iterable[Event]) -> list[ToolUse]:
                 arguments=event.arguments,
                 status="unknown",
             )
+        elif isinstance(event, ToolApproved) and event.call_id in uses:
+            uses[event.call_id] = msgspec.structs.replace(uses[event.call_id], arguments=event.arguments)
         elif isinstance(event, ToolEnded) and event.call_id in uses:
             use = uses[event.call_id]
             uses[event.call_id] = ToolUse(

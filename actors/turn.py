@@ -16,13 +16,14 @@ The commit of the user's message and the first request to the model run at once;
 shown before the commit (`Start`). Messages are committed one after the other, since turn ids must reach
 the disk in order. A message that was acknowledged always gets a turn with an end, even if the store fails
 when its time comes. A turn whose actor died is asked again while nothing of it was shown; after that it
-ends `interrupted`. What belongs here: order and outcomes. What it refuses to know: messages' contents,
-logs, sockets, SQL.
+ends `interrupted`. One that waits for nothing but approvals goes on waiting, in another session or another
+process: it is suspended when the service stops. What belongs here: order and outcomes. What it refuses to
+know: messages' contents, logs, sockets, SQL.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -37,6 +38,7 @@ from actors.effects import (
     Resume,
     RunCalls,
     Start,
+    Suspend,
     TellQueued,
     TellRepeated,
 )
@@ -274,7 +276,21 @@ class Turns:
         current.phase = Phase.ASKING
         return [Ask(turn, current.hop)]
 
+    def suspend(self, waiting: Collection[str]) -> list[Effect]:
+        """Of the running turn's calls these wait for a person: if all do, and the service stops, it is let go of."""
+        current = self.current
+        if not self.draining or current is None or current.phase is not Phase.CALLING or current.calls - set(waiting):
+            return []
+        self.current = None
+        return [Suspend(current.turn)]
+
     # After a restart of the session.
+
+    def adopt_waiting(self, turn: int, calls: Collection[str], *, attached: bool, hop: int) -> list[Effect]:
+        """A turn that waited for nothing but a person's approval of these calls: it goes on waiting."""
+        self.current = Current(turn, Phase.CALLING, self.max_tool_hops, hop=hop, rounds=hop, calls=set(calls))
+        self.last_turn = max(self.last_turn, turn)
+        return [*([] if attached else [Start(turn)]), RunCalls(turn)]
 
     def adopt(self, turn: int, *, attached: bool, shown: bool, hop: int, asks: int = 0) -> list[Effect]:
         """A turn that ran when the last incarnation died: asked again while nothing was shown (`ASKS`), else closed."""

@@ -221,7 +221,7 @@ class TurnLog:
                 parts.append(entry[1])
                 chars += len(entry[1])
                 index += 1
-            if not text:
+            if not (text and chars):  # none: a place that is held
                 continue
             merged = parts[0] if len(parts) == 1 else "".join(parts)
             if speaker is None:

@@ -200,7 +200,7 @@ class Writer:
     def _tell(self, answer: object) -> None:
         """Tell who watches, if the answer is about what waits for a person."""
         match answer:
-            case Pending(expires_at=at) if at:  # 0: it was granted before, and nothing is stored
+            case Pending(state="open", expires_at=at):
                 told: Sequence[Pending] = [answer]
                 self._due = min(self._due, at)
             case Decided() if answer.won or answer.pending.state == "expired":

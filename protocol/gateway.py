@@ -15,6 +15,7 @@ from protocol.mcp_server import (
     UrlVisited,
     UserQuestion,
 )
+from protocol.pending import PendingOpened, PendingSettled
 from protocol.spec import Down, Up
 from protocol.streamer import Pieces
 from protocol.watcher import Configured
@@ -55,6 +56,8 @@ GatewayMessage = (
     | SamplingRequest
     | RequestEnded
     | UrlVisited
+    | PendingOpened
+    | PendingSettled
     | Configured
     | Down
     | Up

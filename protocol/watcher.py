@@ -98,6 +98,15 @@ class Service(msgspec.Struct, frozen=True):
     """`chat.sessions.default`: `latest` or `new`."""
 
 
+class Tools(msgspec.Struct, frozen=True):
+    """`chat.tools`."""
+
+    policy: dict[str, str] = {}
+    """Patterns -> allow, ask or deny; see `actors.policy`."""
+    approval_timeout: float = 600.0
+    """Seconds."""
+
+
 class LimitOptions(msgspec.Struct, frozen=True):
     """`client.limits`: what is asked of one provider at most, by all conversations together."""
 
@@ -227,6 +236,8 @@ class McpServer(msgspec.Struct, frozen=True):
     """`auto`, `legacy`, or the one version that is spoken with it."""
     isolate: bool = False
     """Its actor gets a process of its own."""
+    policy: dict[str, str] = {}
+    """Patterns of its tools -> allow, ask or deny; see `actors.policy`. A change of it restarts nothing."""
     elicitation: bool = True
     """It may ask the user."""
     sampling: str | None = None
@@ -301,6 +312,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     """Absolute path of the state directory."""
     drain_s: float
     """`chat.service.drain_s`: how long a stop waits for running turns."""
+    tools: Tools = Tools()
     config_access: str = ""
     """Absolute path of the file with which the configuration's own tool server finds the watcher (JSON with `socket`
     and `token`, 0600); handed to that server as MCP_ACTORS_CONFIG_ACCESS. Empty: there is none."""

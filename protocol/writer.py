@@ -74,6 +74,16 @@ class ToolStarted(msgspec.Struct, frozen=True, tag="tool_started"):
     """JSON text."""
 
 
+class ToolApproved(msgspec.Struct, frozen=True, tag="tool_approved"):
+    """A person allowed a call that waited for it, stored before it is made: without this it has not been made."""
+
+    call_id: str
+    arguments: str
+    """JSON text: with these, which may not be those of the model."""
+    decision: str
+    """once or always."""
+
+
 class ToolEnded(msgspec.Struct, frozen=True, tag="tool_ended"):
     """A tool call's outcome. A started call without one is of unknown outcome and never silently repeated."""
 
@@ -109,7 +119,7 @@ class Closed(msgspec.Struct, frozen=True, tag="closed"):
     """All hops', in the places of the joined text."""
 
 
-Event = UserEvent | HopEvent | ToolStarted | ToolEnded | Closed
+Event = UserEvent | HopEvent | ToolStarted | ToolApproved | ToolEnded | Closed
 
 
 class StoredEvent(msgspec.Struct, frozen=True):
@@ -226,6 +236,8 @@ class History(msgspec.Struct, frozen=True):
     """Turns that wait to be run."""
     running: list[int]
     """Turns that have begun and not ended."""
+    waiting: list[str] = []
+    """Ids of the calls for which the running turn waits, where all that it waits for is a person's approval."""
 
 
 class LoadHistory(Request[History], frozen=True, tag=True):
@@ -262,14 +274,16 @@ class ListUnfinished(Request[list[Unfinished]], frozen=True, tag=True):
 class TakeUnfinished(Request[list[Unfinished]], frozen=True, tag=True):
     """Take the conversations in which turns wait and that are nobody's; answers with all of the asker's own.
 
-    Such are left by an earlier run of the service, or by a front that died or let go of them.
+    They wait to be run, or run and wait for nothing but approvals. An earlier run of the service has left them, or a
+    front that died or let go of them.
     """
 
     front: str = ""
 
 
 class Release(Request[Done], frozen=True, tag=True):
-    """The front lets go of these conversations; one in which a turn runs stays its own."""
+    """The front lets go of these conversations; one in which a turn runs stays its own, unless that waits for nothing
+    but approvals."""
 
     front: str
     conversations: list[str]
@@ -279,7 +293,8 @@ class FrontGone(Request[Done], frozen=True, tag=True):
     """A front has died, and so have its earlier lives. May be said by all who learn of it, as often as they like.
 
     Its conversations are nobody's then, in the same transaction in which its running turns end as `interrupted`,
-    with their text. One that had shown nothing and run no tool waits to be asked again instead.
+    with their text. One that had shown nothing and run no tool waits to be asked again instead, and one that waits for
+    nothing but approvals goes on waiting.
     """
 
     front: str
@@ -437,30 +452,5 @@ Operation = (
 Query = LoadHistory | ListUnfinished | ListConversations | ListSaved | ReadSaved | PendingQuery
 """Sees every operation that was sent before it, acknowledged or not, unless that could not be done."""
 
-WriterMessage = (
-    Enter
-    | BeginTurn
-    | StartTurn
-    | Append
-    | AppendDeltas
-    | SaveSession
-    | LoadSaved
-    | DeleteSaved
-    | TakeUnfinished
-    | Release
-    | FrontGone
-    | LoadHistory
-    | ListUnfinished
-    | ListConversations
-    | ListSaved
-    | ReadSaved
-    | PendingOperation
-    | PendingQuery
-    | InUse
-    | WatchPending
-    | Configured
-    | Down
-    | Up
-    | Nudge
-)
+WriterMessage = Operation | Query | InUse | WatchPending | Configured | Down | Up | Nudge
 """All that it takes."""

@@ -33,6 +33,9 @@ SHOWN = {
     "chat.storage.persistence.db_path": HERE + "test_where_is_stored_counts_after_a_restart",
     "chat.service.drain_s": "tests/test_main.py::"
     "test_sigint_interrupts_a_turn_that_does_not_end_in_the_time_that_is_configured_by_then",
+    "chat.tools.policy": "tests/test_approvals.py::test_what_is_asked_waits_and_all_else_goes_on",
+    "chat.tools.approval_timeout": "tests/test_approvals.py::"
+    "test_it_is_denied_by_a_person_by_time_and_by_the_entry_of_its_server_and_a_stop_ends_it",
     "llm.providers.<name>.client.prices.input": "tests/test_usage.py::"
     "test_what_an_answer_costs_is_told_and_kept_and_prices_change_live",
     "llm.providers.<name>.client.prices.output": "tests/test_usage.py::"
