@@ -10,10 +10,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 
+from actors.call_clock import CallClock
 from actors.catalogue import Merged, merge
 from actors.dialect import Speaker
 from actors.handover import Handover
@@ -24,12 +25,15 @@ from actors.turnlog import TurnLog, frame_of, spoken
 from protocol.client import ServerFrame, encode
 from protocol.gateway import Figure
 from protocol.mail import Ref
-from protocol.mcp_server import CancelCall, Catalogue
+from protocol.mcp_server import CancelCall, Catalogue, SamplingRequest, UserQuestion
 from protocol.session import Say
 from protocol.spec import Child, Intensity, KeepContext, OnLimit, Restart
 from protocol.streamer import Cancel
 from protocol.watcher import Snapshot
 from protocol.writer import InUse, Release
+
+if TYPE_CHECKING:
+    from actors.aside import Aside
 
 log = logging.getLogger("actors.front")
 
@@ -221,6 +225,12 @@ class Front:
         """Running model requests, by number."""
         self.calls: dict[str, tuple[TurnLog, float]] = {}
         """Running tool calls: whose they are, and when progress was last shown."""
+        self.clocks: dict[str, CallClock] = {}
+        """How long we wait for a call, by its id; stands still while somebody is asked in it."""
+        self.server_asks: dict[str, UserQuestion | SamplingRequest] = {}
+        """What servers ask, and have not been answered, by id."""
+        self.asides: dict[int, Aside] = {}
+        """Running model requests that are of no turn's text, by number."""
         self.waits: dict[str, trio.Event] = {}
         """Who waits here for a person, by the id of the approval; set when it is settled."""
         self.taking = True

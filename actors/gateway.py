@@ -21,19 +21,20 @@ from actors.durable import has_moved
 from actors.front import Conversation, Front
 from actors.handover import Handover
 from actors.listening import Listening, bind
+from actors.server_asks import ServerAsks
 from actors.turnlog import Lost, TurnLog
 from protocol.client import ConfigChanged, Degraded, Recovered, ToolExecution
 from protocol.errors import Fault
 from protocol.gateway import GatewayMessage, GetFigures, StopTaking
 from protocol.mail import Mailbox, MailError, Reply
 from protocol.mcp_server import (
-    AnswerQuestion,
-    AnswerSampling,
     Catalogue,
+    RequestEnded,
     Resting,
     SamplingRequest,
     TellTools,
     ToolProgress,
+    UrlVisited,
     UserQuestion,
 )
 from protocol.pending import PendingOpened, PendingSettled, WatchPending
@@ -52,7 +53,6 @@ CUT_S = 12.0  # for turns that were cut off to be stored and shown; more than a 
 RETIRE_S = 600.0  # a conversation without sockets and turns is let go after this
 SWEEP_S = 25.0  # how often that is looked at
 PROGRESS_S = 0.1  # of one call, shown at most this often: a flood of progress must not become a flood of frames
-ANSWER_S = 10.0  # for a server's actor to take an answer that it waits for
 TICK_S = 10.0  # for the store to take a tick before it is sent again
 
 
@@ -96,8 +96,8 @@ async def run(box: Mailbox[GatewayMessage], ctx: Context) -> None:
     ctx.watch("")
     ctx.ref("watcher").offer(Subscribe(to=ctx.path))
     ctx.ref("store/writer").offer(WatchPending(to=ctx.path))
-    gateway = Gateway(ctx, front)
     async with trio.open_nursery() as tasks:
+        gateway = Gateway(ctx, front, ServerAsks(front, tasks))
         gateway.recover(lost, tasks)
         tasks.start_soon(gateway.store_growth)
         tasks.start_soon(gateway.sweep)
@@ -115,11 +115,12 @@ async def run(box: Mailbox[GatewayMessage], ctx: Context) -> None:
                     front.offer_tools(message)
                 case PendingOpened() | PendingSettled():
                     settling.show(front, message.pending)
-                case UserQuestion():
-                    tasks.start_soon(gateway.decline, message.server, AnswerQuestion(message.question, "cancel"))
-                case SamplingRequest():
-                    refused = "No model is asked for servers here."
-                    tasks.start_soon(gateway.decline, message.server, AnswerSampling(message.request, refused=refused))
+                case UserQuestion() | SamplingRequest():
+                    gateway.asks.take(message)
+                case RequestEnded():
+                    gateway.asks.ended(message)
+                case UrlVisited():
+                    gateway.asks.visited(message)
                 case Configured():
                     gateway.configure(message.snapshot, tasks)
                 case Resting():
@@ -140,11 +141,12 @@ async def run(box: Mailbox[GatewayMessage], ctx: Context) -> None:
 class Gateway:
     """One incarnation's work on what front keeps."""
 
-    def __init__(self, ctx: Context, front: Front) -> None:
+    def __init__(self, ctx: Context, front: Front, asks: ServerAsks) -> None:
         self.ctx = ctx
         self.front = front
         self.writer = ctx.ref("store/writer")
         self.streamer = ctx.ref("llm/streamer")
+        self.asks = asks
 
     def recover(self, lost: object, tasks: trio.Nursery) -> None:
         """What the last incarnation died with: turns with a gap are lost, everything else is done again."""
@@ -162,6 +164,12 @@ class Gateway:
                 self.came_up(lost)
             case Catalogue():
                 self.front.offer_tools(lost)
+            case UserQuestion() | SamplingRequest():
+                self.asks.take(lost)
+            case RequestEnded():
+                self.asks.ended(lost)
+            case UrlVisited():
+                self.asks.visited(lost)
             case Resting():
                 self.rests(lost)
             case PendingOpened() | PendingSettled():
@@ -182,7 +190,10 @@ class Gateway:
         for piece in pieces:
             turn_log = requests.get(piece.request)
             if turn_log is None:
-                unknown.add(piece.request)
+                if (aside := self.front.asides.get(piece.request)) is not None:
+                    aside.add(piece)
+                else:
+                    unknown.add(piece.request)
                 continue
             try:
                 if self._add(turn_log, piece):
@@ -215,6 +226,8 @@ class Gateway:
         return False
 
     def _lose(self, request: int, reason: str) -> None:
+        if (aside := self.front.asides.get(request)) is not None:
+            aside.lose(reason)
         turn_log = self.front.requests.pop(request, None)
         if turn_log is not None:
             self.streamer.offer(Cancel(to=self.ctx.path, request=request))
@@ -252,13 +265,6 @@ class Gateway:
         if conversation is not None:
             conversation.pump()
 
-    async def decline(self, server: str, answer: AnswerQuestion | AnswerSampling) -> None:
-        """Nobody is asked what a server wants to know."""
-        try:
-            await self.ctx.ref(f"mcp/{server}").ask(answer, within=ANSWER_S)
-        except MailError as error:
-            log.info("MCP server %r was not answered: %s", server, error)
-
     def configure(self, snapshot: Snapshot, tasks: trio.Nursery) -> None:
         """Another configuration is in force; running turns keep theirs."""
         before, self.front.snapshot = self.front.snapshot, snapshot
@@ -275,10 +281,12 @@ class Gateway:
         """An actor ended."""
         reason = down.reason or "it ended"
         if down.path == "llm/streamer":
-            for request in tuple(self.front.requests):
+            for request in (*self.front.requests, *self.front.asides):
                 self._lose(request, "The part that talks to the model failed while the answer came.")
         if down.path.startswith("mcp/"):
-            self.front.withdraw_tools(down.path.removeprefix("mcp/"))
+            server = down.path.removeprefix("mcp/")
+            self.front.withdraw_tools(server)
+            self.asks.server_down(server)
         notice = Degraded(what=down.path, reason=reason, retry_in_ms=down.retry_in_ms)
         neighbours.has_died(self.front, down)
         if down.path.startswith(f"{self.front.sessions}/"):

@@ -57,6 +57,7 @@ class Asking:
                     request="",
                     server="",
                     call="",
+                    nth=0,
                     messages=[_message(message) for message in params.messages],
                     max_tokens=params.max_tokens,
                     system_prompt=params.system_prompt or "",

@@ -85,7 +85,11 @@ class RunningTurn:
         self.merged = merged
         self.tools = [] if small else merged.tools_for_model
         """What the model may call."""
-        self.prompt = system_prompt.build(self.snapshot.service.system_prompt, EMPTY if small else catalogues)
+        self.prompt = system_prompt.build(
+            self.snapshot.service.system_prompt,
+            EMPTY if small else catalogues,
+            instructions=self.snapshot.tools.instructions,
+        )
         """The configured system prompt, and what the servers offer now."""
 
     @property
@@ -218,7 +222,7 @@ class RunningTurn:
             seq=self.log.seq + (2 if message else 1),
             message=message,
             thinking=self.log.thinking(),
-            usage=self.usage or None,
+            usage=added(self.usage, self.log.aside) or None,
             model=self.model,
             finish_reason=self.last.finish_reason if self.last is not None else "",
             error=fault,

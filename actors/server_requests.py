@@ -48,6 +48,8 @@ class _Running:
     to: str
     """The gateway; empty: nobody can be asked, it is a read or a prompt."""
     clock: CallClock
+    sampled: int = 0
+    """How often it had a model asked."""
 
 
 @dataclass
@@ -147,12 +149,15 @@ class ServerRequests:
         return answer if isinstance(answer, AnswerQuestion) else AnswerQuestion(asked.question, "cancel")
 
     async def ask_model(self, asked: SamplingRequest) -> AnswerSampling:
-        """Have a model asked, in the call whose it is; `request`, `server` and `call` are filled in. Raises Unasked."""
+        """Have a model asked, in the call whose it is; what comes before the messages is filled in. Raises Unasked."""
         call, running = self._attributed()
         if len(msgspec.json.encode(asked)) > SAMPLING_MAX:
             raise Unasked(f"the messages have more than {SAMPLING_MAX} bytes", bad=True)
         request = self._new_id()
-        asked = msgspec.structs.replace(asked, request=request, server=self._server, call=str(call))
+        running.sampled += 1
+        asked = msgspec.structs.replace(
+            asked, request=request, server=self._server, call=str(call), nth=running.sampled
+        )
         with running.clock.paused():
             answer = await self._wait(request, call, asked, [running.to])
         return answer if isinstance(answer, AnswerSampling) else AnswerSampling(request, refused="nobody answered")

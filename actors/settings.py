@@ -199,6 +199,13 @@ class ToolsSettings(Section):
     approval_timeout: float = Field(
         gt=0, le=MOST_SECONDS, description="seconds until a call that nobody has approved is denied"
     )
+    question_timeout: float = Field(
+        gt=0, le=86_400, description="seconds until what an MCP server asks the user counts as not answered"
+    )
+    sampling: Literal["allow", "ask", "deny"] = Field(description="MCP servers may have the model asked")
+    sampling_tokens: int = Field(ge=1, le=2**30, description="tokens of such an answer at most")
+    sampling_requests: int = Field(ge=1, le=1000, description="such requests in one tool call at most")
+    instructions: bool = Field(description="what MCP servers say of themselves is told to the model")
 
 
 class ChatSettings(Section):

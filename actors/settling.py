@@ -2,7 +2,8 @@
 
 The writer tells every front what was opened and what was settled; a socket is told what concerns it, and whoever
 waits here is woken. What a socket has missed it is told after its welcome. Faults of `decide`: NOT_FOUND (unknown,
-or another owner's), ALREADY_SETTLED (says how), and the store's.
+or another owner's), INVALID_MESSAGE (the content is not what was asked for), ALREADY_SETTLED (says how), and the
+store's.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ import logging
 import secrets
 from typing import Any, Literal
 
+import msgspec
+
+from actors import elicitation
 from actors.front import Front, Socket
 from actors.turnlog import frame_of
 from protocol.client import (
@@ -28,7 +32,7 @@ from protocol.client import (
 )
 from protocol.errors import Code, Fault
 from protocol.mail import MailError, Ref
-from protocol.pending import APPROVAL, OPERATORS, QUESTION, Decided, DecidePending, ListPending, Pending
+from protocol.pending import APPROVAL, OPERATORS, QUESTION, Decided, DecidePending, ListPending, Pending, ReadPending
 
 ANSWER_S = 10.0  # for the store to settle it, or to say what is open
 
@@ -140,16 +144,41 @@ def outcome_of(pending: Pending) -> Literal["once", "always", "denied", "expired
             return "cancelled"
 
 
+def show_completed(front: Front, question: Pending) -> None:
+    """What was to be done at a question's address is done, as the server says."""
+    data = frame_of(encode(QuestionSettled(question.id, "completed")))
+    for socket in tuple(front.sockets.values()):
+        here = socket.conversation
+        if here is not None and socket.speaker is None and concerns(question, here.owner, None):
+            socket.outbox.write(data)
+
+
 async def decide(frame: Approve | Answer, writer: Ref[Any], owner: str) -> AskedFrame:
     """Settle it as a client says; the frame that says so. Raises Fault and MailError."""
     pending_id = frame.approval_id if isinstance(frame, Approve) else frame.question_id
     if len(pending_id) > MAX_ID_CHARS:
         raise Fault(Code.NOT_FOUND, "There is nothing of that id to decide.")
+    if isinstance(frame, Answer) and frame.action == "accept":
+        frame = await _fitting(frame, writer, owner)
     decision: Decided = await writer.ask(_decision(frame, pending_id, owner), within=ANSWER_S, again=True)
     told = settled(decision.pending, frame.request_id)
     if not decision.won:
         raise Fault(Code.ALREADY_SETTLED, f"This is settled already: {told.outcome}.")
     return told
+
+
+async def _fitting(frame: Answer, writer: Ref[Any], owner: str) -> Answer:
+    """The answer as the server gets it. Raises Fault: it does not fit; the question stays open."""
+    found: Pending = await writer.ask(ReadPending(frame.question_id), within=ANSWER_S, again=True)
+    if found.owner not in owners_of(owner) or found.kind != QUESTION or found.state != "open":
+        return frame  # the store says what is wrong
+    schema = found.body.get("schema") if isinstance(found.body, dict) else None
+    if not isinstance(schema, dict):
+        return msgspec.structs.replace(frame, content=None)
+    content = {} if frame.content is None else frame.content
+    if not isinstance(content, dict):
+        raise Fault(Code.INVALID_MESSAGE, "Expected an object with the form's fields - at `$.content`.")
+    return msgspec.structs.replace(frame, content=elicitation.checked(schema, content))
 
 
 def _decision(frame: Approve | Answer, pending_id: str, owner: str) -> DecidePending:

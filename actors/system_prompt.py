@@ -38,15 +38,19 @@ class _Line(NamedTuple):
     text: str
 
 
-def build(prompt: str, catalogues: Mapping[str, Catalogue], *, limit_chars: int = LIMIT_CHARS) -> str:
+def build(
+    prompt: str, catalogues: Mapping[str, Catalogue], *, instructions: bool = True, limit_chars: int = LIMIT_CHARS
+) -> str:
     """The whole system prompt.
 
     Args:
         prompt: the configured one; never cut.
         catalogues: what the servers offer, by the server's name.
+        instructions: with what the servers say of themselves.
         limit_chars: how much may be added to the prompt.
     """
     lines = [line for server in sorted(catalogues) for line in _lines(server, catalogues[server])]
+    lines = [line for line in lines if instructions or line.kind != "instructions"]
     kinds = list(_HEADINGS)
     chosen, left_out = _choose(sorted(lines, key=lambda line: (kinds.index(line.kind), line.turn)), limit_chars)
     parts: list[str] = []

@@ -6,11 +6,14 @@ object, a server that is down, dies, is busy or does not answer in time.
 
 from __future__ import annotations
 
+import math
 import time
 
 import msgspec
+import trio
 
 from actors import turn_lines
+from actors.call_clock import CallClock
 from actors.front import Front
 from actors.running_turn import RunningTurn
 from protocol.errors import Code, Fault
@@ -30,13 +33,13 @@ async def outcome(ctx: Context, turn: RunningTurn, started: ToolStarted, front: 
     began = time.monotonic()
     turn_lines.calling(turn, front.snapshot, started)
     try:
-        found = await _made(ctx, turn, started, front.ctx.path)
+        found = await _made(ctx, turn, started, front)
         return found
     finally:
         turn_lines.called(turn, front.snapshot, started, found, began)  # none: it was cancelled
 
 
-async def _made(ctx: Context, turn: RunningTurn, started: ToolStarted, progress_to: str) -> ToolOutcome:
+async def _made(ctx: Context, turn: RunningTurn, started: ToolStarted, front: Front) -> ToolOutcome:
     target = turn.merged.find(started.tool_name)
     if target is None:
         return refused(Code.TOOL_NOT_FOUND, f"There is no tool named {started.tool_name!r}.")
@@ -51,9 +54,9 @@ async def _made(ctx: Context, turn: RunningTurn, started: ToolStarted, progress_
         return refused(Code.TOOL_FAILED, "The arguments are not a JSON object.")
     configured = turn.snapshot.mcp.servers.get(server)
     within = (configured.timeout if configured is not None else TIMEOUT_S) * CEILING + SLACK_S
-    call = CallTool(started.call_id, tool.name, arguments, to=progress_to)
+    call = CallTool(started.call_id, tool.name, arguments, to=front.ctx.path)
     try:
-        answer: ToolOutcome = await ctx.ref(f"mcp/{server}").ask(call, within=within)
+        return await asked(front, server, call, within)
     except Fault as fault:
         return refused(fault.code, fault.body.text)
     except Gone:
@@ -63,7 +66,18 @@ async def _made(ctx: Context, turn: RunningTurn, started: ToolStarted, progress_
         return refused(Code.OVERLOADED, f"The tool server {server!r} has too many calls waiting.")
     except TooSlow:
         return refused(Code.TOOL_TIMEOUT, f"The tool server {server!r} did not answer.")
-    return answer
+
+
+async def asked(front: Front, server: str, call: CallTool, within: float) -> ToolOutcome:
+    """Ask for a call; as `Ref.ask`, but the time stands still while the server has somebody asked in it."""
+    with trio.CancelScope() as scope:
+        front.clocks[call.call] = CallClock(scope, within, within)
+        try:
+            outcome: ToolOutcome = await front.ctx.ref(f"mcp/{server}").ask(call, within=math.inf)
+            return outcome
+        finally:
+            del front.clocks[call.call]
+    raise TooSlow(f"mcp/{server}: no answer to a call within {within:g} s")
 
 
 def refused(code: Code, text: str) -> ToolOutcome:

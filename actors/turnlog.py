@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
@@ -63,6 +64,7 @@ class TurnLog:
     __slots__ = (
         "_cache",
         "_prefixes",
+        "aside",
         "asked",
         "attached",
         "calls",
@@ -113,6 +115,8 @@ class TurnLog:
         """The streamer's request that fills this log now; 0: none."""
         self.calls: dict[str, ToolStarted] = {}
         """Tool calls that have begun and not ended, by call id."""
+        self.aside: dict[str, Any] = {}
+        """What was used by requests to the model that its tools have made."""
         self.tools_ran = False
         self.stored = 0
         """Index up to which the delta tick has stored."""

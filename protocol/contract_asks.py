@@ -76,7 +76,8 @@ class QuestionSettled(msgspec.Struct, frozen=True, tag="question_settled", omit_
     """It is answered, or not asked any more; likewise."""
 
     question_id: str
-    outcome: Literal["accepted", "declined", "cancelled", "expired"]
+    outcome: Literal["accepted", "declined", "cancelled", "expired", "completed"]
+    """`completed`: the server says that what was to be done at the `url` is done; may follow `accepted`."""
     request_id: str | None = None
 
 

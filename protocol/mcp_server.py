@@ -297,6 +297,8 @@ class SamplingRequest(msgspec.Struct, frozen=True, tag=True):
     server: str
     call: str
     """As in `UserQuestion`; never empty."""
+    nth: int
+    """Which of that call, from 1."""
     messages: list[dict[str, Any]]
     """In MCP's wire form: `{role, content}`, the content one block or a list of them."""
     max_tokens: int

@@ -105,6 +105,16 @@ class Tools(msgspec.Struct, frozen=True):
     """Patterns -> allow, ask or deny; see `actors.policy`."""
     approval_timeout: float = 600.0
     """Seconds."""
+    question_timeout: float = 300.0
+    """Seconds that a question of a server waits for its answer."""
+    sampling: str = "ask"
+    """`allow`, `ask` or `deny`: whether servers that say nothing of their own may have a model asked."""
+    sampling_tokens: int = 4096
+    """Of one such answer at most."""
+    sampling_requests: int = 10
+    """In one call at most."""
+    instructions: bool = True
+    """What servers say of themselves is part of the system prompt."""
 
 
 class LimitOptions(msgspec.Struct, frozen=True):

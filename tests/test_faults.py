@@ -252,7 +252,7 @@ SCENES["local"] = offering("watcher", SetLocalModel(None))
 SCENES["resting"] = offering("front/gateway", Resting("mcp/demo", "it was too slow", 1000))
 SCENES["catalogue"] = offering("front/gateway", Catalogue("demo", [], [], [], ""))
 SCENES["user question"] = offering("front/gateway", UserQuestion("q", "demo", "c", "Who?", schema={}))
-SCENES["sampling"] = offering("front/gateway", SamplingRequest("s", "demo", "c", [], 10))
+SCENES["sampling"] = offering("front/gateway", SamplingRequest("s", "demo", "c", 1, [], 10))
 SCENES["request ended"] = offering("front/gateway", RequestEnded("q", "the call ended"))
 SCENES["url visited"] = offering("front/gateway", UrlVisited("q"))
 

@@ -36,6 +36,11 @@ SHOWN = {
     "chat.tools.policy": "tests/test_approvals.py::test_what_is_asked_waits_and_all_else_goes_on",
     "chat.tools.approval_timeout": "tests/test_approvals.py::"
     "test_it_is_denied_by_a_person_by_time_and_by_the_entry_of_its_server_and_a_stop_ends_it",
+    "chat.tools.question_timeout": "tests/test_server_asks.py::test_it_ends_with_its_time_its_turn_and_its_server",
+    **{
+        f"chat.tools.{key}": "tests/test_server_asks.py::test_a_model_is_asked_for_a_server_once_somebody_agrees"
+        for key in ("sampling", "sampling_tokens", "sampling_requests", "instructions")
+    },
     "llm.providers.<name>.client.prices.input": "tests/test_usage.py::"
     "test_what_an_answer_costs_is_told_and_kept_and_prices_change_live",
     "llm.providers.<name>.client.prices.output": "tests/test_usage.py::"

@@ -26,6 +26,8 @@ from protocol.pending import (
 from tests.service import Client, of_type, service
 from tests.stores import append, ask, begin, closed, do, hop, opened
 
+FORM = {"type": "object", "properties": {"name": {"type": "string"}}}
+
 
 def approval(id_: str = "a", turn: int = 1, **fields: object) -> Pending:
     body = {"tool_name": "add", "arguments": {"a": 1}, "reason": "because"}
@@ -34,7 +36,7 @@ def approval(id_: str = "a", turn: int = 1, **fields: object) -> Pending:
 
 
 def question(id_: str = "q", **fields: object) -> Pending:
-    row = Pending(id_, "question", "ann", "demo", {"message": "Who?", "schema": {}}, "c")
+    row = Pending(id_, "question", "ann", "demo", {"message": "Who?", "schema": FORM}, "c")
     return msgspec.structs.replace(row, **fields)
 
 
@@ -159,7 +161,7 @@ async def test_every_socket_that_it_concerns_is_told_and_the_first_answer_counts
         await put(question(conversation=""))
         for client in (one, elsewhere):
             asked = (await client.until("question"))[-1]
-            assert (asked["message"], asked["schema"], asked["server"]) == ("Who?", {}, "demo")
+            assert (asked["message"], asked["schema"], asked["server"]) == ("Who?", FORM, "demo")
         assert await told(elsewhere, "approval_request") == [], "it is of another conversation"
 
         async with s.client(f"?conversation={one.conversation}") as late:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from actors import turnlog
 from actors.front import Conversation, Front
 from actors.gateway import Gateway, grown
+from actors.server_asks import ServerAsks
 from actors.store import MEMORY
 from actors.turnlog import Lost, TurnLog, frame_of
 from protocol.client import ErrorFrame, ToolExecution, TurnFinished
@@ -250,7 +251,8 @@ def test_whatever_happens_to_the_ticks_the_store_has_the_text(rng: random.Random
             do(store, BeginTurn("ann", "c", 1, UserEvent("hi", "r1", streaming), queued=False))
             postman = Postman(store, rng)
             log = TurnLog("c", 1, streaming=streaming)
-            gateway = Gateway(cast(Context, SimpleNamespace(ref=lambda _: postman)), front_with(log))
+            ctx = cast(Context, SimpleNamespace(ref=lambda _: postman))
+            gateway = Gateway(ctx, front_with(log), cast(ServerAsks, None))
             log.begin_hop(1, 1)
             number = 0
             for _ in range(steps):
