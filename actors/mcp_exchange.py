@@ -171,7 +171,7 @@ class Exchange(httpx2.AsyncClient):
                 response = await self._answer(sending)
                 if response is not None:
                     return await self._judged(response, request, number, method)
-                if not self._settled:
+                if method == "initialize":
                     self.end(ServerEnded(f"{self.who} closed the connection without an answer."))
         finally:
             self._done(number, awaited)
@@ -382,9 +382,9 @@ def _failed(request: httpx2.Request, number: int | str, code: int, why: str) -> 
     return _answered(request, 400, msgspec.json.encode(error))
 
 
-def _tls(endpoint: Endpoint) -> ssl.SSLContext | bool:
+def _tls(endpoint: Endpoint) -> ssl.SSLContext:
     if not endpoint.url.startswith("https:"):
-        return False  # loading certificates takes tens of milliseconds
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts nobody; to load whom takes tens of milliseconds
     try:
         if endpoint.ca_file:
             return ssl.create_default_context(cafile=endpoint.ca_file)

@@ -65,7 +65,7 @@ class Http:
             raise self._exchange.over("ended") from error
         message = item.message
         if isinstance(message, types.JSONRPCNotification) and message.method == "notifications/cancelled":
-            self._exchange.forget((message.params or {}).get("requestId", ""))
+            self.forget((message.params or {}).get("requestId", ""))
 
     async def arrived(self) -> list[Arrived]:
         """The next message. Raises ServerEnded."""
@@ -81,6 +81,10 @@ class Http:
             self._exchange.suspect()
             message = message.model_copy(update={"error": message.error.model_copy(update={"code": LOST})})
         return [message]
+
+    def forget(self, request: types.RequestId) -> None:
+        """Nobody waits for that answer any more."""
+        self._exchange.forget(request)
 
     async def doubt(self) -> None:
         """Return when a connection was cut."""

@@ -47,6 +47,9 @@ class Pipe:
         found = (self._decoded(line) for line in await self._process.lines())
         return [item for item in found if item is not None]
 
+    def forget(self, request: types.RequestId) -> None:
+        """Nothing is held for it."""
+
     async def doubt(self) -> None:
         """There is none: the end of a process is known."""
         await trio.sleep_forever()

@@ -64,6 +64,10 @@ class Sse:
         """What came since."""
         return [await self._incoming.receive()]
 
+    def forget(self, request: types.RequestId) -> None:
+        """Nobody waits for that answer any more."""
+        self._exchange.forget(request)
+
     async def doubt(self) -> None:
         """Return when a connection was cut."""
         await self._exchange.doubt()

@@ -55,6 +55,9 @@ class Carrier(Protocol):
     async def arrived(self) -> list[Arrived]:
         """Wait for the server to say something, be it nothing of use. Raises ServerEnded when nothing more comes."""
 
+    def forget(self, request: types.RequestId) -> None:
+        """Nobody waits for that answer any more."""
+
     async def doubt(self) -> None:
         """Return when there is reason to ask whether the server is still there."""
 
@@ -129,6 +132,7 @@ class Wire:
         with scope:
             await trio.sleep(self._probe_s)
             self.ignored_probe = True
+            self.carrier.forget(request)
             await to_session.send(_failed(request, types.REQUEST_TIMEOUT, "no answer to server/discover"))
 
     async def _read(self, to_session: Inbox) -> None:

@@ -325,6 +325,8 @@ class HttpServer:
             case "count" if tell is not None:
                 for step in (1.0, 2.0, 3.0):
                     await tell(_progress(asked, step))
+                params = {"level": "error", "data": "counted"}
+                await tell({"jsonrpc": "2.0", "method": "notifications/message", "params": params})
             case "hang":
                 self.hanging += 1
                 self._tell_news()

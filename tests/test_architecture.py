@@ -143,7 +143,8 @@ def test_names_in_the_tree_resolve() -> None:
 def test_front_does_not_load_what_it_must_not_carry() -> None:
     code = (
         "import sys, actors.gateway, actors.session;"
-        "print([m for m in ('mcp', 'mcp_types', 'httpx', 'apsw', 'yaml', 'pydantic', 'xllamacpp') if m in sys.modules])"
+        "names = ('mcp', 'mcp_types', 'httpx', 'httpx2', 'apsw', 'yaml', 'pydantic', 'xllamacpp');"
+        "print([m for m in names if m in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=20, cwd=ROOT, check=True

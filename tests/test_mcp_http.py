@@ -42,7 +42,9 @@ def at_url(server: HttpServer, path: str = "/mcp", **more: Any) -> McpServer:
 
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["json", "streams"])
-async def test_streamable_http_in_the_older_era(streamed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_streamable_http_in_the_older_era(
+    streamed: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(mcp_server, "RELIST_PAUSE_S", 0.01)
     async with http_server(streamed=streamed) as server:
         async with house(at_url(server, headers={"X-Team": "blue"})) as at:
@@ -55,6 +57,7 @@ async def test_streamable_http_in_the_older_era(streamed: bool, monkeypatch: pyt
             assert (await at.call("count")).ok
             progress: ToolProgress = await at.next(ToolProgress)
             assert (progress.call, progress.total) == ("count", 3.0)
+            assert ("actors.mcp.odd", logging.ERROR, "counted") in caplog.record_tuples
             server.tools = server.tools[1:]
             await server.asked("GET")
             await server.tell({"jsonrpc": "2.0", "method": "notifications/tools/list_changed"})
@@ -83,13 +86,14 @@ async def _hangs(at: House) -> None:
     assert (await at.fault("hang", call="c")).body.text == "cancelled"
 
 
-async def test_streamable_http_in_the_newer_era() -> None:
+async def test_streamable_http_in_the_newer_era(caplog: pytest.LogCaptureFixture) -> None:
     async with http_server(modern=True) as server, house(at_url(server)) as at:
         assert names(await at.next(Catalogue)) == TOOLS
         facts = at.facts()
         assert (facts["transport"], facts["era"], facts["version"]) == ("http", "modern", "2026-07-28")
         assert (await at.call("count")).ok
         assert (await at.next(ToolProgress)).total == 3.0
+        assert ("actors.mcp.odd", logging.ERROR, "counted") in caplog.record_tuples
         await cancelled(at, server)
         assert "notifications/cancelled" not in server.methods()
         at.ref().offer(SetServerLog("ERROR"))
@@ -97,6 +101,36 @@ async def test_streamable_http_in_the_newer_era() -> None:
             await at.call("hello")
             if server.seen[-1].message["params"]["_meta"].get("io.modelcontextprotocol/logLevel") == "error":
                 break
+
+
+@pytest.mark.parametrize("sessions", [False, True])
+async def test_a_server_without_a_stream_of_its_own(sessions: bool) -> None:
+    async with http_server(sessions=sessions, faults={"GET": status(405)}) as server:
+        async with house(at_url(server)) as at:
+            assert names(await at.next(Catalogue)) == TOOLS
+            if sessions:
+                await server.asked("GET")
+            assert (await at.call("hello")).ok
+            assert at.tree.slots["mcp/odd"].incarnation == 1
+        assert ("DELETE" in server.methods()) is sessions
+
+
+async def test_a_probe_that_is_never_answered_holds_no_connection() -> None:
+    asked: list[str] = []
+
+    async def never(_: Asked, __: Reply) -> None:
+        asked.append("begun")
+        try:
+            await trio.sleep_forever()
+        finally:
+            asked.append("left")
+
+    async with http_server(faults={"server/discover": never}) as server:
+        async with house(at_url(server), on=connection(connect_s=0.6)) as at:
+            assert names(await at.next(Catalogue)) == TOOLS
+            while asked != ["begun", "left"]:
+                await server.news.wait()
+            assert at.facts()["era"] == "legacy"
 
 
 @pytest.mark.parametrize("posted", [404, 405])
