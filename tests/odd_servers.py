@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from typing import Any
@@ -57,6 +56,8 @@ def note(line: str) -> None:
 
 def forks() -> None:
     """A grandchild that outlives its parent's input, and is told to the test by its pid in a file."""
+    import subprocess  # takes as long as all the rest
+
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     code = "import time\nwhile True: time.sleep(60)"  # ended by the signal that the test is about
     grandchild = subprocess.Popen([sys.executable, "-c", code])
@@ -73,6 +74,13 @@ def tools(cursor: object) -> dict[str, Any]:
         page = int(str(cursor or 0))
         following = {"nextCursor": str(page + 1)} if page < 4 else {}
         return {"tools": [{"name": f"tool{page}", "inputSchema": GOOD}], **following}
+    if MODE == "twice":
+        return {"tools": [*TOOLS, {"name": "hello", "description": "again", "inputSchema": GOOD}]}
+    if MODE == "long_names":
+        return {"tools": [{"name": letter * 200, "inputSchema": GOOD} for letter in "ab"]}
+    if MODE == "lies":
+        number = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+        return {"tools": [{**tool, "outputSchema": number} for tool in TOOLS]}
     if MODE == "endless_pages":
         return {"tools": [], "nextCursor": f"{cursor or ''}x"[:1000]}
     return {"tools": TOOLS}
@@ -94,7 +102,19 @@ def call(number: int, name: str) -> None:
             put(b'{"jsonrpc":"2.0","id":%d,"result":{"content":[{"type":"text","text":"\xff"}]}}\n' % number)
             return
         case "big", _:
-            return say({"id": number, "result": {"content": [{"type": "text", "text": "x" * 5_000_000}]}})
+            text = "x" * int(ARGUMENT or 5_000_000)
+            return say({"id": number, "result": {"content": [{"type": "text", "text": text}]}})
+        case "notifies", _:
+            changed = {"method": "notifications/tools/list_changed"}
+            log = {"method": "notifications/message", "params": {"level": "info", "data": "again"}}
+            for _ in range(int(ARGUMENT) // 2):
+                say(changed)
+                say(log)
+        case "long_names", _:
+            return say({"id": number, "result": {"content": [{"type": "text", "text": f"{name[0]} {len(name)}"}]}})
+        case "lies", _:
+            content = [{"type": "text", "text": "n is many"}]
+            return say({"id": number, "result": {"content": content, "structuredContent": {"n": "many"}}})
         case "changing", _:
             TOOLS.append({"name": "later", "inputSchema": GOOD})
             say({"method": "notifications/tools/list_changed"})

@@ -71,13 +71,6 @@ async def test_garbage_between_messages_is_skipped_and_counted() -> None:
         assert at.facts()["skipped_lines"] == 6
 
 
-async def test_an_answer_that_cannot_be_read_fails_its_call() -> None:
-    async with house(odd("unreadable")) as at:
-        await at.next(Catalogue)
-        outcome = await at.call("hello")
-        assert (outcome.ok, outcome.text) == (False, "its answer is not valid JSON-RPC")
-
-
 async def test_an_answer_over_the_line_cap_fails_its_call_and_tells_its_size() -> None:
     async with house(odd("big", limits=ServerLimits(line_bytes=1_000_000))) as at:
         await at.next(Catalogue)

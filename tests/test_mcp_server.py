@@ -349,13 +349,6 @@ async def test_a_server_that_works_on_a_call_is_not_probed(monkeypatch: pytest.M
         assert (await at.fault("hello")).code is Code.TOOL_TIMEOUT
 
 
-async def test_half_a_line_and_a_death_is_a_death() -> None:
-    async with house(odd("half_line"), on=connection(attempts=0)) as at:
-        await at.next(Catalogue)
-        with pytest.raises(Gone):
-            await at.call("hello")
-
-
 async def test_an_answer_against_the_protocol_fails_its_call() -> None:
     async with house(odd("nonsense")) as at:
         await at.next(Catalogue)
@@ -369,20 +362,6 @@ async def test_an_error_of_the_server_is_told_to_the_model() -> None:
         await at.next(Catalogue)
         outcome = await at.call("hello")
         assert (outcome.ok, outcome.text) == (False, "who is missing")
-
-
-async def test_a_large_result_is_cut() -> None:
-    async with house(odd("big")) as at:
-        await at.next(Catalogue)
-        outcome = await at.call("hello")
-        assert outcome.ok
-        assert outcome.text.endswith("of 5000000 bytes]")
-
-
-async def test_a_flood_on_standard_error_is_harmless() -> None:
-    async with house(odd("flood")) as at:
-        await at.next(Catalogue)
-        assert (await at.call("hello")).text == "hello"
 
 
 async def test_a_call_that_hangs_times_out_alone_and_the_server_is_told() -> None:
