@@ -61,6 +61,19 @@ async def attempt(
 class _Reading:
     """The reading of one body."""
 
+    __slots__ = (
+        "_answer",
+        "_begun",
+        "_completion",
+        "_deadline",
+        "_decoder",
+        "_failed",
+        "_idle_s",
+        "_outlet",
+        "_silence",
+        "_turn",
+    )
+
     def __init__(
         self,
         answer: Answer,
@@ -102,7 +115,8 @@ class _Reading:
                 if head.lstrip(_BLANK)[:1] in _NO_STREAM:
                     await self._whole(chunk)
                     return
-            self._take(chunk)
+            self._take(chunk, trio.current_time())
+            outlet.push()
             if outlet.full:
                 await self._room()
             self._silence.deadline = self._deadline
@@ -128,31 +142,29 @@ class _Reading:
                 self._silence.cancel()
                 await trio.lowlevel.checkpoint()
 
-    def _sink(self, chunk: bytes) -> bool:
+    def _sink(self, chunk: bytes, now: float) -> bool:
         try:
-            self._take(chunk)
+            self._take(chunk, now)
         except (Complaint, EventTooLarge) as error:
             self._failed = error  # it is the answer that is wrong; its connection is not
             return False
         # Complete: the time that is left has become another.
-        return not (self._outlet.full or self._completion.complete)
+        return not (self._completion.complete or self._outlet.full)
 
-    def _take(self, chunk: bytes) -> None:
+    def _take(self, chunk: bytes, now: float) -> None:
         """Take some of the stream. Raises Complaint, EventTooLarge."""
-        outlet = self._outlet
+        completion, pieces = self._completion, self._outlet.pieces
         for event in self._decoder.feed(chunk):
-            self._completion.take(event, outlet.pieces)
-        if outlet.pieces:
-            outlet.wake()
-        self._go_on()
+            completion.take(event, pieces)
+        self._go_on(now)
 
-    def _go_on(self) -> None:
+    def _go_on(self, now: float) -> None:
         """Something came just now: how long may be silence from here."""
         completion = self._completion
         if completion.complete:
-            self._deadline = trio.current_time() + (AFTER_END_S if completion.ended else AFTER_FINISH_S)
+            self._deadline = now + (AFTER_END_S if completion.ended else AFTER_FINISH_S)
         elif completion.events:
-            self._deadline = trio.current_time() + self._idle_s
+            self._deadline = now + self._idle_s
             if not self._begun:
                 self._begun = True
                 self._turn.answered()
@@ -160,7 +172,7 @@ class _Reading:
     async def _room(self) -> None:
         self._silence.deadline = math.inf  # it is we who do not read
         await self._outlet.room()
-        self._go_on()
+        self._go_on(trio.current_time())
 
     async def _whole(self, body: bytes) -> None:
         """The body is no stream: asked for with `stream: false`, or an error, or a page."""

@@ -12,6 +12,8 @@ from typing import Protocol
 
 MAX_LINE = 16 * 1024  # bytes of a chunk's head with its extensions, or of all trailers
 
+HEAD = 18  # bytes of a chunk's head without extensions
+
 _head = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r\n").match
 
 
@@ -40,6 +42,8 @@ class Framing(Protocol):
 class Chunked:
     """Transfer-Encoding: chunked."""
 
+    __slots__ = ("_left", "_rest", "_trailing", "clean", "done")
+
     def __init__(self) -> None:
         self.done = self.clean = False
         self._rest = b""
@@ -54,6 +58,12 @@ class Chunked:
         if self._rest:
             data = self._rest + data
             self._rest = b""
+        if not self._left and not self._trailing:
+            # Nearly always it is one chunk as most write it, and nothing else.
+            begin = data.find(b"\r\n", 0, HEAD) + 2
+            size = len(data) - begin - 2
+            if size > 0 and data[: begin - 2] == b"%x" % size and data.endswith(b"\r\n"):
+                return data[begin:-2]
         parts: list[bytes] = []
         at, end = 0, len(data)
         if self._left:

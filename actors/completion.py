@@ -113,6 +113,28 @@ class Completion:
         provider: who is asked.
     """
 
+    __slots__ = (
+        "_any",
+        "_calls",
+        "_choice",
+        "_citations",
+        "_kept",
+        "_parts",
+        "_raw",
+        "_results",
+        "_streamed",
+        "_text",
+        "complete",
+        "ended",
+        "events",
+        "finish_reason",
+        "model",
+        "provider",
+        "request",
+        "shown",
+        "usage",
+    )
+
     def __init__(self, request: int, model: str, provider: str = "") -> None:
         self.request = request
         self.model = model
@@ -121,6 +143,8 @@ class Completion:
         """The provider's, once it came: what follows can only be usage and the end mark."""
         self.ended = False
         """The provider's end mark came: nothing follows."""
+        self.complete = False
+        """The answer's end has come, whatever may follow."""
         self.usage: dict[str, Any] | None = None
         self.events = 0
         """Events taken."""
@@ -132,14 +156,9 @@ class Completion:
         self._raw: dict[str, Any] = {}
         self._parts: list[Any] | None = None
         self._citations = self._results = NONE
-        self._choice: int | None = None
+        self._choice = 0
         self._streamed = False
         self._any = False
-
-    @property
-    def complete(self) -> bool:
-        """The answer's end has come, whatever may follow."""
-        return bool(self.finish_reason) or (self.ended and self._any)
 
     def take(self, event: Event, out: list[Piece]) -> None:
         """Take one event; its pieces are appended to `out`. Raises Complaint."""
@@ -190,7 +209,7 @@ class Completion:
         self.events += 1
         self._take_general(body, out)
         if self._any:
-            self.ended = True
+            self._end()
 
     def finish(self) -> Finished:
         """The answer as a whole, when its end has come. Raises Complaint: it broke off before."""
@@ -218,9 +237,10 @@ class Completion:
 
     def _not_ours(self, index: int | None) -> bool:
         # Of several choices (n > 1) only the one that began is followed: one turn has one answer.
-        self._any = True
-        if self._choice is None:
+        if not self._any:
+            self._any = True
             self._choice = index or 0
+            self.complete = self.complete or self.ended
         return (index or 0) != self._choice
 
     def _say(self, text: str, out: list[Piece]) -> None:
@@ -251,10 +271,15 @@ class Completion:
         if reason == "error":
             raise Complaint(Code.LLM_UNAVAILABLE, "the provider ended its answer with an error", retry=True)
         self.finish_reason = reason
+        self.complete = True
+
+    def _end(self) -> None:
+        self.ended = True
+        self.complete = self.complete or self._any
 
     def _take_general(self, data: bytes, out: list[Piece]) -> None:
         if data.strip() == b"[DONE]":
-            self.ended = True
+            self._end()
             return
         chunk = _lenient(data)
         if isinstance(chunk, list):

@@ -109,17 +109,17 @@ class Socket:
         if self.paused or self.held is not None:
             return
         outbox = self.outbox
-        while self.log is not None and not outbox.full:
-            current = self.log
+        while (current := self.log) is not None and not outbox.full:
             if not self.headed:
                 self._begin(current)
-            if self.behind:
+            if self.index < len(current.entries):
                 data, self.index = current.frames(self.index, text=not self.quiet, speaker=self.speaker)
                 outbox.write(data)
-            elif current.finished and current.next is not None:
-                self._go_on(current.next)
-            else:
+            if self.index < len(current.entries):
+                continue
+            if not current.finished or current.next is None:
                 return
+            self._go_on(current.next)
 
     def _go_on(self, log: TurnLog) -> None:
         """Read the next log; one that was taken up where it stood from where the client had read it."""
@@ -409,9 +409,11 @@ class Front:
 
     def grew(self, log: TurnLog) -> None:
         """Text came: enough of it does not wait for the store's tick; nor, beside other fronts, does the first."""
-        if log.attached and log.unstored_chars >= self.snapshot.service.deltas.min_chars:
+        if not log.attached:
+            return
+        if log.unstored_chars >= self.snapshot.service.deltas.min_chars:
             self.flush.set()
-        if self.id and log.attached and log.entries and not log.marked:
+        if not log.marked and self.id and log.entries:
             log.marked = True
             self.shown.append(log)
             self.shows.set()

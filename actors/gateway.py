@@ -184,7 +184,7 @@ class Gateway:
     def add(self, pieces: list[Piece]) -> None:
         """One batch: to the logs, then to the sockets, then to the sessions that must decide."""
         requests = self.front.requests
-        touched: dict[str, None] = {}
+        touched: dict[TurnLog, None] = {}
         deciding: dict[str, None] = {}
         unknown: set[int] = set()
         for piece in pieces:
@@ -196,15 +196,22 @@ class Gateway:
                     unknown.add(piece.request)
                 continue
             try:
-                if self._add(turn_log, piece):
-                    deciding[turn_log.conversation] = None
+                if isinstance(piece, Text):
+                    turn_log.add(piece.text)
+                    touched[turn_log] = None
+                elif isinstance(piece, Thinking):
+                    turn_log.add(piece.text, thinking=True)
+                    touched[turn_log] = None
                 else:
-                    touched[turn_log.conversation] = None
+                    self._end(turn_log, piece)
+                    deciding[turn_log.conversation] = None
             except Exception:  # boundary: one piece's trouble ends its turn only
                 log.exception("a piece of %s could not be handled", turn_log.conversation)
                 self._lose(piece.request, "A piece of the answer could not be handled.")
-        for conversation_id in touched:
-            conversation = self.front.conversations.get(conversation_id)
+        grew, conversations = self.front.grew, self.front.conversations
+        for turn_log in touched:
+            grew(turn_log)
+            conversation = conversations.get(turn_log.conversation)
             if conversation is not None:
                 conversation.pump()
         for conversation_id in deciding:
@@ -212,18 +219,9 @@ class Gateway:
         for request in unknown:
             self.streamer.offer(Cancel(to=self.ctx.path, request=request))
 
-    def _add(self, turn_log: TurnLog, piece: Piece) -> bool:
-        match piece:
-            case Text():
-                turn_log.add(piece.text)
-            case Thinking():
-                turn_log.add(piece.text, thinking=True)
-            case Finished() | Failed():
-                del self.front.requests[piece.request]
-                turn_log.decisions.append(piece)
-                return True
-        self.front.grew(turn_log)
-        return False
+    def _end(self, turn_log: TurnLog, piece: Finished | Failed) -> None:
+        del self.front.requests[piece.request]
+        turn_log.decisions.append(piece)
 
     def _lose(self, request: int, reason: str) -> None:
         if (aside := self.front.asides.get(request)) is not None:

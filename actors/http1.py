@@ -27,7 +27,10 @@ class Body:
         early: what came of it with the head.
     """
 
+    __slots__ = ("_early", "_framing", "_receive", "wire")
+
     def __init__(self, wire: RawStream, framing: Framing, early: bytes) -> None:
+        self._receive = wire.take
         self.wire = wire
         self._framing = framing
         self._early = early
@@ -55,7 +58,7 @@ class Body:
             if self._early:
                 data, self._early = self._early, b""
             else:
-                data = self.wire.take()
+                data = self._receive()
                 if data is None:
                     return None
                 if not data:

@@ -61,9 +61,8 @@ class Outbox(trio.abc.Stream):
 
     def write(self, data: bytes) -> None:
         """Append whole frames; never waits, never raises."""
-        if self.broken or self.sealed or not data:
-            return
-        self._push(data)
+        if data and not (self.broken or self.sealed):
+            self._push(data)
 
     def _push(self, data: bytes | bytearray | memoryview) -> None:
         if self._buffer:

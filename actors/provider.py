@@ -12,7 +12,7 @@ import importlib
 import logging
 import ssl
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from email.utils import parsedate_to_datetime
 
@@ -232,12 +232,16 @@ class Client:
 
 
 class Clients:
-    """The clients of all providers in use; close it at the end."""
+    """The clients of all providers in use; close it at the end.
 
-    def __init__(self) -> None:
+    Args:
+        taken: called when the sinks of answers that are followed have taken something, once for all of them.
+    """
+
+    def __init__(self, taken: Callable[[], None]) -> None:
         self._clients: dict[str, Client] = {}
         self._retired: set[Client] = set()
-        self._poller = Poller()
+        self._poller = Poller(taken)
 
     def __len__(self) -> int:
         return len(self._clients) + len(self._retired)

@@ -36,8 +36,12 @@ class Decoder:
         limit: most bytes of one event.
     """
 
+    __slots__ = ("_after_cr", "_data", "_limit", "_name", "_parts", "_plain", "_size", "_started", "_waiting")
+
     def __init__(self, limit: int = MAX_EVENT) -> None:
         self._limit = limit
+        self._plain = False
+        """Nothing of an event or line waits for its rest."""
         self._started = False
         self._after_cr = False
         # The beginning of a line whose end has not come, in the parts that came: joined once, so that a
@@ -53,6 +57,18 @@ class Decoder:
 
         Raises: EventTooLarge.
         """
+        if self._plain:
+            # Nearly always it is one event of one line, and nothing else.
+            end = len(chunk) - 2
+            if chunk[:6] == b"data: " and chunk.find(b"\n") == end and chunk[-1] == 0x0A and b"\r" not in chunk:
+                self._check(end - 6)
+                return [Event(chunk[6:end])]
+            self._plain = False
+        events = self._feed(chunk)
+        self._plain = self._started and not (self._after_cr or self._parts or self._data or self._name)
+        return events
+
+    def _feed(self, chunk: bytes) -> list[Event]:
         if self._after_cr and chunk:
             # The LF of a CRLF that was split between two chunks.
             self._after_cr = False

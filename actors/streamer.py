@@ -1,8 +1,8 @@
 """The LLM streamer: one task per running request, one batch of pieces per tick and address.
 
 Each request reads its provider's answer and appends what it means to the list of the address that asked;
-one task per address takes the whole list whenever there is something and sends it as one message, so one
-message carries the pieces of all running requests (actors/outlet.py). Once an answer flows, one more task
+the whole list leaves as one message whenever something was read, so one message carries the pieces of all running
+requests (actors/outlet.py). Once an answer flows, one more task
 reads it together with all others (actors/poller.py). How a request finds its answer is actors/asking.py's.
 
 What fails in a request ends that request, with exactly one `Failed`; only a failure of this module's own
@@ -17,7 +17,7 @@ import trio
 
 from actors.asking import Asking
 from actors.models import ModelLists
-from actors.outlet import Outlet
+from actors.outlet import Outlet, Outlets
 from actors.provider import Clients
 from actors.retry import BACKOFF_S
 from actors.sending import prepare
@@ -43,10 +43,11 @@ async def run(box: Mailbox[StreamerMessage], ctx: Context) -> None:
     watcher.offer(Subscribe(to=ctx.path))
     ctx.watch(GATEWAYS)
     snapshot: Snapshot = await watcher.ask(GetSnapshot(), within=SNAPSHOT_S, again=True)
-    clients = Clients()
+    outlets = Outlets()
+    clients = Clients(outlets.push)
     try:
         async with trio.open_nursery() as nursery:
-            streamer = Streamer(ctx, nursery, clients, snapshot)
+            streamer = Streamer(ctx, nursery, clients, outlets, snapshot)
             reading = trio.CancelScope()
             nursery.start_soon(clients.read, reading)
             async for message in box:
@@ -76,17 +77,20 @@ class Streamer:
     Args:
         nursery: where requests and outlets run; outlives them.
         clients: of the providers; closed by the caller.
+        outlets: filled here, pushed by the clients.
         snapshot: the configuration that requests begin with.
     """
 
-    def __init__(self, ctx: Context, nursery: trio.Nursery, clients: Clients, snapshot: Snapshot) -> None:
+    def __init__(
+        self, ctx: Context, nursery: trio.Nursery, clients: Clients, outlets: Outlets, snapshot: Snapshot
+    ) -> None:
         self._ctx = ctx
         self._nursery = nursery
         self._clients = clients
         self._snapshot = snapshot
         self._upstreams = Upstreams(self._report)
         self._models = ModelLists(clients)
-        self._outlets: dict[str, Outlet] = {}
+        self._outlets = outlets
         self._backoff_s = float(ctx.args.get("backoff_s", BACKOFF_S))
         self._running = self._done = self._failed = 0
         self._ended = trio.Event()

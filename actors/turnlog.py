@@ -200,10 +200,16 @@ class TurnLog:
         """
         if not text or speaker is not None:
             return self._encode(start, text=text and self.streaming, speaker=speaker)
+        entries = self.entries
         cached_start, cached_end, cached = self._cache
-        if cached_start == start and cached_end == len(self.entries):
+        if cached_start == start and cached_end == len(entries):
             return cached, cached_end
-        out, end = self._encode(start, text=self.streaming, speaker=None)
+        end = start + 1
+        if end == len(entries) and self.streaming and type(entry := entries[start]) is tuple:
+            # one piece, as nearly always where readers keep up
+            out = frame_of(b'%b%d,"text":%b}' % (self._prefixes[entry[0]], end, _json_text(entry[1])))
+        else:
+            out, end = self._encode(start, text=self.streaming, speaker=None)
         self._cache = (start, end, out)
         return out, end
 

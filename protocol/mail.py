@@ -273,15 +273,18 @@ class Ref(Generic[M]):
         box = self._find()
         return box is not None and box.put(message)
 
+    def push(self, message: M) -> bool:
+        """Queue like `send`, if that needs no waiting; False: it does. Raises Gone when nobody is there."""
+        box = self._find()
+        if box is None or box.closed:
+            raise Gone(self.path)
+        return box.depth < box.limit and box.put(message, None, True)
+
     async def send(self, message: M) -> None:
         """Queue, waiting for room. Raises Gone when nobody is there."""
-        while True:
-            box = self._find()
-            if box is None or box.closed:
-                raise Gone(self.path)
-            if box.depth < box.limit and box.put(message, None, True):
-                return
-            await box.wait_for_room()
+        while not self.push(message):
+            if (box := self._find()) is not None:
+                await box.wait_for_room()
 
     def nudge(self) -> None:
         """Set the actor's wake flag (same process only); coalesced, never refused."""

@@ -34,14 +34,18 @@ class Direct(trio.abc.Stream):
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Write all of it. Yields only where the kernel does not take it at once."""
         with memoryview(data) as view:
-            try:
-                written = os.write(self._descriptor(), view)
-            except BlockingIOError:
-                written = 0
-            except OSError as error:
-                raise trio.BrokenResourceError from error
+            written = self.send_some(view)
             if written < len(view):
                 await self._stream.send_all(view[written:])
+
+    def send_some(self, data: bytes | bytearray | memoryview) -> int:
+        """Write what the kernel takes at once; how many bytes that were."""
+        try:
+            return os.write(self._descriptor(), data)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise trio.BrokenResourceError from error
 
     async def wait_send_all_might_not_block(self) -> None:
         """As trio's."""

@@ -33,6 +33,7 @@ class Inbound:
     Args:
         packer, flow: of the port.
         wake: called when something was packed.
+        credit: called when enough came that the peer should be given credit, once all that came with it is handled.
         house: finds a mailbox of this process.
     """
 
@@ -45,12 +46,14 @@ class Inbound:
         flow: Flow,
         vocabulary: Vocabulary,
         wake: Callable[[], None],
+        credit: Callable[[], None],
         house: Callable[[str], Inlet | None],
     ) -> None:
         self._packer = packer
         self._flow = flow
         self._vocabulary = vocabulary
         self._wake = wake
+        self._credit = credit
         self._house = house
         self._open: dict[int, Reply] = {}
         self._before: dict[str, deque[object]] = {}
@@ -144,7 +147,7 @@ class Inbound:
 
     def _arrived(self) -> None:
         if self._flow.arrived():
-            self._wake()
+            self._credit()
 
     def _tell(self, item: Item) -> None:
         self._packer.add(item)

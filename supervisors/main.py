@@ -29,7 +29,7 @@ import trio
 from protocol.errors import Fault
 from protocol.reporter import PartState, RestartPart
 from protocol.watcher import Snapshot
-from supervisors import config_commands, inline
+from supervisors import config_commands, inline, interpreter
 from supervisors.address import INSTANCE, CannotStart, shown
 from supervisors.inline import Start
 from supervisors.service import EXIT_SOFTWARE
@@ -163,6 +163,7 @@ def run(arguments: argparse.Namespace) -> int:
         with start_logging(snapshot):
             allow_descriptors()
             start = Start(state, overrides, snapshot, files.said, environment)
+            interpreter.allow()
             if arguments.inline:
                 return trio.run(inline.serve, start)
             placement = importlib.import_module("supervisors.placement")

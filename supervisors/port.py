@@ -1,7 +1,8 @@
 """One connection between two processes: a reading and a writing task that carry mail, events and control items.
 
-All that is queued within one scheduler tick leaves as one frame; what came in one frame is handled at once, by
-`supervisors.inbound` and `supervisors.outbound`, without a task or a cancel scope per message.
+What is queued after a pause leaves at once; all that follows within the same scheduler tick leaves as one frame. What
+came in one frame is handled at once, by `supervisors.inbound` and `supervisors.outbound`, without a task or a cancel
+scope per message.
 
 May assume that the exchange knows the peer (`Desk`). What can fail: the connection, or a peer that sends what is
 no frame. Then the port ends: who waits for an answer over it gets `Gone`, what was under way is lost, and nothing
@@ -11,6 +12,7 @@ else notices. The exchange connects anew.
 from __future__ import annotations
 
 import logging
+import time
 import typing
 from collections.abc import Callable
 from functools import partial
@@ -46,6 +48,7 @@ from supervisors.outbound import Outbound
 
 log = logging.getLogger("supervisors.port")
 
+PAUSE_S = 0.0002  # without writing, after which the next item does not wait for others to come along
 CHUNK = 65536  # bytes of one read: some frames of a busy tick, one part of a large item
 
 
@@ -125,9 +128,13 @@ class Port:
         self._flow = Flow()
         self.mail = Outbound(self._packer, self._flow, desk.vocabulary, self._wake, partial(desk.more, self))
         """Messages to the peer's actors."""
-        self._inbound = Inbound(self._packer, self._flow, desk.vocabulary, self._wake, desk.house)
+        self._inbound = Inbound(self._packer, self._flow, desk.vocabulary, self._wake, self._rouse, desk.house)
         self._scope = trio.CancelScope()
+        self._direct = self._stream if isinstance(self._stream, Direct) else None
         self._writer: trio.lowlevel.Task | None = None
+        self._rest: memoryview | None = None
+        """Of a frame that the kernel has not taken all of."""
+        self._wrote_at = 0.0
         self._writing = False
         self._flushed = trio.lowlevel.ParkingLot()
         self._up = trio.Event()
@@ -203,16 +210,41 @@ class Port:
             await self._flushed.park()
 
     def _wake(self) -> None:
+        if self._writer is not None and not self._write_now():
+            self._rouse()
+
+    def _rouse(self) -> None:
         if self._writer is not None:
             task, self._writer = self._writer, None
             trio.lowlevel.reschedule(task)
 
+    def _write_now(self) -> bool:
+        """Write what is queued without the task, which waits for something; False: it is needed after all."""
+        now = time.perf_counter()
+        if self._direct is None or now - self._wrote_at < PAUSE_S:
+            return False
+        self._wrote_at = now
+        frames = self._frames()
+        if frames is None:
+            return True
+        try:
+            written = self._direct.send_some(frames)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            written = 0  # the task meets it too
+        if written < len(frames):
+            self._writing, self._rest = True, memoryview(frames)[written:]
+        return self._rest is None and not self._packer
+
+    def _frames(self) -> bytearray | None:
+        if credit := self._flow.due(alone=not self._packer):
+            self._packer.add(credit)
+        return self._packer.take()
+
     async def _write(self) -> None:
         try:
             while True:
-                if credit := self._flow.due(alone=not self._packer):
-                    self._packer.add(credit)
-                frames = self._packer.take()
+                rest, self._rest = self._rest, None
+                frames = self._frames() if rest is None else rest
                 if frames is None:
                     self._flushed.unpark_all()
                     await self._queued()
@@ -220,6 +252,7 @@ class Port:
                     self._writing = True
                     await self._stream.send_all(frames)
                     self._writing = False
+                    self._wrote_at = time.perf_counter()
                     if self._packer:
                         await trio.lowlevel.checkpoint()  # a large item is under way, and others want to go on
         except (trio.BrokenResourceError, trio.ClosedResourceError):

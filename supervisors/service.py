@@ -21,7 +21,7 @@ from protocol.mail import MailError, Ref
 from protocol.spec import Group
 from protocol.watcher import GetSnapshot
 from protocol.writer import ListConversations
-from supervisors import orphans
+from supervisors import interpreter, orphans
 from supervisors.supervisor import Escalated, Tree, running
 from supervisors.systemd import Manager
 
@@ -120,6 +120,7 @@ async def announce(tree: Tree, address: str, manager: Manager) -> None:
         print(f"listening on {address}", flush=True)  # noqa: T201 - the one line of standard output
     except OSError as error:  # nobody reads it, or its disk is full
         log.warning("listening on %s, which could not be written to standard output: %s", address, error)
+    interpreter.settle()
 
 
 async def drain(tree: Tree, stop: Stop, done: trio.CancelScope, manager: Manager) -> None:

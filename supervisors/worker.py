@@ -30,7 +30,7 @@ from protocol.errors import Fault
 from protocol.frames import ControlItem, Failed, Ping, Pong, Quit, Ready, Report, Reported, Restart, Restarted
 from protocol.spec import Group
 from protocol.watcher import Snapshot
-from supervisors import by_hand, leash, orphans
+from supervisors import by_hand, interpreter, leash, orphans
 from supervisors.exchange import Exchange
 from supervisors.member import describe, explained
 from supervisors.plan import EXIT_FAILED, EXIT_UNUSABLE, Orders, framed, read_orders
@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--control", type=int, required=True, metavar="FD")
     arguments = parser.parse_args()
     faulthandler.enable()
+    interpreter.allow()
     for number in NOT_OURS:
         signal.signal(number, _nothing)  # not SIG_IGN: what we start would inherit that
     control = socket.socket(fileno=arguments.control)
@@ -193,6 +194,7 @@ async def work(group: Group, exchange: Exchange, control: socket.socket, listene
                 await port.up()  # an actor's first message may be for the parent
                 async with running(group, abroad=exchange) as duty.tree:
                     port.tell(Ready())
+                    interpreter.settle()
                     if ports is not None:
                         nursery.start_soon(exchange.accept, ports)  # not before: who connects waits until we are ready
                     async with trio.open_nursery() as either:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import httpcore
@@ -18,7 +18,7 @@ import trio.testing
 from actors import http1
 from actors.chunked import Chunked, Torn
 from actors.http1 import Body
-from actors.poller import Poller
+from actors.poller import MANY, TICK_S, Pace, Poller
 from actors.raw_stream import RawStream
 from protocol.streamer import Text
 from tests.certificates import Authority
@@ -46,7 +46,7 @@ async def body() -> AsyncIterator[tuple[Body, trio.SocketStream]]:
 
 
 class Kept(list[bytes]):
-    def take(self, data: bytes) -> bool:
+    def take(self, data: bytes, _: float) -> bool:
         """A sink that always wants more."""
         self.append(data)
         return True
@@ -54,7 +54,7 @@ class Kept(list[bytes]):
 
 @asynccontextmanager
 async def polling() -> AsyncIterator[Poller]:
-    poller = Poller()
+    poller = Poller(lambda: None)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(poller.run)
         yield poller
@@ -80,7 +80,7 @@ async def test_a_sink_that_wants_no_more_stops_its_own_stream_and_no_other() -> 
     async with polling() as poller, body() as (first, peer), body() as (second, other):
         came = Kept()
 
-        def no_more(data: bytes) -> bool:
+        def no_more(data: bytes, _: float) -> bool:
             came.append(data)
             return False
 
@@ -97,12 +97,12 @@ async def test_a_sink_that_wants_no_more_stops_its_own_stream_and_no_other() -> 
 async def test_what_fails_in_one_stream_ends_that_one() -> None:
     async with polling() as poller, body() as (first, peer), body() as (second, other), body() as (third, last):
 
-        def fail(data: bytes) -> bool:
+        def fail(data: bytes, _: float) -> bool:
             raise ValueError(data)
 
         async def torn() -> None:
             with pytest.raises(Torn):
-                await poller.follow(first, lambda _: True)
+                await poller.follow(first, lambda *_: True)
 
         async def failing() -> None:
             with pytest.raises(ValueError, match="a"):
@@ -117,7 +117,62 @@ async def test_what_fails_in_one_stream_ends_that_one() -> None:
             await peer.send_eof()
             await other.send_all(b"1\r\na\r\n")
         await last.send_all(b"1\r\na\r\n0\r\n\r\n")
-        assert await poller.follow(third, lambda _: True)
+        assert await poller.follow(third, lambda *_: True)
+
+
+def test_who_is_alone_is_read_at_once_and_many_are_gathered() -> None:
+    pace, now, rests = Pace(0.0), 0.0, []
+    for _ in range(1000):  # 50 streams of 50 deltas a second
+        now += 1 / 2500
+        pace.looked(now, 1)
+        rests.append(pace.rest_s(now))
+    assert not any(rests)
+    now += 1  # then nobody
+    for _ in range(10):  # 400 of them; the first are not gathered
+        now += 1 / 20_000
+        pace.looked(now, 1)
+    assert pace.rest_s(now) == 0
+    for _ in range(MANY):
+        now += 1 / 20_000
+        pace.looked(now, 1)
+    assert pace.rest_s(now) == pytest.approx(TICK_S)
+    for _ in range(1000):
+        now += TICK_S
+        pace.looked(now, 20)
+        assert pace.rest_s(now + TICK_S / 4) == pytest.approx(TICK_S * 3 / 4)
+        assert pace.rest_s(now + TICK_S * 2) == 0
+    pace.looked(now + TICK_S, 0)
+    assert pace.rest_s(now + TICK_S) == 0
+    pace.looked(now + 1, 1)
+    assert pace.rest_s(now + 1) == 0
+
+
+async def test_what_many_streams_say_is_told_of_once_and_comes_whole() -> None:
+    told = 0
+
+    def taken() -> None:
+        nonlocal told
+        told += 1
+
+    poller = Poller(taken)
+    async with AsyncExitStack() as stack:
+        bodies = [await stack.enter_async_context(body()) for _ in range(MANY * 2)]
+        came = [Kept() for _ in bodies]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(poller.run)
+            for (answer, _), kept in zip(bodies, came, strict=True):
+                nursery.start_soon(poller.follow, answer, kept.take)
+            await trio.testing.wait_all_tasks_blocked()
+            before = told
+            for number in range(10):
+                for _, peer in bodies:  # nobody else runs in between
+                    peer.socket._sock.send(b"1\r\n%d\r\n" % number)  # type: ignore[attr-defined]  # trio's own yields
+                while not all(len(kept) > number for kept in came):
+                    await trio.lowlevel.checkpoint()
+            assert told - before <= 2 * 10
+            nursery.cancel_scope.cancel()
+    poller.close()
+    assert all(b"".join(kept) == b"0123456789" for kept in came)
 
 
 @pytest.mark.parametrize("headers", [{}, {"Connection": "close"}])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -38,7 +39,7 @@ from protocol.packing import PART, WINDOW, Packer, Unpacker
 from protocol.spec import Up
 from protocol.vocabulary import encoded
 from supervisors import peer as peers
-from supervisors.port import Port
+from supervisors.port import PAUSE_S, Port
 from tests.ways import Fetch, House, Note, Twice, Whole, house, joined, socketpair
 
 
@@ -485,6 +486,25 @@ async def test_what_was_flushed_arrives_though_the_port_is_closed_at_once() -> N
         assert len([item for item in other.came if isinstance(item, Cast)]) == 200
         await port.flush()  # of an ended one: nothing to wait for
         port.tell(Ready())
+
+
+async def test_after_a_pause_an_item_leaves_at_once_and_what_the_kernel_does_not_take_follows_in_order() -> None:
+    a = house("a")
+    async with raw(a) as (other, port):
+        assert isinstance(other.stream, trio.SocketStream)
+        await until(lambda: time.perf_counter() - port._wrote_at > PAUSE_S)
+        await trio.testing.wait_all_tasks_blocked()
+        assert a.ref("z/x").offer(Note(1))
+        came = other.stream.socket._sock.recv(1000)  # type: ignore[attr-defined]  # before any other task runs
+        [[cast]] = Unpacker().feed(came)
+        assert isinstance(cast, Cast)
+        for n in range(2, 150):
+            assert a.ref("z/x").offer(Note(n, bytes(5000)))
+            if n % 10 == 0:
+                await trio.testing.wait_all_tasks_blocked()
+                await until(lambda: time.perf_counter() - port._wrote_at > PAUSE_S)
+        casts = await other.read(Cast, count=148)
+        assert [msgspec.msgpack.decode(cast.body)["n"] for cast in casts] == [*range(2, 150)]
 
 
 class Choppy(trio.abc.Stream):
