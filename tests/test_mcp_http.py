@@ -255,6 +255,41 @@ async def test_a_refused_handshake_is_told_in_words(fault: Fault, parks: bool, w
         assert server.methods().count("initialize") == 1
 
 
+async def elsewhere(_: Asked, reply: Reply) -> None:
+    await reply.begin()
+    await reply.event("https://elsewhere.example/messages", "endpoint")
+
+
+OLDER_AT_FIRST: list[tuple[Fault, bool, str]] = [
+    (status(401), True, "asks for authorization (HTTP 401 Unauthorized)"),
+    (status(404), False, "answered HTTP 404 Not Found; is its `url` right?"),
+    (HTML, False, "Expected response with content type 'text/event-stream', got 'text/html'"),
+    (elsewhere, False, "wants messages to be posted elsewhere, to 'elsewhere.example'."),
+    (end_stream, False, "closed the connection."),
+    (cut, False, "cut the connection"),
+]
+"""As above, for the one stream of the older way, where the newer is not known."""
+
+
+@pytest.mark.parametrize(("fault", "parks", "words"), OLDER_AT_FIRST, ids=[row[2][:30] for row in OLDER_AT_FIRST])
+async def test_the_older_way_refused_is_told_in_words(fault: Fault, parks: bool, words: str) -> None:
+    async with http_server(posted=405, faults={"GET": fault}) as server:
+        async with house(at_url(server, "/sse", type="auto"), on=connection(attempts=3 if parks else 0)) as at:
+            down: Down = await at.next(Down)
+            assert down.parked
+            assert words in down.reason
+
+
+async def test_what_is_no_message_on_the_older_stream_is_skipped_and_counted() -> None:
+    async with http_server() as server, house(at_url(server, "/sse", type="sse")) as at:
+        await at.next(Catalogue)
+        await server.tell({"not": "JSON-RPC"})
+        assert await fails(at) == "ok"
+        assert at.facts()["skipped_lines"] == 1
+        server.faults["tools/call"] = status(500, b"oops")
+        assert await fails(at) == "the server answered HTTP 500 Internal Server Error: oops"
+
+
 async def test_nobody_there_is_told_and_tried_again() -> None:
     async with http_server() as server:
         server.stop()
