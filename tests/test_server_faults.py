@@ -18,6 +18,7 @@ import trio
 
 from actors import stdio
 from protocol.spec import Status
+from tests.dying_servers import many_calls
 from tests.fakes import Script, ask_tools, say
 from tests.mcp_house import ODD
 from tests.peer import nothing_left
@@ -172,3 +173,10 @@ async def test_whatever_a_server_does_its_call_is_answered_and_nobody_else_notic
     monkeypatch.setattr(stdio, "EOF_GRACE_S", 0.3)  # those that ignore it are waited for
     monkeypatch.setattr(stdio, "TERM_GRACE_S", 0.3)
     await all_faults(tmp_path, caplog, share=20)
+
+
+async def test_many_calls_over_servers_that_die_all_end_once(tmp_path: Path) -> None:
+    happened = await many_calls(tmp_path, turns=1, calls=25, kill_every_s=0.2, longest_s=1.0, seed=1)
+    assert len(happened.said) + len(happened.errors) == 25
+    assert happened.said
+    assert happened.kills
