@@ -254,6 +254,18 @@ class Store:
             with self._transaction(db, "BEGIN"):
                 return operations.ask(db, query)
 
+    def answers(self, queries: Sequence[Query]) -> list[object]:
+        """What each query is answered, or the error that it met."""
+        answers: list[object] = []
+        for query in queries:
+            try:
+                answers.append(self.query(query))
+            except trio.TooSlowError:
+                raise  # the time is over, for all of them
+            except Exception as error:  # noqa: BLE001  # the boundary: each is its own asker's
+                answers.append(error)
+        return answers
+
     def recover(self) -> int:
         """Close the turns that ran when the last service, or a front of this one, died; answers how many."""
         with self._errors(), self._transaction(self._db, "BEGIN IMMEDIATE"):
@@ -383,6 +395,12 @@ class Storage:
         with trio.move_on_after(within), suppress(trio.TooSlowError):  # the thread may see the deadline first
             return await self._reading.run(partial(self.store.query, query))
         raise Unavailable(f"{self.store.path}: {type(query).__name__} took longer than {within:g} s")
+
+    async def answers(self, queries: Sequence[Query], within: float) -> list[object]:
+        """`Store.answers`; the time is for all of them, and past it `Unavailable` is raised."""
+        with trio.move_on_after(within), suppress(trio.TooSlowError):  # likewise
+            return await self._reading.run(partial(self.store.answers, queries))
+        raise Unavailable(f"{self.store.path}: {len(queries)} queries took longer than {within:g} s")
 
     async def aclose(self) -> None:
         """Close the store and end its threads, after the calls that were made before."""

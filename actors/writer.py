@@ -23,13 +23,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import cast, get_args
 
 import trio
 
 from actors.fence import Fence
-from actors.store import MEMORY, Busy, Fatal, Full, Storage, StoreError
+from actors.store import MEMORY, Busy, Fatal, Full, Storage, StoreError, Unavailable
 from actors.sweeper import Known, Sweeper
 from protocol.claim import gone
 from protocol.errors import Code, Fault
@@ -40,7 +40,8 @@ from protocol.watcher import Configured, Subscribe
 from protocol.writer import Entered, FrontGone, InUse, Loaded, Operation, Query, WriterMessage
 
 BATCH_MAX = 256  # operations of one transaction: more does not make one cheaper, but all wait longer
-QUERIES_MAX = 256  # queries that may wait for the reader; more are refused as OVERLOADED
+QUERIES_MAX = 4096  # queries that may wait for the reader; more are refused as OVERLOADED
+QUERY_BATCH = 32  # of them for one visit to the reader's thread, which costs more than most queries
 QUERY_S = 5.0  # one query; all are bound by an index, so only a sick disk takes this long
 DUE_S = 5.0  # how often is looked whether something has run out of time: people are not that exact
 BUSY_TRIES = 5  # each waits for the other program's lock as long as the store does
@@ -278,20 +279,35 @@ class Writer:
         self._ctx.report(trouble=trouble or None)
 
     async def _answer_queries(self, waiting: trio.MemoryReceiveChannel[Waiting]) -> None:
-        async for query, reply in waiting:
-            if not reply.open:
-                continue  # its asker has given up
-            try:
-                answer: object = await self._storage.query(query, QUERY_S)
-            except Fault as fault:
-                answer = fault
-            except Fatal:
+        async for first in waiting:
+            batch = [first]
+            with suppress(trio.WouldBlock, trio.EndOfChannel):
+                while len(batch) < QUERY_BATCH:
+                    batch.append(waiting.receive_nowait())
+            batch = [(query, reply) for query, reply in batch if reply.open]  # the asker of another has given up
+            answers: list[object] = []
+            if len(batch) > 1:
+                with suppress(Unavailable):  # one of them takes long, and it is not known which
+                    answers = await self._storage.answers([query for query, _ in batch], QUERY_S)
+            for number, (query, reply) in enumerate(batch):
+                self._settle_query(query, reply, answers[number] if answers else await self._answer(query))
+
+    async def _answer(self, query: Query) -> object:
+        try:
+            return await self._storage.query(query, QUERY_S)
+        except Exception as error:  # noqa: BLE001  # told or raised by `_settle_query`
+            return error
+
+    def _settle_query(self, query: Query, reply: Reply, answer: object) -> None:
+        """Answer it; of what it met, the asker is told what concerns it. Raises: Fatal."""
+        match answer:
+            case Fatal():
                 self._box.settle(reply, Fault(Code.STORAGE_UNAVAILABLE))
-                raise
-            except StoreError as error:
-                log.warning("%s", error)
+                raise answer
+            case StoreError():
+                log.warning("%s", answer)
                 answer = Fault(Code.STORAGE_UNAVAILABLE)
-            except Exception:  # the boundary: a row that cannot be read concerns who asked for it, not all
-                log.exception("%s failed", type(query).__name__)
+            case Exception() if not isinstance(answer, Fault):  # a row that cannot be read concerns who asked for it
+                log.error("%s failed", type(query).__name__, exc_info=answer)
                 answer = Fault(Code.INTERNAL, "A stored message could not be read.")
-            self._box.settle(reply, answer)
+        self._box.settle(reply, answer)

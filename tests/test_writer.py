@@ -140,6 +140,26 @@ async def test_a_query_sees_what_was_sent_before_it_acknowledged_or_not(tmp_path
             assert history.running == list(range(1, turn + 1))
 
 
+async def test_a_thousand_conversations_that_are_entered_at_once_are_all_answered_each_its_own(tmp_path: Path) -> None:
+    async with writing(tmp_path / "chat.db") as tree:
+        ref: Ref[Any] = tree.ref(PATH)
+        await ref.ask(begin(conversation="c7"), within=WITHIN)
+        answers: dict[int, object] = {}
+
+        async def load(number: int) -> None:
+            query = LoadHistory("ann", f"c{number}", missing_ok=number % 2 == 0)
+            try:
+                answers[number] = len((await ref.ask(query, within=4 * WITHIN, again=True)).running)
+            except Fault as fault:
+                answers[number] = fault.code
+
+        async with trio.open_nursery() as nursery:
+            for number in range(1000):
+                nursery.start_soon(load, number)
+        for number, answer in answers.items():
+            assert answer == (1 if number == 7 else Code.NOT_FOUND if number % 2 else 0), number
+
+
 async def test_every_message_is_answered(tmp_path: Path) -> None:
     closing_event = Closed("completed", 3, "a", "", None, "m", "stop", None)
     async with writing(tmp_path / "chat.db") as tree:
