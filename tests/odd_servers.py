@@ -20,6 +20,7 @@ GOOD: dict[str, Any] = {"type": "object", "properties": {"who": {"type": "string
 TOOLS: list[Any] = [
     {"name": name, "description": name, "inputSchema": GOOD} for name in ("hello", "die", "hang", "count")
 ]
+LOUD = {"level": "info", "data": "x" * 200}
 CAPABILITIES: dict[str, Any] = {
     "bad_resources": {"resources": {}},
     "resources": {"resources": {"listChanged": True}, "prompts": {}},
@@ -110,6 +111,11 @@ def call(number: int, name: str) -> None:
             for _ in range(int(ARGUMENT) // 2):
                 say(changed)
                 say(log)
+        case "floods", _:
+            note_again = json.dumps({"jsonrpc": "2.0", "method": "notifications/message", "params": LOUD}) + "\n"
+            until = time.monotonic() + float(ARGUMENT)
+            while time.monotonic() < until:
+                put(note_again.encode() * 100)
         case "long_names", _:
             return say({"id": number, "result": {"content": [{"type": "text", "text": f"{name[0]} {len(name)}"}]}})
         case "lies", _:

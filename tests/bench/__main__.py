@@ -18,7 +18,7 @@ from tests.bench.processes import Program, uptime
 from tests.bench.programs import NoCompiler
 from tests.bench.subjects import Missing
 
-TABLES = ("relay", "ttft", "idle", "store", "retention", "crash", "actors", "mcp", "fronts", "stalls")
+TABLES = ("relay", "ttft", "idle", "store", "retention", "crash", "actors", "mcp", "fronts", "stalls", "flood")
 """Each is a module here with `run(options) -> str`."""
 
 
