@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from contextvars import Context
 
 import anyio
 import httpx2
@@ -20,6 +21,7 @@ from actors import stdio
 from actors.mcp_exchange import Exchange
 from actors.mcp_wire import LOST, Arrived
 from actors.server_endpoint import Endpoint
+from actors.server_requests import CALL
 
 _CUT = "SSE stream ended"  # how the package begins to tell that an answer was lost
 
@@ -76,6 +78,9 @@ class Http:
         if isinstance(item, Exception):
             self.skipped += 1
             return []
+        # What comes in answer to a call comes on its own stream, which the package reads where the call was sent.
+        context: Context | None = getattr(self._incoming, "last_context", None)
+        CALL.set(context.get(CALL) if context is not None else None)
         message = item.message
         if isinstance(message, types.JSONRPCError) and message.error.message.startswith(_CUT):
             self._exchange.suspect()

@@ -12,20 +12,21 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import NamedTuple, Protocol
 
-import anyio
 import mcp_types as types
 import trio
-from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+from mcp.shared._context_streams import ContextReceiveStream, ContextSendStream, create_context_streams
 from mcp.shared.message import SessionMessage
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 
+from actors.server_requests import CALL
 from actors.tool_schema import Beside, repaired_page
 
 LOST = -31001  # code of an error in place of an answer that was lost on the way: what the request did is unknown
 OUTGOING = 256  # messages that wait for a server that does not read; later ones wait with their callers
 
-Inbox = MemoryObjectSendStream[SessionMessage | Exception]
-Streams = tuple[MemoryObjectReceiveStream[SessionMessage | Exception], MemoryObjectSendStream[SessionMessage]]
+Inbox = ContextSendStream[SessionMessage | Exception]
+Outbox = ContextReceiveStream[SessionMessage]
+Streams = tuple[ContextReceiveStream[SessionMessage | Exception], ContextSendStream[SessionMessage]]
 
 
 class Unreadable(NamedTuple):
@@ -39,7 +40,10 @@ Arrived = types.JSONRPCMessage | Unreadable
 
 
 class Carrier(Protocol):
-    """What carries messages to one server and back."""
+    """What carries messages to one server and back.
+
+    `CALL` is set to the call that a message is sent in; one that knows in which call a message came sets it likewise.
+    """
 
     transport: str
     """Its name in the servers file: stdio, http or sse."""
@@ -96,9 +100,9 @@ class Wire:
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Streams]:
         """A transport in the package's sense."""
-        to_session, incoming = anyio.create_memory_object_stream[SessionMessage | Exception](0)
-        outgoing, from_session = anyio.create_memory_object_stream[SessionMessage](OUTGOING)
-        with to_session, incoming, outgoing, from_session:
+        to_session, incoming = create_context_streams[SessionMessage | Exception](0)
+        outgoing, from_session = create_context_streams[SessionMessage](OUTGOING)
+        async with to_session, incoming, outgoing, from_session:
             async with self.carrier.open(), trio.open_nursery() as nursery:
                 nursery.start_soon(self._read, to_session)
                 nursery.start_soon(self._write, from_session, to_session, nursery)
@@ -107,11 +111,10 @@ class Wire:
                 finally:
                     nursery.cancel_scope.cancel()
 
-    async def _write(
-        self, source: MemoryObjectReceiveStream[SessionMessage], to_session: Inbox, nursery: trio.Nursery
-    ) -> None:
-        with source:  # when this ends, nobody may wait for room in there
+    async def _write(self, source: Outbox, to_session: Inbox, nursery: trio.Nursery) -> None:
+        async with source:  # when this ends, nobody may wait for room in there
             async for item in source:
+                CALL.set(source.last_context.get(CALL) if source.last_context else None)
                 message = item.message
                 if isinstance(message, types.JSONRPCRequest):
                     if message.method == "tools/list":

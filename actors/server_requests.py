@@ -4,9 +4,9 @@ Each goes up as an event to the gateway that the call's progress goes to, and wa
 down as a message of its own. It ends without one when its call ends, when that gateway's process is gone, when the
 server takes it back, or when the connection ends; whoever was told is told that too.
 
-Whose call it is: in the newer era, and over HTTP, a request comes in the course of its call, which is known then
-(`CALL`). A request of the older era over pipes names no call, so it belongs to the only call that runs; where none
-or several run it is declined, and from then on this server works on one call at a time, also after a restart.
+Whose call it is: in the newer era, and over streamable HTTP, a request comes in the course of its call, which is known
+then (`CALL`). Else a request of the older era names no call, so it belongs to the only call that runs; where none or
+several run it is declined, and from then on this server works on one call at a time, also after a restart.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ IMPORTERS = {
         *("actors/settings.py", "actors/llm_settings.py"),
         *("actors/mcp_catalogue.py", "actors/mcp_client.py", "actors/mcp_connect.py", *SERVERS),
     },
-    "anyio": {"actors/mcp_http.py", "actors/mcp_wire.py", *SERVERS},
+    "anyio": {"actors/mcp_http.py", *SERVERS},
     "mcp": {*MCP_PROCESS, *SERVERS},
     "mcp_types": {*MCP_PROCESS, *SERVERS},
     "jsonschema": {"actors/schema_check.py"},  # below mcp already, which checks results with it

@@ -29,6 +29,7 @@ from protocol.mcp_server import (
 )
 from protocol.spec import Down
 from protocol.watcher import McpServer
+from tests.http_servers import Asked, Reply, http_server
 from tests.mcp_house import House, house, odd
 
 ASKING = str(Path(__file__).with_name("asking_server.py"))
@@ -209,6 +210,39 @@ async def test_several_calls_run_side_by_side_and_what_is_asked_in_one_of_them_i
         given = begin(nursery, at, form=FORM)
         assert await given.wait() == {"form": {"action": "decline"}}
         at.ref("ask").offer(CancelCall("hold"))
+
+
+async def test_over_http_each_request_of_the_older_era_is_asked_in_its_own_call() -> None:
+    async with http_server() as server:
+
+        async def asks(asked: Asked, reply: Reply) -> None:
+            number = asked.message["id"]
+            await reply.begin()
+            await reply.event({"jsonrpc": "2.0", "id": f"q{number}", **FORM})
+            answers: list[dict[str, Any]] = []
+            while not answers:
+                await server.news.wait()
+                answers = [one.message for one in server.seen if one.message.get("id") == f"q{number}"]
+            text = json.dumps(answers[0]["result"])
+            await reply.event({"jsonrpc": "2.0", "id": number, "result": {"content": [{"type": "text", "text": text}]}})
+            await reply.end()
+
+        server.faults["tools/call"] = asks
+        given: dict[str, Any] = {}
+        served = odd("", name="web", command="", args=[], url=server.url(), type="http")
+        async with house(served) as at, trio.open_nursery() as nursery:
+            await at.next(Catalogue)
+
+            async def call(name: str) -> None:
+                given[name] = json.loads((await at.call("hello", "web", call=name)).text)
+
+            for name in ("a", "b", "c"):
+                nursery.start_soon(call, name)
+            questions = [await at.next(UserQuestion) for _ in range(3)]  # all of them wait at once
+            for question in questions:
+                answer = AnswerQuestion(question.question, "accept", {"name": question.call})
+                assert await at.ref("web").ask(answer, within=5)
+        assert given == {name: {"action": "accept", "content": {"name": name}} for name in "abc"}
 
 
 async def test_a_server_that_may_not_ask_is_told_so() -> None:
