@@ -16,6 +16,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import os
 import sys
@@ -46,6 +47,15 @@ settings.load_profile("suite")
 MORE_WORKERS = 2  # than cores: tests wait for processes and disks more than they compute
 
 DEFAULT_S = 40.0  # the slowest honest test takes a few seconds on two busy cores; only what hangs runs this out
+
+
+gc.disable()  # while everything is imported and collected: nothing of it is garbage
+
+
+def pytest_collection_finish() -> None:
+    """What is there now stays to the end: the collector need not look at it time and again."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_xdist_auto_num_workers() -> int:

@@ -638,7 +638,7 @@ async def test_sweep_of_the_servers_file(tmp_path: Path, monkeypatch: pytest.Mon
 def test_the_servers_file_is_swept_whole(shared: Path) -> None:
     swept = {row.key for row in SERVERS_FILE.rows}
     named = {re.sub("_(.)", lambda found: found[1].upper(), name) for name in McpServer.__struct_fields__}
-    named -= {"name", "isolate"}  # the second needs other processes: tests/test_isolated.py
+    named -= {"name", "isolate"}  # the second needs other processes: tests/test_processes.py
     assert {SERVER + key for key in named} <= swept
     [example] = re.findall(r"```json\n(\{\n  \"_comment\".*?)```", (shared / "seed.md").read_text(), re.DOTALL)
     written = json.loads(example)
