@@ -48,9 +48,9 @@ def test_what_follows_the_end_is_no_part_of_it_and_makes_the_connection_useless(
 )
 @pytest.mark.parametrize("size", [1, 1000_000])
 def test_what_is_no_chunk_is_refused(data: bytes, size: int) -> None:
-    framing = Chunked()
+    framing, step = Chunked(), max(size, len(data) // 200)  # what is long comes in hundreds of parts, not thousands
     with pytest.raises(Torn):
-        read(framing, *(data[at : at + size] for at in range(0, len(data), size)))
+        read(framing, *(data[at : at + step] for at in range(0, len(data), step)))
 
 
 @pytest.mark.parametrize(
