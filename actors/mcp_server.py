@@ -379,6 +379,7 @@ async def _live(desk: _Desk, server: McpServer, way: stdio.Command | Endpoint, c
                         version=connected.version,
                         skipped_lines=connected.bad_lines,
                     )
+                    desk.calls.report()
                     actor_log.info("MCP server %r is ready, with %d tools", server.name, len(desk.calls.tools))
                     async with trio.open_nursery() as nursery:
                         await nursery.start(desk.subscriptions.run, connected)

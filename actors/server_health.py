@@ -144,7 +144,7 @@ class Health:
         if self.breaker.state is State.OPEN and before is not State.OPEN:
             rest = self.breaker.blocked_s(now)
             log.warning("MCP server %r is left alone for %.0f s after its failures: %s", self._server.name, rest, why)
-            self.rests(f"{self.breaker.row} calls in a row failed. The last time: {why}", rest)
+            self.rests(f"it failed {self.breaker.row} times in a row; the last time: {why}", rest)
 
     def fresh(self) -> None:
         """It is started anew: what failed before counts no more."""

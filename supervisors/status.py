@@ -37,6 +37,7 @@ WORDS = {
 }
 ALARMING = {"restarting", "parked"}
 PROCESSES = ("supervisors.process:run", "supervisors.isolated:run")  # what runs in the slot of one
+LONG = 60  # characters of a fact that has a line of its own
 BUSY_S = 1.0  # mail that waits longer than this is shown
 
 
@@ -294,9 +295,10 @@ def _mail_words(mail: Mail) -> Iterator[str]:
 def _notes(node: Node) -> Iterator[str]:
     if node.last_error:
         yield f"last error {node.last_error_at}: {node.last_error}"
+    facts = sorted(node.facts.items(), key=lambda fact: (fact[0] != "state", fact[0]))
     # what is a sentence has a line of its own
-    texts = {name: value for name, value in node.facts.items() if isinstance(value, str) and " " in value}
-    if short := "  ".join(f"{name}={value}" for name, value in sorted(node.facts.items()) if name not in texts):
+    texts = {name: value for name, value in facts if isinstance(value, str) and (" " in value or len(value) > LONG)}
+    if short := "  ".join(f"{name}={value}" for name, value in facts if name not in texts):
         yield short
-    for name, text in sorted(texts.items()):
+    for name, text in texts.items():
         yield f"{name}: {text}"

@@ -444,7 +444,7 @@ async def test_a_server_that_keeps_failing_is_left_alone_and_then_tried_with_one
         assert (at.facts()["breaker"], "gave no sign of life" in at.facts()["last_failure"]) == ("open", True)
         rests: Resting = await at.next(Resting)
         assert (rests.path, rests.retry_in_ms) == ("mcp/odd", 200)
-        assert "2 calls in a row failed. The last time: The tool 'hang' of MCP" in rests.reason
+        assert "it failed 2 times in a row; the last time: The tool 'hang' of MCP" in rests.reason
         while (fault := await at.fault("hang")).code is not Code.TOOL_TIMEOUT:
             assert fault.code is Code.MCP_SERVER_UNAVAILABLE  # until the probe is let through, which fails
         assert (await at.fault("hello")).code is Code.MCP_SERVER_UNAVAILABLE
