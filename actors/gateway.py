@@ -53,6 +53,7 @@ CUT_S = 12.0  # for turns that were cut off to be stored and shown; more than a 
 RETIRE_S = 600.0  # a conversation without sockets and turns is let go after this
 SWEEP_S = 25.0  # how often that is looked at
 PROGRESS_S = 0.1  # of one call, shown at most this often: a flood of progress must not become a flood of frames
+TOOLS = "mcp/"  # begins the paths of tool servers' actors
 TICK_S = 10.0  # for the store to take a tick before it is sent again
 
 
@@ -112,7 +113,7 @@ async def run(box: Mailbox[GatewayMessage], ctx: Context) -> None:
                 case ToolProgress():
                     gateway.show_progress(message)
                 case Catalogue():
-                    front.offer_tools(message)
+                    gateway.offers(message)
                 case PendingOpened() | PendingSettled():
                     settling.show(front, message.pending)
                 case UserQuestion() | SamplingRequest():
@@ -163,7 +164,7 @@ class Gateway:
             case Up():
                 self.came_up(lost)
             case Catalogue():
-                self.front.offer_tools(lost)
+                self.offers(lost)
             case UserQuestion() | SamplingRequest():
                 self.asks.take(lost)
             case RequestEnded():
@@ -281,10 +282,13 @@ class Gateway:
         if down.path == "llm/streamer":
             for request in (*self.front.requests, *self.front.asides):
                 self._lose(request, "The part that talks to the model failed while the answer came.")
-        if down.path.startswith("mcp/"):
-            server = down.path.removeprefix("mcp/")
+        if down.path.startswith(TOOLS):
+            server = down.path.removeprefix(TOOLS)
             self.front.withdraw_tools(server)
             self.asks.server_down(server)
+            if not down.reason and down.retry_in_ms is None and not down.parked:
+                self._recovered(down.path)  # it is configured no more, or anew: nothing to worry about
+                return
         notice = Degraded(what=down.path, reason=reason, retry_in_ms=down.retry_in_ms)
         neighbours.has_died(self.front, down)
         if down.path.startswith(f"{self.front.sessions}/"):
@@ -295,24 +299,35 @@ class Gateway:
 
     def came_up(self, up: Up) -> None:
         """An actor is ready."""
-        if up.path.startswith("mcp/"):
+        if up.path.startswith(TOOLS):
+            # It runs, and may still fail to connect: it is back when it says what it offers.
             self.ctx.ref(up.path).offer(TellTools(to=self.ctx.path))
+            return
         if up.path == "store/writer":
             self.writer.offer(self.front.in_use())
             self.writer.offer(WatchPending(to=self.ctx.path))
         if up.path.startswith(f"{self.front.sessions}/"):
             if up.incarnation > 1:
                 self._tell_conversation(up.path, Recovered(what=up.path))
-        elif self.front.down.pop(up.path, None) is not None:
-            self.front.announce(Recovered(what=up.path))
+        else:
+            self._recovered(up.path)
+
+    def offers(self, catalogue: Catalogue) -> None:
+        """A tool server is connected, and says what it has."""
+        self.front.offer_tools(catalogue)
+        self._recovered(TOOLS + catalogue.server)
+
+    def _recovered(self, path: str) -> None:
+        if self.front.down.pop(path, None) is not None:
+            self.front.announce(Recovered(what=path))
 
     def rests(self, resting: Resting) -> None:
         """A tool server is left alone for a while; what it offers stays offered."""
         if resting.reason:
             self.front.down[resting.path] = resting.reason
             self.front.announce(Degraded(resting.path, resting.reason, resting.retry_in_ms))
-        elif self.front.down.pop(resting.path, None) is not None:
-            self.front.announce(Recovered(what=resting.path))
+        else:
+            self._recovered(resting.path)
 
     def _tell_conversation(self, path: str, notice: Degraded | Recovered) -> None:
         conversation = self.front.conversations.get(path.removeprefix(f"{self.front.sessions}/"))

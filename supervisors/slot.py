@@ -121,7 +121,7 @@ class Slot(Member):
             return
         self.turn(Status.RUNNING)
         if self.incarnation > 1:
-            self.log.info("%s is ready again (incarnation %d)", self.path, self.incarnation)
+            self.log.info("%s runs again (incarnation %d)", self.path, self.incarnation)
         self.tree.announce(Up(self.path, self.incarnation))
         self.parent.ring()
 

@@ -9,6 +9,8 @@ import trio
 from actors.gateway import grown
 from actors.turnlog import TurnLog
 from protocol.gateway import StopTaking
+from protocol.mcp_server import Catalogue
+from protocol.spec import Down, Up
 from protocol.writer import Append, AppendDeltas, BeginTurn
 from tests.fakes import Script, Stall, say
 from tests.service import front_of, of_type, service, text_of
@@ -203,6 +205,20 @@ async def test_a_crashed_part_is_told_and_its_return_too(tmp_path: Path) -> None
         assert "broken on purpose" in degraded["reason"]
         [*_, recovered] = await client.until("recovered")
         assert recovered["what"] == "llm/streamer"
+
+
+async def test_a_tool_server_is_back_when_it_says_what_it_has(tmp_path: Path) -> None:
+    async with service(tmp_path, say("x")) as s, s.client() as client:
+        gateway = s.ref("front/gateway")
+        for incarnation in (1, 2):
+            gateway.offer(Down("mcp/odd", incarnation, "nobody there", 100, parked=False))
+            gateway.offer(Up("mcp/odd", incarnation + 1))  # it runs, and has no connection yet
+        gateway.offer(Catalogue("odd", [], [], [], ""))
+        gateway.offer(Down("mcp/odd", 3, "gone again", None, parked=True))
+        gateway.offer(Down("mcp/odd", 3, "", None, parked=False))  # taken out of the configuration
+        kinds = [frame["type"] for frame in [await client.next() for _ in range(5)]]
+        assert kinds == ["degraded", "degraded", "recovered", "degraded", "recovered"]
+        assert "mcp/odd" not in front_of(s).down
 
 
 def test_a_tick_that_was_not_acknowledged_is_sent_again_unchanged() -> None:
