@@ -24,6 +24,7 @@ from actors.chunked import Torn
 from actors.coding import CODINGS, Inflater, Unreadable
 from actors.http1 import Body
 from actors.poller import Poller, Sink
+from actors.pool import Pool
 from actors.raw_stream import Backend
 from actors.sending import Sending
 from actors.sse import MAX_EVENT
@@ -151,10 +152,18 @@ class Client:
                 keepalive_expiry=options.keepalive_expiry,
             ),
         )
-        # httpx hands no such thing on; a test sees that it is used.
-        self._warm = transport._pool._network_backend = Warm(
-            options.keepalive_expiry, None if options.http2 else Backend()
-        )
+        # httpx hands no such thing on; tests see that it is used.
+        self._warm = Warm(options.keepalive_expiry, None if options.http2 else Backend())
+        if options.http2:
+            transport._pool._network_backend = self._warm
+        else:
+            transport._pool = Pool(
+                ssl_context=self._tls,
+                max_connections=options.max_connections,
+                max_keepalive_connections=options.max_keepalive_connections,
+                keepalive_expiry=options.keepalive_expiry,
+                network_backend=self._warm,
+            )
         self._http = httpx.AsyncClient(
             transport=transport,
             trust_env=False,

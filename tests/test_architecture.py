@@ -62,7 +62,10 @@ IMPORTERS = {
     "rich": {"supervisors/chat_screen.py"},
     "prompt_toolkit": {"supervisors/chat_prompt.py"},
     "h2": {"actors/http2.py"},  # and by httpx, where client.http2 is on
-    "httpcore": {"actors/http1.py", "actors/http2.py", "actors/provider.py", "actors/raw_stream.py", "actors/warm.py"},
+    "httpcore": {
+        *("actors/http1.py", "actors/http2.py", "actors/pool.py", "actors/provider.py"),
+        *("actors/raw_stream.py", "actors/warm.py"),
+    },
 }
 """Who may import a heavy library; nobody else."""
 

@@ -1,0 +1,107 @@
+"""Which connection a request gets: as httpcore's pool gives them out, without looking at all of them for each.
+
+httpcore looks at every connection for every request that begins or ends, and, where some are idle, at every one for
+each of those: with 1,500 running answers a provider's process did nothing else for ten seconds. Here requests and
+connections are only looked at when something happens to them; an idle connection when it is to be used again, or once
+its time is over. For HTTP/1.1, where a connection has one request. There is no public seam for that: tests/test_pool.py
+fails if httpcore's pool does not call what is replaced here any more. What fails is what fails in httpcore's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+import httpcore
+from httpcore._async.connection_pool import AsyncPoolRequest
+from httpcore._async.interfaces import AsyncConnectionInterface
+
+SWEEP_S = 1.0  # between two looks at what is idle
+
+
+class _Requests(list[AsyncPoolRequest]):
+    """The pool's requests; notes which are new and which have left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting: deque[AsyncPoolRequest] = deque()
+        """Without a connection, in their order; some may have left."""
+        self.left: list[AsyncPoolRequest] = []
+
+    def append(self, request: AsyncPoolRequest) -> None:
+        """It begins."""
+        super().append(request)
+        self.waiting.append(request)
+
+    def remove(self, request: AsyncPoolRequest) -> None:
+        """It has ended."""
+        super().remove(request)
+        self.left.append(request)
+
+
+class Pool(httpcore.AsyncConnectionPool):
+    """httpcore's, for HTTP/1.1 connections."""
+
+    _requests: _Requests
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(**options, http1=True, http2=False)  # type: ignore[arg-type]  # as httpcore's, whatever it takes
+        self._requests = _Requests()
+        self._idle: dict[AsyncConnectionInterface, None] = {}
+        """Those that wait for a request, the one that has waited longest first."""
+        self._swept_at = 0.0
+
+    def _assign_requests_to_connections(self) -> list[AsyncConnectionInterface]:
+        requests, closing = self._requests, list[AsyncConnectionInterface]()
+        if not requests.waiting and not requests.left:  # a connection was not free after all: who had it asks again
+            requests.waiting.extend(request for request in requests if request.is_queued())
+        for request in requests.left:
+            self._settle(request, closing)
+        requests.left.clear()
+        if time.monotonic() - self._swept_at > SWEEP_S:
+            self._swept_at = time.monotonic()
+            for connection in [one for one in self._idle if one.is_closed() or one.has_expired()]:
+                self._drop(connection, closing)
+        while len(self._idle) > self._max_keepalive_connections:
+            self._drop(next(iter(self._idle)), closing)
+        while requests.waiting:
+            request = requests.waiting[0]
+            if request in requests and request.is_queued() and not self._serve(request, closing):
+                break
+            requests.waiting.popleft()
+        return closing
+
+    def _settle(self, request: AsyncPoolRequest, closing: list[AsyncConnectionInterface]) -> None:
+        """What becomes of the connection of a request that has ended."""
+        connection = request.connection
+        if connection is None or connection not in self._connections:
+            return
+        if connection.is_closed():
+            self._connections.remove(connection)
+        elif connection.is_idle():
+            self._idle[connection] = None
+        else:  # given to a request that was cancelled before it could use it
+            self._connections.remove(connection)
+            closing.append(connection)
+
+    def _serve(self, request: AsyncPoolRequest, closing: list[AsyncConnectionInterface]) -> bool:
+        """Give it a connection, if there may be one."""
+        origin = request.request.url.origin
+        while self._idle:
+            connection, _ = self._idle.popitem()  # the one that was used last: others may expire
+            if connection.is_available() and connection.can_handle_request(origin) and not connection.has_expired():
+                request.assign_to_connection(connection)
+                return True
+            self._connections.remove(connection)
+            closing.append(connection)
+        if len(self._connections) >= self._max_connections:
+            return False
+        connection = self.create_connection(origin)
+        self._connections.append(connection)
+        request.assign_to_connection(connection)
+        return True
+
+    def _drop(self, connection: AsyncConnectionInterface, closing: list[AsyncConnectionInterface]) -> None:
+        del self._idle[connection]
+        self._connections.remove(connection)
+        closing.append(connection)
