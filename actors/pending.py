@@ -10,6 +10,7 @@ As `actors.rows`, all of it runs inside a transaction of the store, and may come
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -19,6 +20,8 @@ from actors.rows import FIND_CONVERSATION, FIND_TURN, Row, one, rows
 from actors.schema import Database
 from protocol.errors import Code, Fault
 from protocol.pending import (
+    OPERATORS,
+    SAMPLING,
     CancelPending,
     Decided,
     DecidePending,
@@ -48,6 +51,9 @@ OPEN_OF_CONVERSATION = "SELECT * FROM pending WHERE conversation = ? AND state =
 OPEN_OF_SERVER = "SELECT * FROM pending WHERE state = 'open' AND server = ?"
 ALL_OF_TURN = "SELECT * FROM pending WHERE conversation = ? AND turn = ? ORDER BY made_at"
 OVERDUE = "SELECT * FROM pending WHERE state = 'open' AND expires_at <= ? ORDER BY expires_at"
+ASKED_BY_SERVERS = (
+    "SELECT id, front, owner FROM pending WHERE state = 'open' AND turn = 0 AND (kind = 'question' OR tool = ?)"
+)
 NEXT_DUE = "SELECT expires_at FROM pending WHERE state = 'open' ORDER BY expires_at LIMIT 1"
 SETTLED_BEFORE = "SELECT id FROM pending WHERE state <> 'open' AND settled_at < ? ORDER BY settled_at LIMIT ?"
 DROP_PENDING = "DELETE FROM pending WHERE id = ?"
@@ -164,6 +170,17 @@ def expire(db: Database, _: ExpirePending, now: float) -> Expired:
     expired = [_settle(db, _pending(row), "expired", now) for row in rows(db, OVERDUE, now)]
     due = one(db, NEXT_DUE)
     return Expired(expired, math.inf if due is None else due[0])
+
+
+def orphaned(db: Database, now: float, gone: Callable[[str], bool], *, operators: bool) -> None:
+    """End what servers asked outside of turns through fronts that are gone: nobody waits for the answer any more.
+
+    Args:
+        operators: also what was asked of operators, which is asked through every front.
+    """
+    for pending_id, front, owner in rows(db, ASKED_BY_SERVERS, SAMPLING):
+        if gone(front) and (operators or owner != OPERATORS):
+            db.execute(SETTLE, ("cancelled", None, "", now, pending_id))
 
 
 def of_turn(db: Database, conversation: str, turn: int) -> list[Pending]:

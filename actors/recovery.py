@@ -18,6 +18,7 @@ from typing import Any
 from actors.annotations import annotations_of
 from actors.claims import held, holders
 from actors.fence import Fence
+from actors.pending import orphaned
 from actors.rows import (
     ALL_OPEN,
     DELTAS,
@@ -55,6 +56,7 @@ def recover(db: Database, now: float, fence: Fence) -> int:
         if state == "running" and not front and not calls_of(db, conversation, name, turn):
             _close(db, conversation, turn, name, now)
             closed += 1
+    orphaned(db, now, fence.is_gone, operators=True)
     return closed
 
 
@@ -62,6 +64,7 @@ def front_gone(db: Database, message: FrontGone, now: float, fence: Fence) -> Do
     """`FrontGone`."""
     fence.shut(message.front)
     _let_go(db, message.front, now, again=True)
+    orphaned(db, now, fence.is_gone, operators=False)
     return Done()
 
 

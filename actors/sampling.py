@@ -17,7 +17,6 @@ from protocol.mcp_server import SamplingRequest
 from protocol.streamer import Finished
 from protocol.watcher import Llm, Provider
 
-TOOL = "sampling/createMessage"  # what an approval of it is called
 EDITABLE = ("messages", "system_prompt", "max_tokens", "temperature", "stop")
 """What whoever approves a request may change of it."""
 

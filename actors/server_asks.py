@@ -35,7 +35,17 @@ from protocol.mcp_server import (
     UrlVisited,
     UserQuestion,
 )
-from protocol.pending import APPROVAL, OPERATORS, QUESTION, Decided, DecidePending, OpenPending, Pending, ReadPending
+from protocol.pending import (
+    APPROVAL,
+    OPERATORS,
+    QUESTION,
+    SAMPLING,
+    Decided,
+    DecidePending,
+    OpenPending,
+    Pending,
+    ReadPending,
+)
 from protocol.streamer import Complete, Failed, Finished
 
 STORE_S = 10.0  # for the store to take a question, or to say how it stands
@@ -170,7 +180,7 @@ class ServerAsks:
             turn=turn,
             # an approval that names a call is one of the call itself, without which it is not made
             call=asked.call if kind == QUESTION else "",
-            tool=sampling.TOOL if kind == APPROVAL else "",
+            tool=SAMPLING if kind == APPROVAL else "",
             front=self._front.id,
         )
 
@@ -240,7 +250,7 @@ class ServerAsks:
             return _refused(asked, f"One call may have a model asked {tools.sampling_requests} times.")
         if policy == "ask":
             reason = f"The MCP server {asked.server} wants a model to be asked for it."
-            body = {"tool_name": sampling.TOOL, "arguments": sampling.shown(asked), "reason": reason}
+            body = {"tool_name": SAMPLING, "arguments": sampling.shown(asked), "reason": reason}
             settled = await self._settled(self._row(asked, place, APPROVAL, body), tools.question_timeout)
             if settled.state != "answered":
                 refused = settled.state == "declined"

@@ -21,6 +21,9 @@ OPERATORS = ""
 APPROVAL: Literal["approval"] = "approval"
 QUESTION: Literal["question"] = "question"
 
+SAMPLING = "sampling/createMessage"
+"""As `tool` of an approval: a server wants a model to be asked."""
+
 State = Literal["open", "answered", "declined", "cancelled", "expired"]
 """`answered`: with `answer`. `cancelled`: by the person, or because what it was for has ended."""
 

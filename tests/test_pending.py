@@ -13,6 +13,7 @@ from protocol.errors import Code, Fault
 from protocol.mail import Request
 from protocol.pending import (
     OPERATORS,
+    SAMPLING,
     CancelPending,
     DecidePending,
     DropGrant,
@@ -23,6 +24,7 @@ from protocol.pending import (
     Pending,
     ReadPending,
 )
+from protocol.writer import FrontGone
 from tests.service import Client, of_type, service
 from tests.stores import append, ask, begin, closed, do, hop, opened
 
@@ -121,6 +123,19 @@ def test_time_and_the_end_of_what_it_was_for_settle_it_too(monkeypatch: pytest.M
         now += 8 * 86400
         do(s, ExpirePending())
         assert code(s, ReadPending("a")) is Code.NOT_FOUND, "forgotten after a week"
+
+
+def test_what_servers_asked_outside_of_turns_ends_with_whom_they_asked_through() -> None:
+    with opened(MEMORY) as s:
+        do(s, begin(1))
+        sampling = approval("s", turn=0, tool=SAMPLING)
+        pinned = approval("pin", turn=0)
+        for row in (sampling, pinned, question(), question("ops", conversation="", owner=OPERATORS)):
+            do(s, opening(row))
+        do(s, FrontGone("run:front1#1"))
+        assert [ask(s, ReadPending(id_)).state for id_ in ("s", "q", "ops")] == ["cancelled", "cancelled", "open"]
+        s.recover()
+        assert [ask(s, ReadPending(id_)).state for id_ in ("ops", "pin")] == ["cancelled", "open"]
 
 
 def test_always_is_remembered_for_its_owner_until_it_is_dropped() -> None:
