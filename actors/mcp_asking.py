@@ -11,10 +11,12 @@ from typing import Any
 
 import mcp_types as types
 from mcp.client import ClientRequestContext
+from pydantic import ValidationError
 
 from actors.server_requests import ServerRequests, Unasked
 from protocol.mcp_server import AnswerSampling, SamplingRequest
 
+ADDRESSES_MAX = 5  # that a person is sent to before one call
 REJECTED = -1  # the specification's code for a sampling request that was not granted
 
 
@@ -44,6 +46,25 @@ class Asking:
         form = answer.action == "accept" and not isinstance(params, types.ElicitRequestURLParams)
         action: Any = answer.action
         return types.ElicitResult(action=action, content=answer.content or {} if form else None)
+
+    async def cleared(self, required: types.ErrorData) -> bool:
+        """A call was refused until the user has been at some addresses: ask for that; whether it is done."""
+        try:
+            data = types.ElicitationRequiredErrorData.model_validate(required.data)
+        except ValidationError:
+            return False
+        wanted = data.elicitations[:ADDRESSES_MAX]
+        for one in wanted:
+            try:
+                answer = await self._requests.ask_user(
+                    one.message, schema=None, url=one.url, elicitation=one.elicitation_id
+                )
+            except Unasked:
+                return False
+            if answer.action != "accept":
+                return False
+        ids = [one.elicitation_id for one in wanted if one.elicitation_id is not None]
+        return bool(ids) and await self._requests.until_visited(ids)
 
     async def sample(
         self, context: ClientRequestContext, params: types.CreateMessageRequestParams

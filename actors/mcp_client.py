@@ -20,6 +20,7 @@ from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import BaseModel, ValidationError
 
 from actors.kept_results import Keep
+from actors.mcp_asking import Asking
 from actors.mcp_catalogue import catalogue, wire_form
 from actors.mcp_wire import LOST, Wire
 from actors.server_contents import TooLarge, contents_of, prompt_of
@@ -51,11 +52,12 @@ T = TypeVar("T")
 class Connected:
     """A server after the handshake. Made by `actors.mcp_connect.connect`."""
 
-    def __init__(self, name: str, client: Client, wire: Wire, result_cap: int) -> None:
+    def __init__(self, name: str, client: Client, wire: Wire, asking: Asking, result_cap: int) -> None:
         self._name = name
         self._result_cap = result_cap
         self._client = client
         self._wire = wire
+        self._asking = asking
         self._meta: types.RequestParamsMeta | None = None
         self._promised: dict[str, dict[str, Any]] = {}
         """Output schemas, by the tool's name."""
@@ -144,6 +146,8 @@ class Connected:
     ) -> ToolOutcome:
         """Run a tool once. No deadline in here; a cancelled call is cancelled at the server too.
 
+        One that is refused until the user has been at an address is run once he has.
+
         Args:
             keep: keeps what is too large to be carried along.
         Raises: Fault TOOL_FAILED, if what came back is no answer to a tool call; ServerEnded, if the connection
@@ -154,7 +158,13 @@ class Connected:
             on_progress(progress, total, message or "")
 
         try:
-            result = await self._client.call_tool(tool, arguments, progress_callback=report, meta=self._meta)
+            try:
+                result = await self._client.call_tool(tool, arguments, progress_callback=report, meta=self._meta)
+            except MCPError as error:
+                if error.code != types.URL_ELICITATION_REQUIRED or not await self._asking.cleared(error.error):
+                    raise
+                # It was refused before anything was done, and what was missing is there now.
+                result = await self._client.call_tool(tool, arguments, progress_callback=report, meta=self._meta)
         except MCPError as error:
             if self._wire.closed or error.code == LOST:
                 raise ServerEnded(f"MCP server {self._name!r} ended during the call.") from error

@@ -109,13 +109,13 @@ async def connect(
     retreat = False
     try:
         async with _shaken(name, _carrier(link, auth), era, probe_s, options) as (client, wire):
-            yield Connected(name, client, wire, result_cap)
+            yield Connected(name, client, wire, asking, result_cap)
     except* Older as group:
         log.info("MCP server %r is asked in the way before streamable HTTP: %s", name, _first(group))
         retreat = True
     if retreat and isinstance(link, Endpoint):
         async with _shaken(name, Sse(link, auth), era, probe_s, options) as (client, wire):
-            yield Connected(name, client, wire, result_cap)
+            yield Connected(name, client, wire, asking, result_cap)
 
 
 def _carrier(link: Process | Endpoint, auth: httpx2.Auth | None) -> Carrier:

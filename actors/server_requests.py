@@ -15,7 +15,7 @@ import logging
 import math
 import secrets
 from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +31,7 @@ from protocol.spec import Context
 OPEN_MAX = 8  # requests of one call that wait at a time; a person answers one after the other
 MOST_S = 90_000.0  # for an answer: over the longest `chat.tools.question_timeout`, which the gateway counts
 SAMPLING_MAX = 4 * 1024 * 1024  # bytes of what a model is to be told
+VISIT_S = 600.0  # for a person to do at an address what has to be done there before a call
 VISITS_MAX = 256  # addresses that were opened and of which the server may still say that it is done
 
 CALL: ContextVar[Hashable] = ContextVar("CALL", default=None)
@@ -66,6 +67,15 @@ class _Open:
     """Why there is none."""
 
 
+@dataclass
+class _Visit:
+    """An address that the user is to open, and of which the server may say that it is done."""
+
+    question: str
+    to: str
+    done: trio.Event = field(default_factory=trio.Event)
+
+
 class Unasked(Exception):
     """It was not asked at all; the text says why, for the server.
 
@@ -94,7 +104,7 @@ class ServerRequests:
         self._ctx = ctx
         self._running: dict[Hashable, _Running] = {}
         self._open: dict[str, _Open] = {}
-        self._visits: dict[str, tuple[str, list[str]]] = {}
+        self._visits: dict[str, _Visit] = {}
 
     @property
     def alone(self) -> bool:
@@ -133,7 +143,7 @@ class ServerRequests:
         question = self._new_id()
         asked = UserQuestion(question, self._server, str(call), message[:MESSAGE_MAX], schema, url)
         if elicitation is not None:
-            self._visits[elicitation] = (question, [running.to])
+            self._visits[elicitation] = _Visit(question, running.to)
             if len(self._visits) > VISITS_MAX:
                 del self._visits[next(iter(self._visits))]
         with running.clock.paused():
@@ -174,9 +184,20 @@ class ServerRequests:
 
     def visited(self, elicitation: str) -> None:
         """The server says that what was to be done at an address is done."""
-        question, gateways = self._visits.pop(elicitation, ("", []))
-        for gateway in gateways:
-            self._ctx.ref(gateway).offer(UrlVisited(question))
+        visit = self._visits.get(elicitation)
+        if visit is not None and not visit.done.is_set():
+            visit.done.set()
+            self._ctx.ref(visit.to).offer(UrlVisited(visit.question))
+
+    async def until_visited(self, elicitations: list[str]) -> bool:
+        """Wait for the server to say of all of them that it is done; whether it did so in time."""
+        running = self._running.get(CALL.get())
+        with trio.move_on_after(VISIT_S), running.clock.paused() if running is not None else nullcontext():
+            for elicitation in elicitations:
+                if (visit := self._visits.get(elicitation)) is not None:
+                    await visit.done.wait()
+            return True
+        return False
 
     def gateway_gone(self, path: str) -> None:
         """Its process is gone, and with it whoever was asked."""

@@ -4,7 +4,7 @@ Its tool `ask` asks for what its argument `requests` holds, by key (`{key: {meth
 as requests of its own, or as input that the call requires; its text is the answers as JSON, by key. `visited` says
 that what was to be done at an address is done, by its argument `id`; `loose` asks while no call runs, after its own
 answer; `told` gives what that was answered. `say` gives its argument `text` back; `hold` begins and never ends; `can`
-gives what the client says it can.
+gives what the client says it can; `gated` wants an address to be visited first (id `e9`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ NEWER = "2026-07-28"
 OBJECT: dict[str, Any] = {"type": "object", "properties": {}}
 TOOLS = [
     {"name": name, "description": name, "inputSchema": OBJECT}
-    for name in ("ask", "say", "visited", "loose", "can", "told", "hold")
+    for name in ("ask", "say", "visited", "loose", "can", "told", "hold", "gated")
 ]
 newer = sys.argv[1] == "newer"
 capabilities: dict[str, Any] = {}
@@ -26,6 +26,7 @@ waiting: dict[str, tuple[int, str]] = {}
 answers: dict[int, dict[str, Any]] = {}
 """By call, and key; -1: of no call."""
 wanted: dict[int, int] = {}
+visited: set[str] = set()
 
 
 def say(message: dict[str, Any]) -> None:
@@ -77,10 +78,16 @@ def call(number: int, params: dict[str, Any]) -> None:
             ask(number, params)
         case "say":
             text(number, arguments["text"])
+        case "gated" if "e9" not in visited:
+            page = {"mode": "url", "message": "Sign in", "url": "https://a.example/in", "elicitationId": "e9"}
+            say({"id": number, "error": {"code": -32042, "message": "sign in", "data": {"elicitations": [page]}}})
+        case "gated":
+            text(number, "inside")
         case "hold":
             token = params["_meta"]["progressToken"]
             say({"method": "notifications/progress", "params": {"progressToken": token, "progress": 1}})
         case "visited":
+            visited.add(arguments["id"])
             say({"method": "notifications/elicitation/complete", "params": {"elicitationId": arguments["id"]}})
             text(number, "told")
         case "loose":

@@ -51,7 +51,7 @@ IMPORTERS = {
     "dotenv": {"actors/environment.py"},
     "pydantic": {
         *("actors/settings.py", "actors/llm_settings.py"),
-        *("actors/mcp_catalogue.py", "actors/mcp_client.py", "actors/mcp_connect.py", *SERVERS),
+        *("actors/mcp_asking.py", "actors/mcp_catalogue.py", "actors/mcp_client.py", "actors/mcp_connect.py", *SERVERS),
     },
     "anyio": {"actors/mcp_http.py", *SERVERS},
     "mcp": {*MCP_PROCESS, *SERVERS},

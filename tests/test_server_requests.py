@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import trio
 
-from actors import server_calls
+from actors import server_calls, server_requests
 from protocol.errors import Fault
 from protocol.mail import Gone
 from protocol.mcp_server import (
@@ -23,6 +23,7 @@ from protocol.mcp_server import (
     Catalogue,
     RequestEnded,
     SamplingRequest,
+    ToolOutcome,
     ToolProgress,
     UrlVisited,
     UserQuestion,
@@ -210,6 +211,35 @@ async def test_several_calls_run_side_by_side_and_what_is_asked_in_one_of_them_i
         given = begin(nursery, at, form=FORM)
         assert await given.wait() == {"form": {"action": "decline"}}
         at.ref("ask").offer(CancelCall("hold"))
+
+
+async def test_a_call_that_wants_an_address_visited_first_is_made_once_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with asked("older") as at, trio.open_nursery() as nursery:
+        outcomes: list[ToolOutcome] = []
+
+        async def gated() -> None:
+            outcomes.append(await at.call("gated", "ask"))
+
+        for action in ("decline", "accept"):  # declined, it stays refused
+            nursery.start_soon(gated)
+            question: UserQuestion = await at.next(UserQuestion)
+            assert (question.message, question.url) == ("Sign in", "https://a.example/in")
+            assert await at.ref("ask").ask(AnswerQuestion(question.question, action), within=5)
+        await at.call("visited", "ask", id="e9")
+        assert await at.next(UrlVisited) == UrlVisited(question.question)
+        nursery.cancel_scope.deadline = trio.current_time() + 20
+        while len(outcomes) < 2:
+            await at.call("say", "ask", text="again")
+        assert [(outcome.ok, outcome.text) for outcome in outcomes] == [(False, "sign in"), (True, "inside")]
+        monkeypatch.setattr(server_requests, "VISIT_S", 0.0)
+        os.kill(at.facts("ask")["pid"], signal.SIGKILL)
+        await at.next(Catalogue)
+        nursery.start_soon(gated)
+        question = await at.next(UserQuestion)
+        await at.ref("ask").ask(AnswerQuestion(question.question, "accept"), within=5)
+        while len(outcomes) < 3:
+            await at.call("say", "ask", text="again")
+        assert outcomes[2].text == "sign in"
 
 
 async def test_over_http_each_request_of_the_older_era_is_asked_in_its_own_call() -> None:
