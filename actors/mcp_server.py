@@ -35,6 +35,7 @@ from actors.server_endpoint import Endpoint, endpoint_of
 from actors.server_faults import ConnectTimeout, Refused, ServerEnded, Unusable
 from actors.server_health import Health
 from actors.server_log import ServerLog
+from actors.server_pins import Pins
 from actors.server_resources import available
 from actors.server_subscriptions import Kept, Subscriptions
 from protocol.mail import Mailbox
@@ -55,6 +56,8 @@ from protocol.mcp_server import (
     TellTools,
     UnsubscribeResource,
 )
+from protocol.pending import PendingSettled
+from protocol.pins import PinningChanged
 from protocol.spec import Context, Down, KeepContext, Parked, Up
 from protocol.watcher import Connection, McpServer
 
@@ -110,6 +113,8 @@ class _Desk:
     calls: Calls
     subscriptions: Subscriptions
     log: ServerLog
+    pins: Pins | None = None
+    """What decides which tools may be offered; None: all may."""
     told_level: str | None = None
     """The level that the server was asked to log at."""
     listed: Catalogue | None = None
@@ -155,6 +160,9 @@ class _Desk:
                             self.news.set()
                         case TellTools(to=gateway):
                             self.tell(gateway)
+                        case PendingSettled() | PinningChanged():
+                            self.changed()
+                            self.calls.wanted.set()  # one that sleeps must look, too
                         case Up(path=path):
                             self.tell(path)  # it is back, or new, and may not know what we offer
                         case Down(path=path, retry_in_ms=None, parked=False):
@@ -200,7 +208,8 @@ class _Desk:
 
     async def list_all(self, connected: Connected) -> None:
         """Ask for everything that the server offers."""
-        self.listed, problems = await connected.catalogue()
+        found, problems = await connected.catalogue()
+        self.listed = await self.pins.checked(found) if self.pins is not None else found
         self.calls.tools = {tool.name: tool for tool in self.listed.tools}
         problem = "; ".join(problems)
         if problem not in ("", self.problem):
@@ -306,9 +315,11 @@ async def run(box: Mailbox[McpServerMessage], ctx: Context) -> None:
         subscriptions = Subscriptions(server.name, kept.subscriptions, partial(_tell_updated, ctx, server.name))
         calls = Calls(server, box, ctx, kept.health, subscriptions)
         desk = _Desk(box, ctx, kept, kept.gateways, calls, subscriptions, log)
+        desk.pins = Pins(server, ctx, pinned=ctx.args["pinned"], again=desk.changed)
         kept.health.rests = desk.rests
         async with trio.open_nursery() as nursery:
             nursery.start_soon(desk.serve, nursery.cancel_scope)
+            nursery.start_soon(desk.pins.run)
             while True:
                 await _live(desk, server, way, ctx.args["connection"])
                 await desk.sleep()

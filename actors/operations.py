@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from actors import claims, pending, recovery, rows, saved, waiting
+from actors import claims, pending, pins, recovery, rows, saved, waiting
 from actors.fence import Fence
 from actors.schema import Database
 from protocol.pending import (
     CancelPending,
+    Decided,
     DecidePending,
     DropGrant,
     ExpirePending,
@@ -15,6 +16,7 @@ from protocol.pending import (
     OpenPending,
     ReadPending,
 )
+from protocol.pins import CheckTools
 from protocol.writer import (
     Append,
     AppendDeltas,
@@ -72,7 +74,12 @@ def apply(db: Database, operation: Operation, now: float, fence: Fence) -> objec
         case OpenPending():
             return pending.open_pending(db, operation, now, fence)
         case DecidePending():
-            return pending.decide(db, operation, now)
+            decided = pending.decide(db, operation, now)
+            if isinstance(decided, Decided):
+                pins.accept(db, decided, now)
+            return decided
+        case CheckTools():
+            return pins.check(db, operation, now)
         case CancelPending():
             return pending.cancel(db, operation, now)
         case ExpirePending():

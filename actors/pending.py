@@ -65,7 +65,8 @@ LIST_GRANTS = "SELECT server, tool, at FROM granted WHERE owner = ? ORDER BY ser
 NOTHING = "There is nothing of that id to decide."
 
 
-def _pending(row: Row) -> Pending:
+def from_row(row: Row) -> Pending:
+    """A row of the table."""
     id_, kind, owner, server, body, conversation, turn, call, tool, asker, front, *rest = row
     made_at, expires_at, state, answer, _, settled_at = rest
     return Pending(
@@ -92,15 +93,16 @@ def _text(value: Any) -> str:
     return msgspec.json.encode(value).decode()
 
 
-def _find(db: Database, pending_id: str) -> Pending | None:
+def find(db: Database, pending_id: str) -> Pending | None:
+    """The row of that id."""
     found = one(db, FIND_PENDING, pending_id)
-    return None if found is None else _pending(found)
+    return None if found is None else from_row(found)
 
 
 def open_pending(db: Database, message: OpenPending, now: float, fence: Fence) -> Pending | Fault:
     """`OpenPending`."""
     wanted = message.pending
-    if (earlier := _find(db, wanted.id)) is not None:
+    if (earlier := find(db, wanted.id)) is not None:
         return earlier
     conversation = one(db, FIND_CONVERSATION, wanted.conversation) if wanted.conversation else None
     if (fault := fence.refuses(wanted.front, conversation[3] if conversation else "")) is not None:
@@ -124,22 +126,23 @@ def open_pending(db: Database, message: OpenPending, now: float, fence: Fence) -
     return opened
 
 
-def _settle(db: Database, pending: Pending, state: Any, now: float, answer: Any = None, key: str = "") -> Pending:
+def settle(db: Database, pending: Pending, state: Any, now: float, answer: Any = None, key: str = "") -> Pending:
+    """Settle one that is open; as it stands then."""
     db.execute(SETTLE, (state, None if answer is None else _text(answer), key, now, pending.id))
     return msgspec.structs.replace(pending, state=state, answer=answer, settled_at=now)
 
 
 def decide(db: Database, message: DecidePending, now: float) -> Decided | Fault:
     """`DecidePending`."""
-    found = _find(db, message.id)
+    found = find(db, message.id)
     if found is None or found.owner not in message.owners or found.kind != message.kind:
         return Fault(Code.NOT_FOUND, NOTHING)
     if found.state != "open":
         (key,) = one(db, FIND_KEY, message.id) or ("",)
         return Decided(found, won=key == message.key)
     if found.expires_at <= now and message.state != "expired":
-        return Decided(_settle(db, found, "expired", now), won=False)
-    settled = _settle(db, found, message.state, now, message.answer, message.key)
+        return Decided(settle(db, found, "expired", now), won=False)
+    settled = settle(db, found, message.state, now, message.answer, message.key)
     if message.grant and found.tool and found.turn:
         db.execute(ADD_GRANT, (message.grant, found.server, found.tool, now))
     return Decided(settled, won=True)
@@ -155,19 +158,19 @@ def cancel(db: Database, message: CancelPending, now: float) -> list[Pending]:
         found = rows(db, OPEN_OF_SERVER, message.server) if message.server else []
     wanted = [
         pending
-        for pending in map(_pending, found)
+        for pending in map(from_row, found)
         if message.kind in (None, pending.kind)
         and message.call in ("", pending.call)
         and message.server in ("", pending.server)
     ]
-    return [_settle(db, pending, "cancelled", now) for pending in wanted]
+    return [settle(db, pending, "cancelled", now) for pending in wanted]
 
 
 def expire(db: Database, _: ExpirePending, now: float) -> Expired:
     """`ExpirePending`; also forgets what was settled long ago."""
     for row in rows(db, SETTLED_BEFORE, now - KEPT_S, DROP_MAX):
         db.execute(DROP_PENDING, row)
-    expired = [_settle(db, _pending(row), "expired", now) for row in rows(db, OVERDUE, now)]
+    expired = [settle(db, from_row(row), "expired", now) for row in rows(db, OVERDUE, now)]
     due = one(db, NEXT_DUE)
     return Expired(expired, math.inf if due is None else due[0])
 
@@ -185,12 +188,12 @@ def orphaned(db: Database, now: float, gone: Callable[[str], bool], *, operators
 
 def of_turn(db: Database, conversation: str, turn: int) -> list[Pending]:
     """All of a turn, whatever their state."""
-    return [_pending(row) for row in rows(db, ALL_OF_TURN, conversation, turn)]
+    return [from_row(row) for row in rows(db, ALL_OF_TURN, conversation, turn)]
 
 
 def read(db: Database, query: ReadPending) -> Pending:
     """`ReadPending`. Raises: Fault NOT_FOUND."""
-    found = _find(db, query.id)
+    found = find(db, query.id)
     if found is None:
         raise Fault(Code.NOT_FOUND, NOTHING)
     return found
@@ -198,7 +201,7 @@ def read(db: Database, query: ReadPending) -> Pending:
 
 def list_open(db: Database, query: ListPending) -> list[Pending]:
     """`ListPending`."""
-    found = [_pending(row) for owner in dict.fromkeys(query.owners) for row in rows(db, OPEN_OF_OWNER, owner)]
+    found = [from_row(row) for owner in dict.fromkeys(query.owners) for row in rows(db, OPEN_OF_OWNER, owner)]
     if query.conversation is not None:
         found = [pending for pending in found if pending.conversation in ("", query.conversation)]
     return sorted(found, key=lambda pending: pending.made_at)

@@ -16,6 +16,7 @@ import msgspec
 
 from actors.server_child import child
 from actors.server_command import access_of
+from actors.server_pins import is_pinned
 from protocol.mail import Mailbox
 from protocol.mcp_server import SetServerLog
 from protocol.roster import RosterMessage
@@ -78,6 +79,7 @@ def apply(snapshot: Snapshot, ctx: Context) -> None:
                 state_dir=snapshot.state_dir,
                 log_level=level,
                 config_access=its_access,
+                pinned=is_pinned(server),
             )
             apart = ctx.args.get("apart")
             if server.isolate and apart is None:

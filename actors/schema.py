@@ -208,8 +208,24 @@ def _pending(db: Database) -> None:
     )
 
 
+def _pins(db: Database) -> None:
+    db.execute(
+        """
+        CREATE TABLE pin ( -- what tools said of themselves when they were first seen, or agreed to
+            server TEXT NOT NULL,
+            tool TEXT NOT NULL,
+            source TEXT NOT NULL, -- digest of how the server is started or reached
+            digest TEXT NOT NULL, -- of the definition
+            definition TEXT NOT NULL, -- canonical JSON
+            at REAL NOT NULL,
+            PRIMARY KEY (server, tool)
+        ) STRICT, WITHOUT ROWID;
+        """
+    )
+
+
 Step = Callable[[Database], None]
-MIGRATIONS: tuple[Step, ...] = (_conversations, _turns, _deltas, _saved, _events, _claims, _pending)
+MIGRATIONS: tuple[Step, ...] = (_conversations, _turns, _deltas, _saved, _events, _claims, _pending, _pins)
 """Step number n (from 1) makes `user_version` n."""
 
 

@@ -22,6 +22,7 @@ def child(
     state_dir: str,
     log_level: str,
     config_access: str = "",
+    pinned: bool = False,
 ) -> Child:
     """The place of a server in the tree, from its configuration; the rest are fields of the snapshot."""
     tries = connection.max_reconnect_attempts if server.auto_reconnect else 0
@@ -49,5 +50,6 @@ def child(
             "state_dir": state_dir,
             "log_level": log_level,
             "config_access": config_access,
+            "pinned": pinned,
         },
     )

@@ -29,7 +29,7 @@ LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
 _ALWAYS = ("enabled", "timeout", "autoReconnect", "protocol", "type", "isolate", "roots", "elicitation", "sampling")
-_LIMITED = ("limits", "breaker", "policy")
+_LIMITED = ("limits", "breaker", "policy", "pin")
 _BY_COMMAND = ("command", "args", "cwd", "env")
 _BY_URL = ("url", "headers", "ca_file")
 _TYPES = {"http": "http", "streamable-http": "http", "streamableHttp": "http", "streamable_http": "http", "sse": "sse"}
@@ -158,6 +158,7 @@ class _Reader:
             auto_reconnect=self._take(entry, at, "autoReconnect", _flag, reconnect),
             protocol=self._take(entry, at, "protocol", _protocol, "auto"),
             isolate=self._take(entry, at, "isolate", _flag, False),
+            pin=self._take(entry, at, "pin", _flag, True),
             policy=self._take(entry, at, "policy", _policy, {}),
             elicitation=self._take(entry, at, "elicitation", _flag, True),
             sampling=self._take(entry, at, "sampling", _sampling, None),

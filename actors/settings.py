@@ -206,6 +206,9 @@ class ToolsSettings(Section):
     sampling_tokens: int = Field(ge=1, le=2**30, description="tokens of such an answer at most")
     sampling_requests: int = Field(ge=1, le=1000, description="such requests in one tool call at most")
     instructions: bool = Field(description="what MCP servers say of themselves is told to the model")
+    pinning: Annotated[Literal["ask", "allow", "off"], BeforeValidator(_off)] = Field(
+        description="a tool whose definition changes waits for approval (ask), is logged (allow), or nothing is kept"
+    )
 
 
 class ChatSettings(Section):

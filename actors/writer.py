@@ -26,6 +26,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import cast, get_args
 
+import msgspec
 import trio
 
 from actors.fence import Fence
@@ -35,6 +36,7 @@ from protocol.claim import gone
 from protocol.errors import Code, Fault
 from protocol.mail import Mailbox, Reply
 from protocol.pending import Decided, Expired, ExpirePending, Pending, PendingOpened, PendingSettled, WatchPending
+from protocol.pins import Checked, CheckTools, PinningChanged
 from protocol.spec import Context, Down, KeepContext, Parked, Up
 from protocol.watcher import Configured, Subscribe
 from protocol.writer import Entered, FrontGone, InUse, Loaded, Operation, Query, WriterMessage
@@ -70,6 +72,10 @@ class Kept:
         """Which conversations retention must leave alone, and when it was last at work."""
         self.watchers: set[str] = set()
         """Who is told of what waits for a person; those that are there no more do no harm."""
+        self.pinning: set[str] = set()
+        """Who asks which tools may be offered; likewise."""
+        self.pinning_mode = "ask"
+        """As configured; the strictest until that is known."""
 
 
 @asynccontextmanager
@@ -161,7 +167,11 @@ class Writer:
         slots: list[Reply | None] = [None for _ in operations]
         queries: list[Waiting] = []
         for message, reply in batch:
-            if isinstance(message, OPERATIONS):
+            if isinstance(message, CheckTools):
+                self._kept.pinning.add(message.to)
+                operations.append(msgspec.structs.replace(message, mode=self._kept.pinning_mode))
+                slots.append(reply)
+            elif isinstance(message, OPERATIONS):
                 operations.append(cast(Operation, message))
                 slots.append(reply)
             elif isinstance(message, QUERIES) and reply is not None:
@@ -176,6 +186,7 @@ class Writer:
                 self._kept.watchers.add(message.to)
             elif isinstance(message, Configured):
                 self._sweeper.configure(message.snapshot.storage)
+                self._pin(message.snapshot.tools.pinning)
         if operations:
             try:
                 answers = await self._commit(operations)
@@ -206,6 +217,9 @@ class Writer:
                 self._due = min(self._due, at)
             case Decided() if answer.won or answer.pending.state == "expired":
                 told = [answer.pending]
+            case Checked():
+                told = answer.news
+                self._due = min([self._due, *(pending.expires_at for pending in told)])
             case Expired():
                 told = answer.pending
                 self._due = answer.next_at
@@ -220,6 +234,13 @@ class Writer:
                 event = PendingSettled(pending)
             for path in {*self._kept.watchers, pending.asker} - {""}:
                 self._ctx.ref(path).offer(event)
+
+    def _pin(self, mode: str) -> None:
+        """`chat.tools.pinning` is that now."""
+        before, self._kept.pinning_mode = self._kept.pinning_mode, mode
+        if mode != before:
+            for path in self._kept.pinning:
+                self._ctx.ref(path).offer(PinningChanged())
 
     async def _expire(self) -> None:
         while True:

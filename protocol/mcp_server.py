@@ -17,6 +17,8 @@ import msgspec
 
 from protocol.contents import Content
 from protocol.mail import Nudge, Request
+from protocol.pending import PendingSettled
+from protocol.pins import PinningChanged
 from protocol.spec import Down, Up
 
 
@@ -91,6 +93,8 @@ class Catalogue(msgspec.Struct, frozen=True, tag=True):
     prompts: list[Prompt]
     instructions: str
     templates: list[ResourceTemplate] = []
+    quarantined: list[str] = []
+    """Names of tools that it has, and that are not offered since their definitions have changed."""
 
 
 class ToolOutcome(msgspec.Struct, frozen=True):
@@ -364,6 +368,8 @@ McpServerMessage = (
     | AnswerSampling
     | SetServerLog
     | TellTools
+    | PendingSettled
+    | PinningChanged
     | Down
     | Up
     | Nudge

@@ -115,6 +115,8 @@ class Tools(msgspec.Struct, frozen=True):
     """In one call at most."""
     instructions: bool = True
     """What servers say of themselves is part of the system prompt."""
+    pinning: str = "ask"
+    """What happens to a tool whose definition has changed: ask, allow or off; see `protocol.pins`."""
 
 
 class LimitOptions(msgspec.Struct, frozen=True):
@@ -248,6 +250,8 @@ class McpServer(msgspec.Struct, frozen=True):
     """Its actor gets a process of its own."""
     policy: dict[str, str] = {}
     """Patterns of its tools -> allow, ask or deny; see `actors.policy`. A change of it restarts nothing."""
+    pin: bool = True
+    """What its tools say of themselves is kept, and a change must be agreed to."""
     elicitation: bool = True
     """It may ask the user."""
     sampling: str | None = None

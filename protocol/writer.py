@@ -17,6 +17,7 @@ import msgspec
 from protocol.errors import FaultBody
 from protocol.mail import Nudge, Request
 from protocol.pending import PendingOperation, PendingQuery, WatchPending
+from protocol.pins import CheckTools
 from protocol.spec import Down, Up
 from protocol.streamer import ToolCall
 from protocol.watcher import Configured
@@ -446,6 +447,7 @@ Operation = (
     | Release
     | FrontGone
     | PendingOperation
+    | CheckTools
 )
 """Answered after the commit that holds it; those that wait together share one."""
 

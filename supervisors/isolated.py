@@ -70,7 +70,7 @@ def parent(_: str) -> str:
 
 def part(role: str, args: Mapping[str, Any]) -> Group:
     """In the process: the real actor in its place."""
-    given = {name: args[name] for name in ("state_dir", "log_level", "config_access")}
+    given = {name: args[name] for name in ("state_dir", "log_level", "config_access", "pinned")}
     server = msgspec.convert(args["server"], McpServer)
     connection = msgspec.convert(args["connection"], Connection)
     child = cast(Callable[..., Child], importlib.import_module("actors.server_child").child)

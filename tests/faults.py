@@ -80,6 +80,7 @@ ROWS = [
     Row("store/writer", "ListPending", "connect"),
     Row("store/writer", "ListGrants", "list grants"),
     Row("store/writer", "WatchPending", "watch pending"),
+    Row("store/writer", "CheckTools", "check tools"),
     Row("store/writer", "Configured", "configure"),
     Row("store/writer", "Nudge", "nudge"),
     # The streamer: asked again while nothing was shown, interrupted after that.
@@ -105,6 +106,8 @@ ROWS = [
     Row("mcp/demo", "AnswerSampling", "answer sampling"),
     Row("mcp/demo", "SetServerLog", "server log"),
     Row("mcp/demo", "TellTools", "tell tools"),
+    Row("mcp/demo", "PendingSettled", "tool settled"),
+    Row("mcp/demo", "PinningChanged", "pinning changed"),
     Row("mcp/demo", "Nudge", "nudge"),
     # The gateway: turns of the batch in hand have a gap; all else goes on.
     Row("front/gateway", "Pieces"),

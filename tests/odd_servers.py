@@ -84,6 +84,10 @@ def tools(cursor: object) -> dict[str, Any]:
         return {"tools": [{**tool, "outputSchema": number} for tool in TOOLS]}
     if MODE == "endless_pages":
         return {"tools": [], "nextCursor": f"{cursor or ''}x"[:1000]}
+    if MODE == "shifts":  # what it says of its tools is in a file, as that is now
+        with open(ARGUMENT) as file:
+            said = json.load(file)
+        return {"tools": [{**tool, **said[tool["name"]]} for tool in TOOLS if tool["name"] in said]}
     return {"tools": TOOLS}
 
 

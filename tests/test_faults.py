@@ -47,9 +47,11 @@ from protocol.pending import (
     ListGrants,
     OpenPending,
     Pending,
+    PendingSettled,
     ReadPending,
     WatchPending,
 )
+from protocol.pins import CheckTools, PinningChanged
 from protocol.reporter import GetStatus, RestartPart
 from protocol.spec import Child, Down, Group, Status, Up
 from protocol.watcher import GetConfig, GetSnapshot, ListVersions, Rollback, SetConfig, SetLocalModel, Subscribe
@@ -314,6 +316,10 @@ SCENES["drop grant"] = asking(WRITER, DropGrant("local", "demo", "add"))
 SCENES["read pending"] = asking(WRITER, ReadPending("p"))
 SCENES["list grants"] = asking(WRITER, ListGrants("local"))
 SCENES["watch pending"] = offering(WRITER, WatchPending("front/gateway"))
+SCENES["check tools"] = asking(WRITER, CheckTools("demo", "source", {}, to="mcp/demo"))
+SETTLED = Pending("tool-x", "approval", "", "demo", {}, tool="add", state="declined")
+SCENES["tool settled"] = offering(DEMO_SERVER, PendingSettled(SETTLED))
+SCENES["pinning changed"] = offering(DEMO_SERVER, PinningChanged())
 SCENES["in use"] = offering(WRITER, InUse([]))
 SCENES["list models"] = asking("llm/streamer", ListModels())
 SCENES["figures"] = asking("front/gateway", GetFigures())

@@ -41,6 +41,7 @@ SHOWN = {
         f"chat.tools.{key}": "tests/test_server_asks.py::test_a_model_is_asked_for_a_server_once_somebody_agrees"
         for key in ("sampling", "sampling_tokens", "sampling_requests", "instructions")
     },
+    "chat.tools.pinning": "tests/test_pinning.py::test_a_changed_tool_is_not_offered_until_an_operator_agrees",
     "llm.providers.<name>.client.prices.input": "tests/test_usage.py::"
     "test_what_an_answer_costs_is_told_and_kept_and_prices_change_live",
     "llm.providers.<name>.client.prices.output": "tests/test_usage.py::"
