@@ -24,7 +24,6 @@ import msgspec
 import trio
 from mcp.shared._httpx_utils import next_request_within_origin, redirect_location
 
-from actors import stdio
 from actors.mcp_wire import LOST
 from actors.server_endpoint import Endpoint
 from actors.server_faults import Refused, ServerEnded, Unusable
@@ -252,13 +251,13 @@ class Exchange(httpx2.AsyncClient):
     async def _whole(self, response: httpx2.Response, request: httpx2.Request, number: int | str) -> httpx2.Response:
         """A JSON answer, read here: the package would read without end, and take a cut for the end of everything."""
         chunks: list[bytes] = []
-        size = 0
+        size, cap = 0, self._endpoint.message_cap
         try:
             async for chunk in response.aiter_raw():
                 size += len(chunk)
-                if size <= stdio.LINE_CAP:
+                if size <= cap:
                     chunks.append(chunk)
-                elif size > OVERSIZE * stdio.LINE_CAP:
+                elif size > OVERSIZE * cap:
                     break
                 else:
                     chunks.clear()
@@ -267,8 +266,8 @@ class Exchange(httpx2.AsyncClient):
             return _failed(request, number, LOST, "the connection was lost during the answer")
         finally:
             await response.aclose()
-        if size > stdio.LINE_CAP:
-            most = "more than" if size > OVERSIZE * stdio.LINE_CAP else "its answer has"
+        if size > cap:
+            most = "more than" if size > OVERSIZE * cap else "its answer has"
             why = f"{most} {size} bytes, more than a message may have"
             return _failed(request, number, types.PARSE_ERROR, why)
         return _answered(request, response.status_code, b"".join(chunks), self.session)

@@ -17,7 +17,6 @@ import trio
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.message import SessionMessage
 
-from actors import stdio
 from actors.mcp_exchange import Exchange
 from actors.mcp_wire import LOST, Arrived
 from actors.server_endpoint import Endpoint
@@ -51,7 +50,7 @@ class Http:
                 self._endpoint.url,
                 http_client=exchange,
                 terminate_on_close=False,  # it would not, when cancelled
-                max_sse_event_size=stdio.LINE_CAP,
+                max_sse_event_size=self._endpoint.message_cap,
             ) as (self._incoming, self._outgoing):
                 try:
                     yield

@@ -18,7 +18,6 @@ import trio
 from mcp.shared._httpx_utils import sse_within_origin
 from mcp.shared.message import SessionMessage
 
-from actors import stdio
 from actors.mcp_exchange import Exchange
 from actors.mcp_wire import Arrived
 from actors.server_endpoint import Endpoint
@@ -39,7 +38,7 @@ class Sse:
     def __init__(self, endpoint: Endpoint, auth: httpx2.Auth | None) -> None:
         self.skipped = 0
         self._exchange = Exchange(endpoint, auth, apart=True)
-        self._url = endpoint.url
+        self._endpoint = endpoint
         self._posting: trio.Nursery
         self._to = ""
         # Unbounded, but nothing waits in it: what comes is taken by a task of its own.
@@ -80,7 +79,9 @@ class Sse:
         """Read the one stream to its end, which is that of the connection."""
         who = self._exchange.who
         try:
-            async with sse_within_origin(self._exchange, self._url, max_event_size=stdio.LINE_CAP) as source:
+            async with sse_within_origin(
+                self._exchange, self._endpoint.url, max_event_size=self._endpoint.message_cap
+            ) as source:
                 await self._exchange.check(source.response)
                 async for event in source:
                     if event.event == "endpoint" and not self._to:
@@ -96,7 +97,7 @@ class Sse:
 
     def _within(self, address: str) -> str:
         """The whole address. Raises Refused if it is elsewhere: what our headers hold is for this place only."""
-        here, there = httpx2.URL(self._url), httpx2.URL(self._url).join(address)
+        here, there = httpx2.URL(self._endpoint.url), httpx2.URL(self._endpoint.url).join(address)
         if (here.scheme, here.host, here.port) != (there.scheme, there.host, there.port) or there.userinfo:
             raise Refused(f"{self._exchange.who} wants messages to be posted elsewhere, to {there.host!r}.")
         return str(there)

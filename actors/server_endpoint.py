@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from actors.server_command import SECRET_MIN, filled
 from actors.server_faults import Unusable
-from actors.stdio import blacked_out
+from actors.stdio import LINE_CAP, blacked_out
 from protocol.watcher import McpServer
 
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110: the name of a header
@@ -40,6 +40,8 @@ class Endpoint:
     """The URL without user, password, query and secrets."""
     secrets: tuple[str, ...] = field(default=(), repr=False)
     """Values that are blacked out in what is shown of what it says."""
+    message_cap: int = LINE_CAP
+    """Bytes that one message of it may have."""
 
     def clean(self, text: str) -> str:
         """The text with the secrets blacked out."""
@@ -97,4 +99,5 @@ def endpoint_of(server: McpServer, state_dir: str, environ: Mapping[str, str]) -
         ca_file=os.path.join(state_dir, os.path.expanduser(server.ca_file)) if server.ca_file else None,
         shown=blacked_out(shown, long),
         secrets=long,
+        message_cap=server.limits.line_bytes,
     )

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import trio
 
-from actors import mcp_exchange, mcp_server, stdio
+from actors import mcp_exchange, mcp_server
 from protocol.errors import Code
 from protocol.mail import Gone
 from protocol.mcp_server import CancelCall, Catalogue, SetServerLog, ToolProgress
 from protocol.spec import Down
-from protocol.watcher import McpServer
+from protocol.watcher import McpServer, ServerLimits
 from tests.certificates import Authority
 from tests.http_servers import (
     HTML,
@@ -409,15 +409,15 @@ async def test_a_call_without_an_answer_ends_with_its_deadline_and_holds_nothing
         await server.asked("notifications/cancelled")
 
 
-async def test_an_answer_over_the_cap_fails_its_call_and_tells_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stdio, "LINE_CAP", 1_000_000)
-    async with http_server() as server, house(at_url(server)) as at:
-        await at.next(Catalogue)
-        assert "its answer has 2000" in await fails(at, "big")
-        server.streamed = True
-        assert "exceeded the 1000000 byte limit" in await fails(at, "big")
-        assert await fails(at) == "ok"
-        assert at.tree.slots["mcp/odd"].incarnation == 1
+async def test_an_answer_over_the_cap_fails_its_call_and_tells_its_size() -> None:
+    async with http_server() as server:
+        async with house(at_url(server, limits=ServerLimits(line_bytes=1_000_000))) as at:
+            await at.next(Catalogue)
+            assert "its answer has 2000" in await fails(at, "big")
+            server.streamed = True
+            assert "exceeded the 1000000 byte limit" in await fails(at, "big")
+            assert await fails(at) == "ok"
+            assert at.tree.slots["mcp/odd"].incarnation == 1
 
 
 async def test_a_notification_that_is_not_taken_holds_up_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
