@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import logging
 import secrets
+from collections.abc import Awaitable, Callable
+from functools import partial
 from importlib.metadata import version
 from itertools import groupby
 from typing import Any
 
 import trio
 
-from actors import dialect, entering, message_content, saves, settling, transcript, verbs
+from actors import dialect, entering, message_content, saves, server_verbs, settling, transcript, verbs
 from actors.entering import Elsewhere, Place
 from actors.front import Conversation, Front, Socket
 from actors.turnlog import TurnLog
@@ -41,8 +43,10 @@ from protocol.client import (
     Ping,
     Pong,
     Resume,
+    ServerFrame,
     SessionCleared,
     StopTurn,
+    ToolFrame,
     UserMessage,
     Welcome,
     decode,
@@ -56,7 +60,7 @@ from protocol.writer import Entered, History, LoadHistory, StoredEvent
 log = logging.getLogger("actors.gateway")
 
 ANSWER_S = 10.0  # for a query of the store that a client waits for
-MOST_ASIDE = 4  # answers of others that one socket may wait for at a time
+MOST_ASIDE = 16  # answers of others that one socket may wait for at a time
 SHOWN_BYTES = 4 * 2**20  # of a page's events: more is another page
 LAST_TURN = 2**53  # greater than any; clients may send any number
 SERVER = {"name": "mcp-actors", "version": version("mcp-actors")}
@@ -101,6 +105,11 @@ class Commands:
         self._first = False
         self._settle(place.entered)
         self.socket.hold()
+
+    def follow_on(self, follows: list[tuple[str, str]]) -> None:
+        """Resources that it followed at the front that it comes from."""
+        if follows:
+            self._tasks.start_soon(server_verbs.follow_on, self.front, self.socket, follows)
 
     @property
     def settled(self) -> bool:
@@ -157,10 +166,10 @@ class Commands:
             case LoadSession():
                 await self._load_session(message)
             case AskModels():
-                if self._asides >= MOST_ASIDE:
-                    raise Fault(Code.OVERLOADED, f"This socket has asked for {MOST_ASIDE} things that take long.")
-                self._asides += 1
-                self._tasks.start_soon(self._models, message)
+                self._aside(message.request_id, partial(verbs.models, message, self.front.ctx.ref("llm/streamer")))
+            case _ if isinstance(message, ToolFrame):
+                answering = partial(server_verbs.answer, message, self.front, self.socket)
+                self._aside(message.request_id, answering)
             case _:
                 frame = await verbs.answer(
                     message,
@@ -173,14 +182,23 @@ class Commands:
                 self.socket.tell(frame)
                 await self.socket.outbox.wait_room()
 
-    async def _models(self, message: AskModels) -> None:
+    def _aside(self, request_id: str | None, answering: Callable[[], Awaitable[ServerFrame]]) -> None:
+        """Answer what takes long beside the frames that come after it."""
+        if self._asides >= MOST_ASIDE:
+            raise Fault(Code.OVERLOADED, f"This socket has asked for {MOST_ASIDE} things that take long.")
+        self._asides += 1
+        self._tasks.start_soon(self._answer_aside, request_id, answering)
+
+    async def _answer_aside(self, request_id: str | None, answering: Callable[[], Awaitable[ServerFrame]]) -> None:
         try:
-            self.socket.tell(await verbs.models(message, self.front.ctx.ref("llm/streamer")))
+            frame = await answering()
+            await self.socket.outbox.wait_room()
+            self.socket.tell(frame)
         except Fault as fault:
-            self.socket.tell(error_frame(fault.body, request_id=message.request_id))
+            self.socket.tell(error_frame(fault.body, request_id=request_id))
         except Exception:  # boundary: it must not end the socket
-            log.exception("socket %d: the models could not be listed", self.socket.number)
-            self.socket.tell(error_frame(Fault(Code.INTERNAL).body, request_id=message.request_id))
+            log.exception("socket %d: a request could not be answered", self.socket.number)
+            self.socket.tell(error_frame(Fault(Code.INTERNAL).body, request_id=request_id))
         finally:
             self._asides -= 1
 

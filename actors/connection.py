@@ -22,7 +22,7 @@ from collections.abc import AsyncIterator
 import trio
 import trio_websocket
 
-from actors import pages, passing
+from actors import pages, passing, subscribers
 from actors.commands import Commands
 from actors.entering import Elsewhere, Place
 from actors.front import MOVED, Front, Socket
@@ -138,6 +138,7 @@ async def _websocket(front: Front, stream: trio.SocketStream, head: Head, passed
             connection = await _shake_hands(wire, nursery)
             if connection is not None:
                 line = Line(front, stream, head, replay, outbox, wire)
+                line.follows.update(passed.follows if passed is not None else ())
                 await _talk(line, connection, nursery, settled, passed.frame if passed is not None else None)
             nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
@@ -197,6 +198,7 @@ async def _talk(
         scope.cancel()
 
     socket = Socket(front.next_number(), outbox, close)
+    came_with, line.follows = sorted(line.follows), socket.follows
     try:
         async with _registered(front, socket):
             nursery.start_soon(_keep_alive, front, socket, wire)
@@ -209,6 +211,7 @@ async def _talk(
                     fault = error if isinstance(error, Fault) else Fault(Code.STORAGE_UNAVAILABLE)
                     socket.tell(error_frame(fault.body))
                     close(*(MOVED if fault.code is Code.MOVED else NO_STORE))
+                commands.follow_on(came_with)
                 log.info("socket %d: connected, in conversation %s", socket.number, _where(socket))
                 with contextlib.suppress(trio_websocket.ConnectionClosed):
                     await _read(line, connection, commands, first)
@@ -241,6 +244,7 @@ async def _registered(front: Front, socket: Socket) -> AsyncIterator[None]:
         yield
     finally:
         front.leave(socket)
+        subscribers.leave(front, socket)
         del front.sockets[socket.number]
 
 

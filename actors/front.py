@@ -64,6 +64,8 @@ class Socket:
         """Turn and seq that the client has seen of a turn that has no log here yet."""
         self.held: object = None
         """While it is set: the client has just come and may say where it was; live frames wait in their logs."""
+        self.follows: set[tuple[str, str]] = set()
+        """Servers and addresses of resources that it is told the changes of."""
         outbox.on_room = self.pump
 
     def tell(self, frame: ServerFrame) -> None:
@@ -225,12 +227,16 @@ class Front:
         """Running model requests, by number."""
         self.calls: dict[str, tuple[TurnLog, float]] = {}
         """Running tool calls: whose they are, and when progress was last shown."""
+        self.by_hand: dict[str, Conversation] = {}
+        """Running calls that a client makes itself: in which conversation."""
         self.clocks: dict[str, CallClock] = {}
         """How long we wait for a call, by its id; stands still while somebody is asked in it."""
         self.server_asks: dict[str, UserQuestion | SamplingRequest] = {}
         """What servers ask, and have not been answered, by id."""
         self.asides: dict[int, Aside] = {}
         """Running model requests that are of no turn's text, by number."""
+        self.followers: dict[tuple[str, str], set[int]] = {}
+        """Numbers of the sockets that follow a resource, by server and address; kept by `actors.subscribers`."""
         self.waits: dict[str, trio.Event] = {}
         """Who waits here for a person, by the id of the approval; set when it is settled."""
         self.taking = True

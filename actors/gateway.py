@@ -15,7 +15,7 @@ from typing import Any
 
 import trio
 
-from actors import neighbours, settling
+from actors import neighbours, notices, settling, subscribers
 from actors.connection import serve
 from actors.durable import has_moved
 from actors.front import Conversation, Front
@@ -30,6 +30,7 @@ from protocol.mail import Mailbox, MailError, Reply
 from protocol.mcp_server import (
     Catalogue,
     RequestEnded,
+    ResourceUpdated,
     Resting,
     SamplingRequest,
     TellTools,
@@ -102,6 +103,7 @@ async def run(box: Mailbox[GatewayMessage], ctx: Context) -> None:
         gateway.recover(lost, tasks)
         tasks.start_soon(gateway.store_growth)
         tasks.start_soon(gateway.sweep)
+        tasks.start_soon(notices.tell_changes, front)
         if ctx.incarnation == 1 or front.id:
             tasks.start_soon(neighbours.take_up_unfinished, front)
         if front.id:
@@ -114,6 +116,8 @@ async def run(box: Mailbox[GatewayMessage], ctx: Context) -> None:
                     gateway.show_progress(message)
                 case Catalogue():
                     gateway.offers(message)
+                case ResourceUpdated():
+                    subscribers.tell(front, message)
                 case PendingOpened() | PendingSettled():
                     settling.show(front, message.pending)
                 case UserQuestion() | SamplingRequest():
@@ -173,6 +177,8 @@ class Gateway:
                 self.asks.visited(lost)
             case Resting():
                 self.rests(lost)
+            case ResourceUpdated():
+                subscribers.tell(self.front, lost)
             case PendingOpened() | PendingSettled():
                 settling.show(self.front, lost.pending)
             case Configured():
@@ -302,6 +308,7 @@ class Gateway:
         if up.path.startswith(TOOLS):
             # It runs, and may still fail to connect: it is back when it says what it offers.
             self.ctx.ref(up.path).offer(TellTools(to=self.ctx.path))
+            subscribers.again(self.front, up.path.removeprefix(TOOLS))
             return
         if up.path == "store/writer":
             self.writer.offer(self.front.in_use())

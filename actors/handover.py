@@ -56,6 +56,8 @@ class Passed(msgspec.Struct, frozen=True):
     """What the client has sent behind that message."""
     unsent: bytes = b""
     """What was written to it and did not go out yet."""
+    follows: list[tuple[str, str]] = []
+    """Servers and addresses of resources that its client is told the changes of."""
 
 
 Take = Callable[[trio.SocketStream, Passed], Awaitable[object]]

@@ -79,12 +79,17 @@ def read(state_dir: str, conversation: str, name: str, offset: int, limit: int) 
     except OSError as error:
         log.warning("a result could not be read: %s", error)
         raise Fault(Code.INTERNAL, "The result could not be read.") from error
-    if name.startswith("t"):
+    if is_text(name):
         begin = _inside(data)
         data, offset = data[begin:], offset + begin
         end = len(data.decode("utf-8", "ignore").encode()) if offset + len(data) < size else len(data)
         data = data[:end]
     return Piece(data, offset, size)
+
+
+def is_text(name: str) -> bool:
+    """Whether what is kept under that id is a text in UTF-8."""
+    return name.startswith("t")
 
 
 def _inside(data: bytes) -> int:

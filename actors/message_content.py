@@ -19,7 +19,7 @@ import msgspec
 from protocol.client import MAX_IMAGE_BYTES, MAX_PARTS, MAX_TEXT_CHARS, MAX_URL_CHARS, ImagePart, TextPart
 from protocol.errors import Code, Fault
 from protocol.watcher import Provider
-from protocol.writer import Event, UserEvent
+from protocol.writer import Event, ToolEnded, UserEvent
 
 DATA_URI = re.compile(r"data:image/[a-z0-9][a-z0-9.+-]{0,60}(?:;[a-z0-9.+-]+=[^;,]{0,60})*;base64,", re.IGNORECASE)
 DETAIL = re.compile(r"[a-z_]{1,20}")  # auto, low, high, and what comes next
@@ -107,7 +107,8 @@ def image_bytes(content: Content) -> int:
 
 
 def lightened(events: Sequence[Event], most_bytes: int = TOLD_BYTES) -> list[Event]:
-    """The events, with words in the place of the oldest images where all have more bytes than a request should."""
+    """The events as a model is told them: without what only clients see, and with words in the place of the oldest
+    images where all have more bytes than a request should."""
     found: list[Event] = []
     total = 0
     for event in reversed(events):
@@ -115,6 +116,8 @@ def lightened(events: Sequence[Event], most_bytes: int = TOLD_BYTES) -> list[Eve
             total += carried
             if total > most_bytes:
                 event = msgspec.structs.replace(event, content=in_words(event.content, IMAGE_PAST))
+        elif isinstance(event, ToolEnded) and (event.contents or event.structured is not None):
+            event = msgspec.structs.replace(event, contents=[], structured=None)  # for clients; the store has it
         found.append(event)
     return found[::-1]
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import trio
 
@@ -48,6 +48,8 @@ class Line:
     wire: Wire
     gone: bool = False
     """Another front has it."""
+    follows: set[tuple[str, str]] = field(default_factory=set)
+    """Servers and addresses of resources that its client is told the changes of."""
 
 
 class Patience:
@@ -144,6 +146,7 @@ async def move(line: Line, frame: str, elsewhere: entering.Elsewhere, discard: C
             frame=elsewhere.frame or frame,
             rest=wire.untaken + line.replay.left,
             unsent=outbox.release(),
+            follows=sorted(line.follows),
         )
         line.gone = True  # if it cannot be given now, it is lost: the client comes again
         await _give(passage, line.stream, found)

@@ -21,7 +21,7 @@ from actors.turnlog import TurnLog
 from actors.usage import added, priced
 from protocol.client import LeftOut, ToolExecution, TurnFinished, TurnStarted, error_frame
 from protocol.errors import Fault, FaultBody
-from protocol.mcp_server import Catalogue
+from protocol.mcp_server import Catalogue, ToolOutcome
 from protocol.session import echo_of
 from protocol.streamer import Finished, ToolCall
 from protocol.watcher import Provider, Snapshot, ToolNotifications
@@ -189,7 +189,9 @@ class RunningTurn:
         self.events.extend(events)
         return events
 
-    def end_call(self, started: ToolStarted, status: str, result: str, elapsed_ms: int) -> ToolEnded:
+    def end_call(
+        self, started: ToolStarted, status: str, result: str, elapsed_ms: int, outcome: ToolOutcome | None = None
+    ) -> ToolEnded:
         """A call has its outcome; the first that is told stays."""
         if self.log.calls.pop(started.call_id, None) is None:
             earlier = (e for e in self.events if isinstance(e, ToolEnded) and e.call_id == started.call_id)
@@ -197,6 +199,14 @@ class RunningTurn:
             if found is not None:
                 return found
         ended = ToolEnded(started.call_id, started.model_call_id, self.log.seq + 1, status, result, elapsed_ms)
+        if outcome is not None:
+            ended = msgspec.structs.replace(
+                ended,
+                contents=outcome.contents,
+                structured=outcome.structured,
+                result_id=outcome.result_id,
+                size=outcome.size,
+            )
         self._show(transcript.tool_ended(self.turn, started, ended, self._notices))
         self.events.append(ended)
         return ended

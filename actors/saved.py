@@ -96,9 +96,9 @@ def load(db: Database, message: LoadSaved, now: float, fence: Fence) -> Loaded |
     if (fault := fence.refuses(message.front, "")) is not None:
         return fault
     earlier = one(db, FIND_CONVERSATION, message.fresh_id)
-    if earlier is not None and earlier[1] == message.owner:
-        return Loaded(message.fresh_id, earlier[2])
     found = _find(db, message.owner, message.saved_id)
+    if earlier is not None and earlier[1] == message.owner:
+        return Loaded(message.fresh_id, earlier[2], found[1].conversation if found is not None else "")
     if found is None or earlier is not None:
         return Fault(Code.SESSION_NOT_FOUND)
     source, kept = found
@@ -106,7 +106,7 @@ def load(db: Database, message: LoadSaved, now: float, fence: Fence) -> Loaded |
     db.execute(COPY_TURNS, (copy, source, kept.up_to_turn))
     db.execute(COPY_EVENTS, (copy, source, kept.up_to_turn))
     db.execute(COPY_FACTS, (kept.up_to_turn, kept.messages, source, copy))
-    return Loaded(message.fresh_id, kept.up_to_turn)
+    return Loaded(message.fresh_id, kept.up_to_turn, kept.conversation)
 
 
 def delete(db: Database, message: DeleteSaved) -> Done | Fault:

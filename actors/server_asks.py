@@ -147,6 +147,8 @@ class ServerAsks:
 
     def _place(self, call: str) -> Place:
         """Raises Fault: the call is over."""
+        if (own := self._front.by_hand.get(call)) is not None:
+            return Place(own.owner, own.id)
         found = self._front.calls.get(call)
         conversation = self._front.conversations.get(found[0].conversation) if found is not None else None
         if found is None or conversation is None:

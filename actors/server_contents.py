@@ -18,7 +18,7 @@ from protocol.contents import Content
 from protocol.mcp_server import FilledPrompt, PromptMessage, ResourceContent
 
 CONTENT_CAP = 8 * 1024 * 1024  # bytes of all contents of one resource that nobody keeps
-FRAME_BYTES = 512 * 1024  # of all contents of one resource, or messages of one prompt, where the rest can be kept
+FRAME_BYTES = 256 * 1024  # of all contents of one resource, or messages of one prompt, where the rest can be kept
 INLINE_BYTES = 32 * 1024  # of all contents of one tool's result; they stay in the database
 BEGINNING_BYTES = 1024  # of a text that is kept
 PARTS = 1000  # contents of one resource, or messages of one prompt

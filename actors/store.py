@@ -266,6 +266,13 @@ class Store:
                 answers.append(error)
         return answers
 
+    def absent(self, conversations: Sequence[str]) -> list[str]:
+        """Those ids that no conversation has. Raises: StoreError."""
+        with self._errors():
+            db = self._reader or self._db
+            with self._transaction(db, "BEGIN"):
+                return [name for name in conversations if rows.one(db, rows.FIND_CONVERSATION, name) is None]
+
     def recover(self) -> int:
         """Close the turns that ran when the last service, or a front of this one, died; answers how many."""
         with self._errors(), self._transaction(self._db, "BEGIN IMMEDIATE"):
@@ -401,6 +408,10 @@ class Storage:
         with trio.move_on_after(within), suppress(trio.TooSlowError):  # likewise
             return await self._reading.run(partial(self.store.answers, queries))
         raise Unavailable(f"{self.store.path}: {len(queries)} queries took longer than {within:g} s")
+
+    async def absent(self, conversations: Sequence[str]) -> list[str]:
+        """`Store.absent`."""
+        return await self._reading.run(partial(self.store.absent, conversations))
 
     async def aclose(self) -> None:
         """Close the store and end its threads, after the calls that were made before."""

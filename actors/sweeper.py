@@ -12,6 +12,7 @@ import logging
 
 import trio
 
+from actors import kept_results
 from actors.retention import Limits, Removed
 from actors.store import Fatal, Storage, StoreError
 from protocol import watcher
@@ -34,6 +35,8 @@ class Known:
         """Until when each is left alone; in trio's time."""
         self.last: float | None = None
         """When the last sweep began, or the service."""
+        self.tidied = False
+        """What an earlier run of the service left has been looked at."""
 
     def use(self, conversation: str) -> None:
         """A client is in it."""
@@ -64,9 +67,12 @@ class Sweeper:
         self._interval_s: float | None = None
         self._changed = trio.Event()
         self._sweeps = 0
+        self.state_dir = ""
+        """Of the service; empty: not known yet."""
 
-    def configure(self, configured: watcher.Storage) -> None:
-        """Limits and interval for the next sweep on."""
+    def configure(self, configured: watcher.Storage, state_dir: str) -> None:
+        """Limits and interval for the next sweep on; and where results are kept."""
+        self.state_dir = state_dir
         retention, saved = configured.retention, configured.saved_sessions
         self._limits = Limits(
             max_age_hours=retention.max_age_hours,
@@ -88,6 +94,9 @@ class Sweeper:
             due = known.last + (self._interval_s if self._interval_s is not None else float("inf"))
             with trio.move_on_at(due):
                 await self._changed.wait()
+                if not known.tidied:
+                    known.tidied = True
+                    await self._drop_results()
                 continue
             known.last = trio.current_time()
             await self._sweep()
@@ -102,6 +111,7 @@ class Sweeper:
             log.warning("retention stopped until its next time: %s", error)
         except Exception:  # the boundary: a row that cannot be removed must not keep others from being written
             log.exception("retention failed")
+        await self._drop_results()
         self._sweeps += 1
         self._ctx.report(sweeps=self._sweeps)
         if removed != Removed():
@@ -111,6 +121,19 @@ class Sweeper:
                 removed.turns,
                 removed.saved,
             )
+
+    async def _drop_results(self) -> None:
+        """Remove what is kept for conversations that are not there; those that clients are in may have no row yet."""
+        if not self.state_dir:
+            return
+        try:
+            found = await trio.to_thread.run_sync(kept_results.folders, self.state_dir)
+            gone = await self._storage.absent([name for name in found if name not in self._known.in_use])
+            await trio.to_thread.run_sync(kept_results.remove, self.state_dir, gone)
+        except Fatal:
+            raise
+        except (StoreError, OSError) as error:
+            log.warning("results of conversations that are gone were not removed: %s", error)
 
     async def _slices(self, removed: Removed) -> None:
         slices = self._storage.store.sweep(self._limits, self._known.in_use, removed)

@@ -18,7 +18,7 @@ from actors.approvals import Approvals
 from actors.durable import insist
 from actors.front import Conversation, Front
 from actors.running_turn import RunningTurn
-from protocol.mcp_server import CancelCall
+from protocol.mcp_server import CancelCall, ToolOutcome
 from protocol.pending import CancelPending
 from protocol.spec import Context
 from protocol.writer import Append, ToolStarted
@@ -88,6 +88,7 @@ class ToolCalls:
 
     async def _call(self, turn: RunningTurn, started: ToolStarted, resumed: bool) -> None:
         call_id, status, elapsed_ms = started.call_id, "denied", 0
+        outcome: ToolOutcome | None = None
         with trio.CancelScope() as scope:
             self._scopes[call_id] = scope
             permission = await self._approvals.permission(turn, started, resumed=resumed)
@@ -95,7 +96,8 @@ class ToolCalls:
             if permission.allowed:
                 self._front.calls[call_id] = (turn.log, 0.0)
                 began = trio.current_time()
-                status, text = await self._made(turn, started, permission.arguments)
+                outcome = await self._made(turn, started, permission.arguments)
+                status, text = "completed" if outcome.ok else "failed", outcome.text
                 elapsed_ms = int((trio.current_time() - began) * 1000)
             else:
                 text = permission.why_not
@@ -107,17 +109,17 @@ class ToolCalls:
             self._front.evict(self._conversation)
             return
         self._front.calls.pop(call_id, None)
-        ended = turn.end_call(started, status, text, elapsed_ms)
+        ended = turn.end_call(started, status, text, elapsed_ms, outcome)
         self._front.tally.tool_call(started.server, ended.status)
         append = Append(self._conversation.id, turn.turn, started.call_id, [ended], self._front.id)
         self._tasks.start_soon(insist, self._ctx.ref("store/writer"), append)
         self._conversation.pump()
         self._ended(turn.turn, started.call_id)
 
-    async def _made(self, turn: RunningTurn, started: ToolStarted, arguments: str | None) -> tuple[str, str]:
-        """Make the call, with other arguments than the model's where a person has changed them: status and result."""
+    async def _made(self, turn: RunningTurn, started: ToolStarted, arguments: str | None) -> ToolOutcome:
+        """Make the call, with other arguments than the model's where a person has changed them."""
         if arguments is not None:
             started = msgspec.structs.replace(started, arguments=arguments)
         outcome = await tool_call.outcome(self._ctx, turn, started, self._front)
         said = "" if arguments is None else f"The user changed the arguments of this call to {arguments}\n"
-        return "completed" if outcome.ok else "failed", said + outcome.text
+        return msgspec.structs.replace(outcome, text=said + outcome.text)

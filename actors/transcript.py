@@ -26,6 +26,7 @@ from protocol.client import (
     error_frame,
     time_of,
 )
+from protocol.contents import SHOWN_CHARS
 from protocol.session import echo_of
 from protocol.watcher import ToolNotifications
 from protocol.writer import (
@@ -39,7 +40,6 @@ from protocol.writer import (
     UserEvent,
 )
 
-SHOWN_RESULT_CHARS = 16_384  # of a tool's result in a client frame; the model gets all of it
 UNKNOWN_OUTCOME = "The outcome of this call is not known: the service was interrupted while it ran."
 STATUS_OF = {"completed": "complete"}  # outcome of a turn -> status of its message, where they differ
 
@@ -152,14 +152,14 @@ def _tools(events: Iterable[Event]) -> list[ToolUse]:
         elif isinstance(event, ToolApproved) and event.call_id in uses:
             uses[event.call_id] = msgspec.structs.replace(uses[event.call_id], arguments=event.arguments)
         elif isinstance(event, ToolEnded) and event.call_id in uses:
-            use = uses[event.call_id]
-            uses[event.call_id] = ToolUse(
-                call_id=use.call_id,
-                tool_name=use.tool_name,
-                server=use.server,
-                arguments=use.arguments,
+            uses[event.call_id] = msgspec.structs.replace(
+                uses[event.call_id],
                 status=event.status,
-                result=event.result,
+                result=event.result[:SHOWN_CHARS] if event.result_id else event.result,
+                contents=event.contents,
+                structured=event.structured,
+                result_id=event.result_id,
+                result_size=event.size,
             )
     return list(uses.values())
 
@@ -221,9 +221,17 @@ def _tool_frames(turn: int, events: Sequence[Event], notices: ToolNotifications 
 
 def tool_ended(turn: int, call: ToolStarted, ended: ToolEnded, notices: ToolNotifications | None) -> ToolExecution:
     """The frame that tells of a call's outcome."""
-    result = ended.result[:SHOWN_RESULT_CHARS]
+    result = ended.result[:SHOWN_CHARS]
     frame = tool_execution(turn, call, ended.seq, ended.status, notices)
-    return msgspec.structs.replace(frame, result=result, elapsed_ms=ended.elapsed_ms)
+    return msgspec.structs.replace(
+        frame,
+        result=result,
+        elapsed_ms=ended.elapsed_ms,
+        contents=ended.contents,
+        structured=ended.structured,
+        result_id=ended.result_id,
+        result_size=ended.size,
+    )
 
 
 def tool_execution(

@@ -29,6 +29,7 @@ from typing import cast, get_args
 import msgspec
 import trio
 
+from actors import kept_results
 from actors.fence import Fence
 from actors.store import MEMORY, Busy, Fatal, Full, Storage, StoreError, Unavailable
 from actors.sweeper import Known, Sweeper
@@ -185,7 +186,7 @@ class Writer:
             elif isinstance(message, WatchPending):
                 self._kept.watchers.add(message.to)
             elif isinstance(message, Configured):
-                self._sweeper.configure(message.snapshot.storage)
+                self._sweeper.configure(message.snapshot.storage, message.snapshot.state_dir)
                 self._pin(message.snapshot.tools.pinning)
         if operations:
             try:
@@ -197,6 +198,9 @@ class Writer:
             done = zip(operations, answers, strict=True)
             self._kept.owed = [op for op, answer in done if isinstance(op, FrontGone) and isinstance(answer, Fault)]
             for slot, answer in zip(slots, answers, strict=True):
+                if isinstance(answer, Loaded) and self._sweeper.state_dir:
+                    copied = self._sweeper.state_dir, answer.source, answer.conversation
+                    await trio.to_thread.run_sync(kept_results.link, *copied)
                 self._box.settle(slot, answer)
                 if isinstance(answer, Entered | Loaded):
                     self._kept.known.use(answer.conversation)

@@ -66,6 +66,7 @@ from protocol.contract_asks import (
     Question,
     QuestionSettled,
 )
+from protocol.contract_tools import ResourceChanged, ToolFrame, ToolsChanged
 from protocol.errors import Code, Fault, FaultBody
 
 MAX_TEXT_CHARS = 1_000_000  # of one user message; past it no model we know of can read it
@@ -220,6 +221,7 @@ __all__ = [
     "QuestionSettled",
     "ReadConfig",
     "Recovered",
+    "ResourceChanged",
     "Resume",
     "SaveThis",
     "SavedSession",
@@ -231,7 +233,9 @@ __all__ = [
     "TextPart",
     "ThinkingDelta",
     "ToolExecution",
+    "ToolFrame",
     "ToolUse",
+    "ToolsChanged",
     "TurnFinished",
     "TurnStarted",
     "UserMessage",

@@ -11,7 +11,9 @@ from typing import Any
 
 import msgspec
 
+from protocol.contents import Content
 from protocol.contract_asks import AskedFrame, AskFrame
+from protocol.contract_tools import TOOL_CAPABILITIES, ToolAnswer, ToolFrame
 from protocol.errors import Code, FaultBody
 from protocol.models import OfferedModel
 
@@ -166,25 +168,29 @@ ClientFrame = (
     | ChangeConfig
     | AskModels
     | AskFrame
+    | ToolFrame
 )
-CAPABILITIES = [
-    "answer",
-    "approve",
-    "clear_history",
-    "delete_session",
-    "get_config",
-    "hello",
-    "history",
-    "list_models",
-    "list_sessions",
-    "load_session",
-    "ping",
-    "resume",
-    "save_session",
-    "set_config",
-    "stop",
-    "user_message",
-]
+CAPABILITIES = sorted(
+    [
+        *TOOL_CAPABILITIES,
+        "answer",
+        "approve",
+        "clear_history",
+        "delete_session",
+        "get_config",
+        "hello",
+        "history",
+        "list_models",
+        "list_sessions",
+        "load_session",
+        "ping",
+        "resume",
+        "save_session",
+        "set_config",
+        "stop",
+        "user_message",
+    ]
+)
 """Types that are understood, by name."""
 
 
@@ -261,9 +267,18 @@ class ToolExecution(msgspec.Struct, frozen=True, tag="tool_execution", omit_defa
     """The configured notification text."""
     arguments: Any = None
     result: str | None = None
+    """Text; the beginning of it where it is long."""
     progress: float | None = None
     total: float | None = None
     elapsed_ms: int | None = None
+    contents: list[Content] = []
+    """All parts of the result where there are others than plain text; here and below in `history` and `tool_result`."""
+    structured: Any = None
+    """Structured content; where it is large it is one of `contents`."""
+    result_id: str = ""
+    """The whole text is kept: `get_result`."""
+    result_size: int = 0
+    """Bytes of the whole text, where it is kept."""
 
 
 class AssistantMessage(msgspec.Struct, frozen=True, tag="assistant_message", omit_defaults=True):
@@ -312,6 +327,10 @@ class ToolUse(msgspec.Struct, frozen=True, omit_defaults=True):
     arguments: str
     status: str
     result: str | None = None
+    contents: list[Content] = []
+    structured: Any = None
+    result_id: str = ""
+    result_size: int = 0
 
 
 class HistoryMessage(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -447,4 +466,5 @@ ServerFrame = (
     | ConfigChanged
     | Models
     | AskedFrame
+    | ToolAnswer
 )

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from protocol.contents import Content
 from protocol.errors import FaultBody
 from protocol.mail import Nudge, Request
 from protocol.pending import PendingOperation, PendingQuery, WatchPending
@@ -85,7 +86,7 @@ class ToolApproved(msgspec.Struct, frozen=True, tag="tool_approved"):
     """once or always."""
 
 
-class ToolEnded(msgspec.Struct, frozen=True, tag="tool_ended"):
+class ToolEnded(msgspec.Struct, frozen=True, tag="tool_ended", omit_defaults=True):
     """A tool call's outcome. A started call without one is of unknown outcome and never silently repeated."""
 
     call_id: str
@@ -97,6 +98,11 @@ class ToolEnded(msgspec.Struct, frozen=True, tag="tool_ended"):
     result: str
     """What the model was told."""
     elapsed_ms: int
+    contents: list[Content] = []
+    """As in `ToolOutcome`, here and below."""
+    structured: Any = None
+    result_id: str = ""
+    size: int = 0
 
 
 class Closed(msgspec.Struct, frozen=True, tag="closed"):
@@ -397,6 +403,8 @@ class Loaded(msgspec.Struct, frozen=True):
     conversation: str
     last_turn: int
     """Greatest turn id in it; later ones must be greater."""
+    source: str = ""
+    """The conversation that was saved; what is kept of its tools' results is kept for this one, too."""
 
 
 class LoadSaved(Request[Loaded], frozen=True, tag=True):

@@ -43,6 +43,8 @@ class Client:
         self.websocket = websocket
         self.welcome = welcome
         self.seen: list[Frame] = [welcome]
+        self.hears_changes = False
+        """It gets `tools_changed` too, which comes whenever a server has started or looked at its resources."""
 
     @property
     def conversation(self) -> str:
@@ -55,9 +57,11 @@ class Client:
 
     async def next(self) -> Frame:
         """The next frame."""
-        frame: Frame = json.loads(await self.websocket.get_message())
-        self.seen.append(frame)
-        return frame
+        while True:
+            frame: Frame = json.loads(await self.websocket.get_message())
+            if self.hears_changes or frame["type"] != "tools_changed":
+                self.seen.append(frame)
+                return frame
 
     async def until(self, type: str, **fields: Any) -> list[Frame]:
         """Frames up to one of that type with those fields, which is the last."""

@@ -44,6 +44,8 @@ TYPES = [
     "completion",
     "resources",
     "resource",
+    "resource_subscribed",
+    "result",
     "status",
     "pong",
     "resource_updated",

@@ -10,6 +10,7 @@ from actors import transcript
 from actors.catalogue import Merged, merge
 from actors.running_turn import CANCELLED, RunningTurn
 from actors.turnlog import TurnLog
+from protocol.contents import SHOWN_CHARS
 from protocol.errors import Code, Fault
 from protocol.mcp_server import Catalogue, Tool
 from protocol.streamer import Finished, ToolCall
@@ -188,7 +189,7 @@ def test_a_result_is_shown_in_part_and_told_whole() -> None:
     turn.answered(answer(ToolCall("c1", "add", "{}")))
     _, call = turn.begin_calls()
     assert isinstance(call, ToolStarted)
-    result = "r" * (transcript.SHOWN_RESULT_CHARS + 1)
+    result = "r" * (SHOWN_CHARS + 1)
     assert turn.end_call(call, "completed", result, 1).result == result
     assert frames(turn.log)[-1]["result"] == result[:-1]
     assert turn.messages([])[-1]["content"] == result

@@ -69,7 +69,7 @@ def test_a_save_loads_whole_after_retention_has_emptied_its_conversation(tmp_pat
         assert history(s).events == kept
         page = ask(s, ReadSaved("ann", "s"))
         assert (page.events, page.more, page.saved.messages) == (kept, False, 6)
-        assert do(s, LoadSaved("ann", "s", "fresh")) == Loaded("fresh", 4)
+        assert do(s, LoadSaved("ann", "s", "fresh")) == Loaded("fresh", 4, "c")
         assert history(s, "fresh").events == kept
         assert history(s, "fresh").last_turn == 4
         assert do(s, Enter("ann", "latest", "x")) == Entered("fresh", new=False)
@@ -105,9 +105,9 @@ def test_saving_loading_and_deleting_may_come_twice() -> None:
         first = do(s, SaveSession("ann", "c", "n", "s"))
         whole(s, 2)
         assert do(s, SaveSession("ann", "c", "other", "s")) == first, "the id says that it is the same save"
-        assert do(s, LoadSaved("ann", "s", "fresh")) == Loaded("fresh", 1)
+        assert do(s, LoadSaved("ann", "s", "fresh")) == Loaded("fresh", 1, "c")
         whole(s, 2, conversation="fresh")
-        assert do(s, LoadSaved("ann", "s", "fresh")) == Loaded("fresh", 2)
+        assert do(s, LoadSaved("ann", "s", "fresh")) == Loaded("fresh", 2, "c")
         assert len(ask(s, ListConversations("ann")).conversations) == 2
         assert do(s, DeleteSaved("ann", "s")) == Done()
         assert code(s, DeleteSaved("ann", "s")) is Code.SESSION_NOT_FOUND
