@@ -19,12 +19,13 @@ import trio
 import yaml
 
 from actors.configuration import settings_table
+from protocol.watcher import McpServer
 from tests.fakes import FakeProvider, Script, Stall, say
 from tests.program import program
 from tests.service import Client, Service, merge_into, of_type, prepare, service, text_of
 from tests.test_crash import client_of
 from tests.test_main import get
-from tests.test_sweep import SWEEPS
+from tests.test_sweep import SERVERS_FILE, SWEEPS
 
 HERE = "tests/test_keys.py::"
 SHOWN = {
@@ -53,6 +54,26 @@ SHOWN = {
 }
 """Keys that are not in the sweep -> the test that shows the effect."""
 
+SERVER, OF_ALL = "mcpServers.<name>.", "settings."
+BY_HTTP = "tests/test_mcp_http.py::"
+SHOWN_OF_SERVERS = {
+    SERVER + "isolate": "tests/test_isolated.py::test_a_tool_runs_in_a_process_of_its_own_whose_death_is_only_its_own",
+    SERVER + "policy": "tests/test_approvals.py::"
+    "test_it_is_denied_by_a_person_by_time_and_by_the_entry_of_its_server_and_a_stop_ends_it",
+    SERVER + "pin": "tests/test_pinning.py::test_who_is_pinned",
+    SERVER + "elicitation": "tests/test_server_requests.py::test_a_server_that_may_not_ask_is_told_so",
+    SERVER + "sampling": "tests/test_server_asks.py::test_a_model_is_asked_for_a_server_once_somebody_agrees",
+    SERVER + "url": BY_HTTP + "test_streamable_http_in_the_newer_era",
+    SERVER + "type": BY_HTTP + "test_a_server_of_the_older_way_can_be_named_as_such",
+    SERVER + "headers": BY_HTTP + "test_secrets_go_to_the_server_and_nowhere_else",
+    SERVER + "caFile": BY_HTTP + "test_the_authority_of_a_certificate_can_be_named",
+    SERVER + "roots": BY_HTTP + "test_it_is_told_its_roots_when_it_asks",
+    SERVER + "limits": "tests/test_mcp_server.py::test_a_result_over_its_limit_is_cut_for_the_model",
+    SERVER + "breaker": "tests/test_mcp_server.py::"
+    "test_a_server_that_keeps_failing_is_left_alone_and_then_tried_with_one_call",
+}
+"""Likewise those of the servers file."""
+
 
 def swept() -> set[str]:
     """The keys of the sweep."""
@@ -61,11 +82,21 @@ def swept() -> set[str]:
 
 def test_every_key_has_a_test_that_exists() -> None:
     assert {row.key for row in settings_table()} == set(SHOWN) | swept()
-    for key, shown in SHOWN.items():
+    for key, shown in (SHOWN | SHOWN_OF_SERVERS).items():
         path, _, name = shown.partition("::")
         tree = ast.parse(Path(__file__).resolve().parents[1].joinpath(path).read_text())
         tests = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
         assert name in tests, f"{key}: there is no {shown}"
+
+
+def test_every_key_of_the_servers_file_has_a_test(shared: Path) -> None:
+    shown = {row.key for row in SERVERS_FILE.rows} | set(SHOWN_OF_SERVERS)
+    named = {re.sub("_(.)", lambda found: found[1].upper(), name) for name in McpServer.__struct_fields__} - {"name"}
+    assert {SERVER + key for key in named} <= shown
+    [example] = re.findall(r"```json\n(\{\n  \"_comment\".*?)```", (shared / "seed.md").read_text(), re.DOTALL)
+    written = json.loads(example)
+    assert {OF_ALL + key for key in written["settings"]} <= shown
+    assert {SERVER + key for entry in written["mcpServers"].values() for key in entry if key[0] != "_"} <= shown
 
 
 def test_every_key_of_the_documents_examples_has_a_test(shared: Path) -> None:

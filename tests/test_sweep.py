@@ -6,16 +6,13 @@ need more than a row have tests of their own; tests/test_keys.py holds all keys 
 
 from __future__ import annotations
 
-import json
 import os
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from actors.configuration import settings_table
-from protocol.watcher import McpServer
 from tests import looks
 from tests.mcp_house import ODD
 from tests.service import LIGHT, of_type
@@ -633,14 +630,3 @@ async def test_sweep_of_the_servers_file(tmp_path: Path, monkeypatch: pytest.Mon
     async with watching(tmp_path, monkeypatch, SERVERS_FILE) as w:
         for row in SERVERS_FILE.rows:
             await show(w, row)
-
-
-def test_the_servers_file_is_swept_whole(shared: Path) -> None:
-    swept = {row.key for row in SERVERS_FILE.rows}
-    named = {re.sub("_(.)", lambda found: found[1].upper(), name) for name in McpServer.__struct_fields__}
-    named -= {"name", "isolate"}  # the second needs other processes: tests/test_processes.py
-    assert {SERVER + key for key in named} <= swept
-    [example] = re.findall(r"```json\n(\{\n  \"_comment\".*?)```", (shared / "seed.md").read_text(), re.DOTALL)
-    written = json.loads(example)
-    assert {OF_ALL + key for key in written["settings"]} <= swept
-    assert {SERVER + key for entry in written["mcpServers"].values() for key in entry if key[0] != "_"} <= swept
