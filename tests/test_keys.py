@@ -57,7 +57,7 @@ SHOWN = {
 SERVER, OF_ALL = "mcpServers.<name>.", "settings."
 BY_HTTP = "tests/test_mcp_http.py::"
 SHOWN_OF_SERVERS = {
-    SERVER + "isolate": "tests/test_isolated.py::test_a_tool_runs_in_a_process_of_its_own_whose_death_is_only_its_own",
+    SERVER + "isolate": "tests/test_processes.py::a_server_in_a_process_of_its_own_dies_alone",
     SERVER + "policy": "tests/test_approvals.py::"
     "test_it_is_denied_by_a_person_by_time_and_by_the_entry_of_its_server_and_a_stop_ends_it",
     SERVER + "pin": "tests/test_pinning.py::test_who_is_pinned",
