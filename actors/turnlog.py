@@ -205,7 +205,7 @@ class TurnLog:
         if cached_start == start and cached_end == len(entries):
             return cached, cached_end
         end = start + 1
-        if end == len(entries) and self.streaming and type(entry := entries[start]) is tuple:
+        if end == len(entries) and self.streaming and type(entry := entries[start]) is tuple and entry[1]:
             # one piece, as nearly always where readers keep up
             out = frame_of(b'%b%d,"text":%b}' % (self._prefixes[entry[0]], end, _json_text(entry[1])))
         else:

@@ -28,6 +28,8 @@ import pytest
 import trio
 import trio.testing
 from hypothesis import HealthCheck, settings
+from hypothesis.internal.conjecture import providers
+from hypothesis.internal.constants_ast import Constants
 
 from tests import forks
 
@@ -43,6 +45,8 @@ TIMELESS = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("suite", TIMELESS, derandomize=True, max_examples=60)
 settings.register_profile("soak", TIMELESS, derandomize=False, max_examples=2000)
 settings.load_profile("suite")
+# Numbers and words of our own sources are no examples: which modules are loaded would decide about what is drawn.
+providers._get_local_constants = Constants
 
 MORE_WORKERS = 2  # than cores: tests wait for processes and disks more than they compute
 
