@@ -30,6 +30,8 @@ def hidden(snapshot: Snapshot, environment: Mapping[str, str]) -> tuple[str, ...
         for name, value in (*server.env.items(), *server.headers.items()):
             found.update(_of_setting(name, value, environment))
         found.update(environment.get(variable, "").strip() for variable in _VARIABLE.findall(server.url))
+        if server.auth is not None:
+            found.update(_of_setting("client_secret", server.auth.client_secret, environment))
     return tuple(sorted((value for value in found if len(value) >= SHORTEST), key=len, reverse=True))
 
 

@@ -12,13 +12,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
-import httpx2
 import mcp_types as types
 from mcp import Client, MCPError
 from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS, KNOWN_PROTOCOL_VERSIONS
 from pydantic import FileUrl, ValidationError
 
+from actors.consent import Consent
 from actors.mcp_asking import Asking
+from actors.mcp_auth import Authorizer, authorizer
 from actors.mcp_client import Connected
 from actors.mcp_http import Http
 from actors.mcp_pipe import Pipe
@@ -60,7 +61,7 @@ async def connect(
     elicitation: bool = True,
     sampling: bool = True,
     roots: Sequence[str] = (),
-    auth: httpx2.Auth | None = None,
+    consent: Consent | None = None,
 ) -> AsyncIterator[Connected]:
     """Shake hands over the process's pipes, or over HTTP. No deadline in here.
 
@@ -75,7 +76,7 @@ async def connect(
         elicitation: it may ask the user; what is false here and below, it is told that we cannot do.
         sampling: it may have a model asked, with tools of its own.
         roots: file URIs that it is told it may work in, when it asks.
-        auth: for every request to an endpoint; see `actors.mcp_exchange.Exchange`.
+        consent: whom an endpoint's authorization is asked of; None: it goes without.
     Raises: Refused or Unusable, in an exception group.
     """
 
@@ -106,19 +107,20 @@ async def connect(
         "client_info": types.Implementation(name="mcp-actors", version=importlib.metadata.version("mcp-actors")),
         "cache": None,  # lists are asked for when they changed, and then anew
     }
+    auth = authorizer(link, consent) if isinstance(link, Endpoint) and consent is not None else None
     retreat = False
     try:
-        async with _shaken(name, _carrier(link, auth), era, probe_s, options) as (client, wire):
+        async with _shaken(name, _carrier(link, auth), era, probe_s, consent, options) as (client, wire):
             yield Connected(name, client, wire, asking, result_cap)
     except* Older as group:
         log.info("MCP server %r is asked in the way before streamable HTTP: %s", name, _first(group))
         retreat = True
     if retreat and isinstance(link, Endpoint):
-        async with _shaken(name, Sse(link, auth), era, probe_s, options) as (client, wire):
+        async with _shaken(name, Sse(link, auth), era, probe_s, consent, options) as (client, wire):
             yield Connected(name, client, wire, asking, result_cap)
 
 
-def _carrier(link: Process | Endpoint, auth: httpx2.Auth | None) -> Carrier:
+def _carrier(link: Process | Endpoint, auth: Authorizer | None) -> Carrier:
     if not isinstance(link, Endpoint):
         return Pipe(link)
     return Sse(link, auth) if link.kind == "sse" else Http(link, auth)
@@ -126,7 +128,7 @@ def _carrier(link: Process | Endpoint, auth: httpx2.Auth | None) -> Carrier:
 
 @asynccontextmanager
 async def _shaken(
-    name: str, carrier: Carrier, era: Era, probe_s: float, options: dict[str, Any]
+    name: str, carrier: Carrier, era: Era, probe_s: float, consent: Consent | None, options: dict[str, Any]
 ) -> AsyncIterator[tuple[Client, Wire]]:
     """Shake hands by one way. Raises as `connect`."""
     version = era.forced
@@ -135,6 +137,8 @@ async def _shaken(
         raise Unusable(f"MCP server {name!r}: version {version} of the protocol is not known here, only {known}.")
     older = era.legacy or version in HANDSHAKE_PROTOCOL_VERSIONS or carrier.transport == "sse"
     wire = Wire(carrier, min(probe_s, PROBE_S), version)
+    if consent is not None:
+        consent.probe(wire.paused)
     client = Client(wire.open(), mode="legacy" if older else "auto", **options)
     entered = False
     try:

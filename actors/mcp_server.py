@@ -18,8 +18,8 @@ import importlib
 import logging
 import math
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -28,11 +28,12 @@ import msgspec
 import trio
 
 from actors import stdio
+from actors.consent import Consent
 from actors.server_calls import Calls
 from actors.server_child import DRAIN_S
 from actors.server_command import command_of, roots_of
 from actors.server_endpoint import Endpoint, endpoint_of
-from actors.server_faults import ConnectTimeout, Refused, ServerEnded, Unusable
+from actors.server_faults import ConnectTimeout, Refused, ServerEnded, Unauthorized, Unusable
 from actors.server_health import Health
 from actors.server_log import ServerLog
 from actors.server_pins import Pins
@@ -113,6 +114,7 @@ class _Desk:
     calls: Calls
     subscriptions: Subscriptions
     log: ServerLog
+    consent: Consent
     pins: Pins | None = None
     """What decides which tools may be offered; None: all may."""
     told_level: str | None = None
@@ -152,7 +154,7 @@ class _Desk:
                         case UnsubscribeResource(uri=uri, to=gateway):
                             self.subscriptions.remove(uri, gateway)
                         case AnswerQuestion() | AnswerSampling():
-                            self.box.reply(self.calls.requests.take(message))
+                            self.box.reply(self.calls.requests.take(message) or self.consent.take(message))
                         case CancelCall(call=name):
                             self.calls.cancel(name)
                         case SetServerLog(level=level):
@@ -185,7 +187,24 @@ class _Desk:
     def tell(self, gateway: str) -> None:
         """It is told what is offered, now and from now on."""
         self.gateways.add(gateway)
+        self.consent.tell(gateway)
         self.news.set()
+
+    @contextmanager
+    def waiting(self, connecting: trio.CancelScope, within: float) -> Iterator[None]:
+        """Somebody is asked whether the server may be used: until then it has nothing to offer, and all the time."""
+        connecting.deadline = math.inf
+        self.ctx.report(state="needs authorization")
+        self.calls.refusal = "needs authorization, which an operator was asked for"
+        self.listed = None
+        for gateway in sorted(self.gateways):
+            self.ctx.ref(gateway).offer(Catalogue(self.ctx.args["server"].name, [], [], [], ""))
+        try:
+            yield
+        finally:
+            self.calls.refusal = ""
+            self.ctx.report(state="connecting")
+            connecting.deadline = trio.current_time() + within
 
     async def keep_current(self, connected: Connected, within: float) -> None:
         """Announce what the server offers, again whenever it changed or the gateway came back."""
@@ -314,7 +333,8 @@ async def run(box: Mailbox[McpServerMessage], ctx: Context) -> None:
         log = ServerLog(server.name, kept.log_level or ctx.args["log_level"], way.clean)
         subscriptions = Subscriptions(server.name, kept.subscriptions, partial(_tell_updated, ctx, server.name))
         calls = Calls(server, box, ctx, kept.health, subscriptions)
-        desk = _Desk(box, ctx, kept, kept.gateways, calls, subscriptions, log)
+        consent = Consent(server.name, ctx, kept.gateways, calls.requests.clock)
+        desk = _Desk(box, ctx, kept, kept.gateways, calls, subscriptions, log, consent)
         desk.pins = Pins(server, ctx, pinned=ctx.args["pinned"], again=desk.changed)
         kept.health.rests = desk.rests
         async with trio.open_nursery() as nursery:
@@ -324,10 +344,10 @@ async def run(box: Mailbox[McpServerMessage], ctx: Context) -> None:
                 await _live(desk, server, way, ctx.args["connection"])
                 await desk.sleep()
     except Unusable as error:
-        raise Parked(str(error)) from error
+        raise _parked(error) from error
     except ExceptionGroup as group:
         cause = _cause(group)
-        raise (Parked(str(cause)) if isinstance(cause, Unusable) else cause) from group
+        raise (_parked(cause) if isinstance(cause, Unusable) else cause) from group
 
 
 def _tell_updated(ctx: Context, server: str, gateway: str, uri: str) -> None:
@@ -363,6 +383,7 @@ async def _live(desk: _Desk, server: McpServer, way: stdio.Command | Endpoint, c
                 # A deadline around entering the connection only would corrupt trio's scopes: it is around
                 # everything, and lifted once all is there.
                 connecting.deadline = trio.current_time() + within
+                desk.consent.connect(partial(desk.waiting, connecting, within))
                 era, link = _as_remembered(client, server, kept, link)
                 async with client.connect(
                     server.name,
@@ -377,9 +398,11 @@ async def _live(desk: _Desk, server: McpServer, way: stdio.Command | Endpoint, c
                     sampling=server.sampling != "deny",
                     result_cap=server.limits.result_bytes,
                     roots=roots_of(server, ctx.args["state_dir"]),
+                    consent=desk.consent,
                 ) as connected:
                     await desk.list_all(connected)
                     connecting.deadline = math.inf
+                    desk.consent.settle()
                     kept.legacy, kept.older_http = connected.proved_legacy, connected.transport == "sse"
                     if kept.alone and not connected.modern:
                         desk.calls.requests.one_at_a_time()
@@ -402,6 +425,7 @@ async def _live(desk: _Desk, server: McpServer, way: stdio.Command | Endpoint, c
                         nursery.start_soon(desk.doze, server.limits.idle_timeout, connecting)
                         await desk.keep_current(connected, within)
             finally:
+                desk.consent.settle()
                 kept.alone = kept.alone or desk.calls.requests.alone
                 if not desk.asleep:
                     desk.taking.cancel()
@@ -425,6 +449,10 @@ def _as_remembered(
         link = dataclasses.replace(link, kind="sse")
     forced = server.protocol if server.protocol not in ("auto", "legacy") else ""
     return client.Era(legacy or server.protocol == "legacy", legacy, forced), link
+
+
+def _parked(error: Unusable) -> Parked:
+    return Parked(str(error), retry=not isinstance(error, Unauthorized))
 
 
 def _cause(group: BaseException) -> BaseException:

@@ -8,8 +8,9 @@ What can fail: what the carrier raises, `ServerEnded` above all.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+import math
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import NamedTuple, Protocol
 
 import mcp_types as types
@@ -95,6 +96,7 @@ class Wire:
         self._probe_s = probe_s
         self._version = version
         self._probe: tuple[types.RequestId, trio.CancelScope] | None = None
+        self._patience = trio.CancelScope()
         self._listing: set[types.RequestId] = set()
 
     @asynccontextmanager
@@ -131,9 +133,19 @@ class Wire:
                         nursery.start_soon(self._bound_probe, *self._probe, to_session)
                 await self.carrier.send(item)
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What takes its time in here is not the server: nothing is answered in its place."""
+        self._patience.deadline = math.inf
+        try:
+            yield
+        finally:
+            self._patience.deadline = trio.current_time() + self._probe_s
+
     async def _bound_probe(self, request: types.RequestId, scope: trio.CancelScope, to_session: Inbox) -> None:
         with scope:
-            await trio.sleep(self._probe_s)
+            with trio.move_on_after(self._probe_s) as self._patience:
+                await trio.sleep_forever()
             self.ignored_probe = True
             self.carrier.forget(request)
             await to_session.send(_failed(request, types.REQUEST_TIMEOUT, "no answer to server/discover"))

@@ -95,6 +95,8 @@ class Calls:
         """When the last one ended."""
         self.shown: Callable[[], Mapping[str, Any]] = dict
         """What else is told in status whenever a call ends."""
+        self.refusal = ""
+        """Why the server can take none now, and not soon; empty: it can."""
         self.wanted = trio.Event()
         """One waits for a connection."""
         self._server = server
@@ -135,6 +137,10 @@ class Calls:
         key: Hashable = message.call if isinstance(message, CallTool) else object()
         if key in self._in_hand:
             self._box.fault(Fault(Code.TOOL_FAILED, f"A call {key!r} is running already."))
+            return
+        if self.refusal:
+            text = f"MCP server {self._server.name!r} {self.refusal}."
+            self._box.fault(Fault(Code.MCP_SERVER_UNAVAILABLE, text))
             return
         try:
             attempt = self._health.begin()

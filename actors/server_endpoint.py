@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
+from actors.server_auth import final
 from actors.server_command import SECRET_MIN, filled
 from actors.server_faults import Unusable
 from actors.stdio import LINE_CAP, blacked_out
-from protocol.watcher import McpServer
+from protocol.watcher import Authorization, McpServer
 
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110: the name of a header
 _OURS = frozenset(("host", "content-length", "transfer-encoding", "connection", "accept-encoding"))
@@ -42,6 +43,10 @@ class Endpoint:
     """Values that are blacked out in what is shown of what it says."""
     message_cap: int = LINE_CAP
     """Bytes that one message of it may have."""
+    auth: Authorization | None = field(default=None, repr=False)
+    """What is done when it wants to know who we are; None: nothing."""
+    state_dir: str = ""
+    """Where what it gives us for that is kept."""
 
     def clean(self, text: str) -> str:
         """The text with the secrets blacked out."""
@@ -87,6 +92,9 @@ def endpoint_of(server: McpServer, state_dir: str, environ: Mapping[str, str]) -
     secrets |= {
         value for name, value in environ.items() if f"${{{name}}}" in server.url or f"${{{name}:-" in server.url
     }
+    auth = final(server, environ)
+    if auth is not None:
+        secrets.add(auth.client_secret)
     host = parts.netloc.rpartition("@")[2]  # is no secret, wherever it comes from
     hidden = {value for value in secrets if len(value) >= SECRET_MIN and value not in host}
     long = tuple(sorted(hidden, key=len, reverse=True))
@@ -100,4 +108,6 @@ def endpoint_of(server: McpServer, state_dir: str, environ: Mapping[str, str]) -
         shown=blacked_out(shown, long),
         secrets=long,
         message_cap=server.limits.line_bytes,
+        auth=auth,
+        state_dir=state_dir,
     )

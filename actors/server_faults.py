@@ -25,3 +25,7 @@ class ConnectTimeout(Exception):
 
 class Older(Exception):
     """The server does not know the newer way over HTTP; it may know the older one."""
+
+
+class Unauthorized(Unusable):
+    """The server wants somebody's permission, and did not get it: only whoever can give it may try again."""

@@ -35,7 +35,7 @@ def refusal(who: str, status: int, said: str, location: str = "", *, older: bool
     """
     words = status_words(status, said)
     if status == HTTPStatus.UNAUTHORIZED:
-        return Unusable(f"{who} asks for authorization ({words}); set or correct its `headers`.")
+        return Unusable(f"{who} asks for authorization ({words}); set or correct its `headers` or `auth`.")
     if status == HTTPStatus.FORBIDDEN:
         return Unusable(f"{who} refuses us ({words}); what its `headers` name may not do this.")
     if 300 <= status < 400:

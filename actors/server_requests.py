@@ -115,6 +115,11 @@ class ServerRequests:
         """From now on no call begins while another one runs."""
         self.turns.total_tokens = 1
 
+    def clock(self) -> CallClock | None:
+        """That of the call in whose course the present task does what it does; None: it is in none."""
+        running = self._running.get(CALL.get())
+        return None if running is None else running.clock
+
     @contextmanager
     def during(self, call: Hashable, to: str, clock: CallClock) -> Iterator[None]:
         """What the server asks in here is asked in that call, and is over when it is."""
@@ -149,14 +154,6 @@ class ServerRequests:
         with running.clock.paused():
             answer = await self._wait(question, call, asked, [running.to])
         return answer if isinstance(answer, AnswerQuestion) else AnswerQuestion(question, "cancel")
-
-    async def ask_operators(self, asked: UserQuestion, gateways: list[str]) -> AnswerQuestion:
-        """Ask without a call: all of those gateways show it, the first answer counts. Raises Unasked.
-
-        The id is that of `asked`; the wait is its caller's to bound.
-        """
-        answer = await self._wait(asked.question, None, asked, gateways)
-        return answer if isinstance(answer, AnswerQuestion) else AnswerQuestion(asked.question, "cancel")
 
     async def ask_model(self, asked: SamplingRequest) -> AnswerSampling:
         """Have a model asked, in the call whose it is; what comes before the messages is filled in. Raises Unasked."""

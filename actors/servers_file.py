@@ -20,6 +20,7 @@ import msgspec
 from actors.layers import ConfigurationError, json_lines
 from actors.policy import STRICTNESS, is_pattern
 from actors.redaction import shown
+from actors.server_auth import authorization
 from actors.server_limits import BREAKER, LIMITS, Rule
 from actors.trees import Path, Tree, written
 from protocol.watcher import SERVER_BREAKER, McpServer, ServerLimits
@@ -31,7 +32,7 @@ LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _ALWAYS = ("enabled", "timeout", "autoReconnect", "protocol", "type", "isolate", "roots", "elicitation", "sampling")
 _LIMITED = ("limits", "breaker", "policy", "pin")
 _BY_COMMAND = ("command", "args", "cwd", "env")
-_BY_URL = ("url", "headers", "ca_file")
+_BY_URL = ("url", "headers", "ca_file", "auth")
 _TYPES = {"http": "http", "streamable-http": "http", "streamableHttp": "http", "streamable_http": "http", "sse": "sse"}
 
 
@@ -171,6 +172,7 @@ class _Reader:
                 "auto" if "url" in entry else "stdio",
             ),
             headers=self._take(entry, at, "headers", _headers, {}),
+            auth=self._take(entry, at, "auth", authorization, None),
             ca_file=self._take(entry, at, "ca_file", _text_or_null, None),
             roots=self._take(entry, at, "roots", _texts, []),
             limits=ServerLimits(**self._given(entry, at, "limits", LIMITS)),

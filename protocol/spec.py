@@ -144,7 +144,16 @@ class Up(msgspec.Struct, frozen=True, tag=True):
 
 
 class Parked(Exception):
-    """Raised by an actor that knows a restart cannot help (a missing command, a corrupt file): park at once."""
+    """Raised by an actor that knows a restart cannot help (a missing command, a corrupt file): park at once.
+
+    Args:
+        text: why.
+        retry: false: somebody said no; it is not tried again by itself, only by hand.
+    """
+
+    def __init__(self, text: str = "", *, retry: bool = True) -> None:
+        super().__init__(text)
+        self.retry = retry
 
 
 class KeepContext(Protocol):

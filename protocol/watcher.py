@@ -231,6 +231,27 @@ class ServerLimits(msgspec.Struct, frozen=True):
 SERVER_BREAKER = BreakerOptions(failures=5, rest=30.0)
 
 
+class Authorization(msgspec.Struct, frozen=True):
+    """`auth` of an MCP server with a `url`: how it gets to know who uses it."""
+
+    type: str = "oauth"
+    """`oauth`: somebody allows it in a browser; `client_credentials`: by a secret, nobody is asked; `none`."""
+    client_id: str = ""
+    """As the authorization server knows us; empty: we are registered there when it is needed."""
+    client_secret: str = ""
+    """With `${VAR}` still unfilled, as `client_id`."""
+    scopes: list[str] = []
+    """What is asked for; empty: what the server names."""
+    issuer: str = ""
+    """The only authorization server that is asked; empty: the one that the server names."""
+    client_metadata_url: str = ""
+    """The document that says who we are, for authorization servers that take its address as `client_id`."""
+    redirect_port: int = 0
+    """Where the browser comes back to, on the loopback address; 0: any free port."""
+    token_endpoint_auth_method: str = ""
+    """`client_secret_basic` or `client_secret_post`; empty: the first."""
+
+
 class McpServer(msgspec.Struct, frozen=True):
     """One entry of `mcpServers`, with `${VAR}` still unfilled."""
 
@@ -269,6 +290,8 @@ class McpServer(msgspec.Struct, frozen=True):
     limits: ServerLimits = ServerLimits()
     breaker: BreakerOptions = SERVER_BREAKER
     """When it is left alone: after so many calls in a row that timed out or were not answered."""
+    auth: Authorization | None = None
+    """How the server at a `url` gets to know who uses it; None: OAuth, as soon as it asks for that."""
 
 
 class Connection(msgspec.Struct, frozen=True):

@@ -120,7 +120,9 @@ def outcome_of(error: Exception | None) -> Outcome:
     """How an incarnation ended, from what it raised."""
     if error is None:
         return Outcome.DONE
-    if isinstance(error, Parked) or (isinstance(error, ExceptionGroup) and error.subgroup(Parked) is not None):
+    if isinstance(error, Parked):
+        return Outcome.HOPELESS if error.retry else Outcome.REFUSED
+    if isinstance(error, ExceptionGroup) and error.subgroup(Parked) is not None:
         return Outcome.HOPELESS
     return Outcome.FAILED
 

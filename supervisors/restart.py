@@ -32,6 +32,7 @@ class Outcome(Enum):
     DONE = "done"  # it returned
     FAILED = "failed"  # it raised
     HOPELESS = "hopeless"  # it raised Parked, or could not be imported
+    REFUSED = "refused"  # it raised Parked, and is not to be tried again by itself
     BROKEN = "broken"  # what its slot keeps failed under it
 
 
@@ -108,8 +109,9 @@ def decide(
         return Decision(Verdict.STOP, past=past)
     if outcome is Outcome.BROKEN:
         return Decision(Verdict.ESCALATE, past=past)
-    if outcome is Outcome.HOPELESS:
-        return Decision(Verdict.PARK, policy.park_s, Past(probation=True))
+    if outcome in (Outcome.HOPELESS, Outcome.REFUSED):
+        again = policy.park_s if outcome is Outcome.HOPELESS else float("inf")
+        return Decision(Verdict.PARK, again, Past(probation=True))
     healthy = ready_s is not None and ready_s >= policy.backoff.healthy_s
     if past.probation and not healthy:
         return Decision(Verdict.PARK, policy.park_s, Past(probation=True))

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import parse_qsl
 
 import h11
 import trio
@@ -145,6 +146,10 @@ class HttpServer:
     posted: int = 0
     """Not 0: `/mcp` answers every POST with it, as a server of the older way does."""
     faults: dict[str, Fault] = field(default_factory=dict)
+    pages: dict[str, Fault] = field(default_factory=dict)
+    """What is at other paths."""
+    gate: Callable[[Asked], Fault | None] | None = None
+    """Who is not let in gets what it returns."""
     seen: list[Asked] = field(default_factory=list)
     news: trio.Event = field(default_factory=trio.Event)
     """Set whenever something is asked, and then made anew."""
@@ -223,7 +228,8 @@ class HttpServer:
         self.news = trio.Event()
 
     async def _answer(self, asked: Asked, reply: Reply, done: trio.CancelScope) -> None:
-        fault = self.faults.get(asked.method)
+        page = self.pages.get(asked.path.partition("?")[0])
+        fault = page or (self.gate(asked) if self.gate else None) or self.faults.get(asked.method)
         await (fault or self.right)(asked, reply)
         done.cancel()
 
@@ -355,7 +361,9 @@ async def _received(stream: trio.abc.Stream, machine: h11.Connection) -> Asked |
             body += event.data
         elif isinstance(event, h11.EndOfMessage) and head is not None:
             headers = {name.decode(): value.decode() for name, value in head.headers}
-            return Asked(head.method.decode(), head.target.decode(), headers, json.loads(body) if body else {})
+            form = headers.get("content-type", "").startswith("application/x-www-form-urlencoded")
+            message = dict(parse_qsl(body.decode())) if form else json.loads(body) if body else {}
+            return Asked(head.method.decode(), head.target.decode(), headers, message)
         else:
             return None
 

@@ -30,12 +30,15 @@ SERVERS = {
 
 MCP_PROCESS = {
     "actors/mcp_asking.py",
+    "actors/mcp_auth.py",
     "actors/mcp_catalogue.py",
     "actors/mcp_client.py",
     "actors/mcp_connect.py",
     "actors/mcp_exchange.py",
     "actors/mcp_http.py",
+    "actors/mcp_machine.py",
     "actors/mcp_pipe.py",
+    "actors/mcp_provider.py",
     "actors/mcp_sse.py",
     "actors/mcp_wire.py",
 }
@@ -45,13 +48,17 @@ IMPORTERS = {
     "apsw": {"actors/store.py", "actors/schema.py", "actors/rows.py", "actors/recovery.py", "actors/database_file.py"},
     "trio_websocket": {"actors/connection.py", "supervisors/chat_link.py"},
     "httpx": {"actors/provider.py"},
-    "httpx2": {"actors/mcp_connect.py", "actors/mcp_exchange.py", "actors/mcp_http.py", "actors/mcp_sse.py"},
+    "httpx2": {
+        *("actors/mcp_exchange.py", "actors/mcp_http.py", "actors/mcp_sse.py"),
+        *("actors/mcp_auth.py", "actors/mcp_provider.py"),  # what is added to its requests
+    },
     "h11": {"actors/http.py", "actors/http1.py"},  # http1: begins the next answer on a connection that is used again
     "yaml": {"actors/layers.py"},
     "dotenv": {"actors/environment.py"},
     "pydantic": {
         *("actors/settings.py", "actors/llm_settings.py"),
         *("actors/mcp_asking.py", "actors/mcp_catalogue.py", "actors/mcp_client.py", "actors/mcp_connect.py", *SERVERS),
+        *("actors/mcp_auth.py", "actors/mcp_provider.py"),
     },
     "anyio": {"actors/mcp_http.py", *SERVERS},
     "mcp": {*MCP_PROCESS, *SERVERS},

@@ -66,6 +66,7 @@ SHOWN_OF_SERVERS = {
     SERVER + "url": BY_HTTP + "test_streamable_http_in_the_newer_era",
     SERVER + "type": BY_HTTP + "test_a_server_of_the_older_way_can_be_named_as_such",
     SERVER + "headers": BY_HTTP + "test_secrets_go_to_the_server_and_nowhere_else",
+    SERVER + "auth": "tests/test_mcp_auth.py::test_an_operator_is_asked_once_and_the_tokens_outlive_the_service",
     SERVER + "caFile": BY_HTTP + "test_the_authority_of_a_certificate_can_be_named",
     SERVER + "roots": BY_HTTP + "test_it_is_told_its_roots_when_it_asks",
     SERVER + "limits": "tests/test_mcp_server.py::test_a_result_over_its_limit_is_cut_for_the_model",

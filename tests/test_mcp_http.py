@@ -225,7 +225,7 @@ async def test_the_authority_of_a_certificate_can_be_named(tmp_path: Path) -> No
 
 
 AT_FIRST: list[tuple[Fault, bool, str]] = [
-    (status(401), True, "asks for authorization (HTTP 401 Unauthorized); set or correct its `headers`."),
+    (status(401), True, "asks for authorization (HTTP 401 Unauthorized); set or correct its `headers` or `auth`."),
     (status(403, b"not you"), True, "refuses us (HTTP 403 Forbidden: not you)"),
     (status(404), False, "answered HTTP 404 Not Found; is its `url` right?"),
     (status(500, b"oops"), False, "answered HTTP 500 Internal Server Error: oops."),
