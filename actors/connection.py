@@ -21,6 +21,8 @@ from collections.abc import AsyncIterator
 
 import trio
 import trio_websocket
+from wsproto.connection import ConnectionType
+from wsproto.handshake import H11Handshake
 
 from actors import pages, passing, subscribers
 from actors.commands import Commands
@@ -34,12 +36,14 @@ from actors.wire import Wire
 from protocol.client import LOCAL_OWNER, error_frame
 from protocol.errors import Code, Fault
 from protocol.mail import MailError
+from protocol.watcher import WebSocket
 
 log = logging.getLogger("actors.gateway")
 
 HANDSHAKE_S = 10.0  # for the head, and again for the WebSocket handshake; a phone on a bad network takes 3
 CLOSE_S = 1.0  # for the close handshake and what still waits to be sent
 STALLED_S = 30.0  # a peer that takes no byte for this long is closed with 1013 and can resume
+LOOKS = 100  # sockets that are looked at before others have a turn
 SWEEP_S = 5.0  # how often sockets are looked at where no ping is due earlier
 INBOX = 8  # frames read ahead of the one that is handled; the rest waits in the peer's TCP buffer
 PING = b"\x89\x00"  # an empty ping frame
@@ -53,7 +57,7 @@ HANDSHAKE = (
     b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: %b\r\n\r\n"
 )
-
+SPENT = H11Handshake(ConnectionType.SERVER)  # one that says nothing, for all whose own is over
 
 Settled = Place | Fault | MailError
 """Where a client is to be, or why it can be nowhere."""
@@ -178,7 +182,10 @@ async def _shake_hands(wire: Wire, nursery: trio.Nursery) -> trio_websocket.WebS
             message_queue_size=INBOX,
             receive_buffer_size=65536,
         )
-        return await request.accept()
+        connection = await request.accept()
+        # It would be kept for as long as the socket, with a parser of HTTP and all that was said.
+        connection._wsproto.handshake = SPENT
+        return connection
     return None
 
 
@@ -201,7 +208,7 @@ async def _talk(
     came_with, line.follows = sorted(line.follows), socket.follows
     try:
         async with _registered(front, socket):
-            nursery.start_soon(_keep_alive, front, socket, wire)
+            socket.wire = wire
             with scope:
                 commands = Commands(front, socket, nursery)
                 try:
@@ -297,24 +304,40 @@ async def _handle(
         return
 
 
-async def _keep_alive(front: Front, socket: Socket, wire: Wire) -> None:
-    """Ping a silent peer, drop a dead one, close a stalled one."""
-    outbox = socket.outbox
+async def look_after(front: Front) -> None:
+    """Ping silent peers, drop dead ones, close stalled ones; one task for all sockets, until it is cancelled."""
     while True:
-        settings = front.snapshot.websocket
-        interval = settings.ping_interval
+        interval = front.snapshot.websocket.ping_interval
         await trio.sleep(min(interval, SWEEP_S) if interval > 0 else SWEEP_S)
-        if outbox.waiting:
-            # a ping would wait behind the rest: that it is not answered would say nothing
-            if trio.current_time() - outbox.progress_at > STALLED_S:
-                socket.close(1013, "nothing was read for too long; connect again and resume")
-                return
-        elif interval > 0 and wire.silent_s > interval + settings.ping_timeout:
-            log.debug("socket %d: no sign of life for %.0f s", socket.number, wire.silent_s)
-            await outbox.aclose()
-            return
-        elif interval > 0 and wire.silent_s >= interval:
-            outbox.write(PING)
+        for number, socket in enumerate(tuple(front.sockets.values())):
+            if number % LOOKS == LOOKS - 1:
+                await trio.lowlevel.checkpoint()
+            try:
+                if _is_dead(socket, front.snapshot.websocket):
+                    log.debug("socket %d: no sign of life", socket.number)
+                    await socket.outbox.aclose()
+            except Exception:  # boundary: one socket's trouble is its own
+                log.exception("socket %d: it could not be looked after", socket.number)
+
+
+def _is_dead(socket: Socket, settings: WebSocket) -> bool:
+    """The peer has answered no ping; sends one, or closes the socket, where that is due."""
+    outbox, interval, wire = socket.outbox, settings.ping_interval, socket.wire
+    if wire is None:
+        return False  # it comes or goes
+    if outbox.waiting:
+        # a ping would wait behind the rest: that it is not answered would say nothing
+        if trio.current_time() - outbox.progress_at > STALLED_S:
+            socket.close(1013, "nothing was read for too long; connect again and resume")
+        return False
+    if interval <= 0:
+        return False
+    silent_s = wire.silent_s
+    if silent_s > interval + settings.ping_timeout:
+        return True
+    if silent_s >= interval:
+        outbox.write(PING)
+    return False
 
 
 def _why(wire: Wire, connection: trio_websocket.WebSocketConnection) -> tuple[int, str]:

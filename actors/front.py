@@ -22,6 +22,7 @@ from actors.listening import Listening
 from actors.outbox import Outbox
 from actors.tally import Tally
 from actors.turnlog import TurnLog, frame_of, spoken
+from actors.wire import Wire
 from protocol.client import ServerFrame, encode
 from protocol.gateway import Figure
 from protocol.mail import Ref
@@ -49,6 +50,8 @@ class Socket:
         self.outbox = outbox
         self.close = close
         """Ask the connection to end with that close code and reason."""
+        self.wire: Wire | None = None
+        """Once the handshake is over: what knows when the peer was last heard."""
         self.speaker: Speaker | None = None
         """Of the older dialect, once the client has used it."""
         self.conversation: Conversation | None = None

@@ -16,7 +16,7 @@ from typing import Any
 import trio
 
 from actors import neighbours, notices, settling, subscribers
-from actors.connection import serve
+from actors.connection import look_after, serve
 from actors.durable import has_moved
 from actors.front import Conversation, Front
 from actors.handover import Handover
@@ -77,6 +77,7 @@ async def keep(ctx: KeepContext) -> AsyncIterator[Front]:
         async with AsyncExitStack() as stack:
             if handover is not None:
                 await stack.enter_async_context(handover.listening(lambda stream, passed: serve(front, stream, passed)))
+            nursery.start_soon(look_after, front)
             listening.begin(ctx.args["listeners"], loopback=ctx.args["loopback"])
             try:
                 yield front

@@ -199,7 +199,7 @@ class Session:
     def wake(self) -> None:
         """Read decisions from the log."""
         while (running := self.running) is not None and self._asking() and running.log.decisions:
-            decision = running.log.decisions.popleft()
+            decision = running.log.decisions.pop(0)
             if decision.request != running.log.request:
                 continue
             turn_lines.answered(running, self.front.snapshot, decision)

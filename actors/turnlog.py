@@ -14,7 +14,6 @@ this file refuses to know: sockets, storage, what a turn does next.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -104,7 +103,7 @@ class TurnLog:
         """Readers can see it: the user's message is on disk."""
         self.finished = False
         self.next: TurnLog | None = None
-        self.decisions: deque[Finished | Failed | Lost] = deque()
+        self.decisions: list[Finished | Failed | Lost] = []
         self.hop = 0
         """The hop that is being answered, from 1."""
         self.hop_start = 0

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 import struct
-from collections import deque
 from collections.abc import Callable
 
 import trio
@@ -63,7 +62,7 @@ class Wire(trio.abc.Stream):
         self._kept_from = 0
         self._position = 0
         """How many bytes have come, as `_kept_from` and `_ends` count them."""
-        self._ends: deque[int] = deque()
+        self._ends: list[int] = []
         """Where the messages end that have come, or begun to, since that one."""
         self._halted = False
         self._idle = trio.Event()
@@ -101,7 +100,7 @@ class Wire(trio.abc.Stream):
     def taken(self) -> None:
         """The next message has been handed out by the library: its bytes are needed no more."""
         if self._kept is not None:
-            end = self._ends.popleft()
+            end = self._ends.pop(0)
             del self._kept[: end - self._kept_from]
             self._kept_from = end
 

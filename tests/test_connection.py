@@ -342,7 +342,6 @@ async def test_a_peer_whose_frames_wait_for_the_store_is_not_taken_for_dead(
 @asynccontextmanager
 async def deaf_peer(s: Service, monkeypatch: pytest.MonkeyPatch, close_s: float) -> AsyncIterator[Peer]:
     """A peer with small buffers that reads nothing of a long answer."""
-    monkeypatch.setattr(connection, "SWEEP_S", 0.02)
     monkeypatch.setattr(connection, "CLOSE_S", close_s)
     sock = trio.socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -356,6 +355,7 @@ async def deaf_peer(s: Service, monkeypatch: pytest.MonkeyPatch, close_s: float)
 async def test_a_client_that_never_reads_is_closed_with_1013_and_can_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(connection, "SWEEP_S", 0.02)
     async with service(tmp_path, say("x"), say(*[BIG] * 500)) as s, nothing_left(s), s.client() as watcher:
         await watcher.say("make it real")
         async with deaf_peer(s, monkeypatch, close_s=10) as p:
@@ -378,6 +378,7 @@ async def test_a_client_that_never_reads_is_closed_with_1013_and_can_resume(
 
 
 async def test_a_client_that_never_reads_is_dropped_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "SWEEP_S", 0.02)
     async with service(tmp_path, say("x"), say(*[BIG] * 500)) as s, nothing_left(s), s.client() as watcher:
         await watcher.say("make it real")
         async with deaf_peer(s, monkeypatch, close_s=0.05):
