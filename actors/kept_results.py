@@ -3,12 +3,13 @@
 Synchronous: callers that must not wait use a thread. A conversation's folder is all there is to say whose a file is,
 so who is in a conversation may read what is kept for it, and nothing else. The MCP process writes, fronts read, the
 store removes a folder once it has no such conversation (`sweep`) and links it where a conversation begins as a copy.
-What can fail: `keep` keeps nothing where the disk is full (the text says how large it was); `read` raises `Fault`.
+What can fail: `keep` keeps nothing where the disk is full, or a conversation has too much; `read` raises `Fault`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import os
 import re
@@ -24,6 +25,7 @@ from protocol.contents import RESULT_ID
 from protocol.errors import Code, Fault
 
 FOLDER = "results"
+MOST_BYTES = 2**30  # of one conversation; what comes after that is told by its size only
 SETTLED_S = 120.0  # a folder is left alone so long after its last file: its conversation may have no row yet
 _CONVERSATION = re.compile(r"[A-Za-z0-9_-]{1,200}")  # ours are hex; nothing in it can leave the folder
 
@@ -49,20 +51,33 @@ def keeper(state_dir: str, conversation: str) -> Keep | None:
 
 
 def keep(state_dir: str, conversation: str, data: bytes, text: bool) -> str:
-    """Write a file that nobody else may read; its id, empty where that failed."""
-    name = f"{'t' if text else 'b'}-{secrets.token_hex(16)}"
+    """Write a file that nobody else may read; its id, empty where that failed. What is the same is kept once."""
+    name = f"{'t' if text else 'b'}-{hashlib.sha256(data).hexdigest()[:32]}"
     folder = Path(state_dir, FOLDER, conversation)
+    unfinished = folder / f".{name}-{secrets.token_hex(4)}"
     try:
         for part in (folder.parent, folder):
             part.mkdir(mode=0o700, exist_ok=True)
-        with open(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        if (folder / name).exists():
+            return name
+        if (held := _held(folder)) + len(data) > MOST_BYTES:
+            log.warning("%d bytes are kept of conversation %s: a result of %d is not", held, conversation, len(data))
+            return ""
+        with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(data)
+        unfinished.rename(folder / name)
     except OSError as error:
         log.warning("a result of %d bytes could not be kept: %s", len(data), error)
         with contextlib.suppress(OSError):
-            (folder / name).unlink(missing_ok=True)
+            unfinished.unlink(missing_ok=True)
         return ""
     return name
+
+
+def _held(folder: Path) -> int:
+    """Bytes of all that is in it."""
+    with os.scandir(folder) as entries:
+        return sum(entry.stat(follow_symlinks=False).st_size for entry in entries)
 
 
 def read(state_dir: str, conversation: str, name: str, offset: int, limit: int) -> Piece:
@@ -103,7 +118,7 @@ def link(state_dir: str, source: str, copy: str) -> None:
         return
     origin, target = Path(state_dir, FOLDER, source), Path(state_dir, FOLDER, copy)
     try:
-        names = [entry.name for entry in os.scandir(origin)]
+        names = [entry.name for entry in os.scandir(origin) if RESULT_ID.fullmatch(entry.name)]
         target.mkdir(mode=0o700, exist_ok=True)
     except FileNotFoundError:
         return  # nothing was kept for it

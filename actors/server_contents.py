@@ -7,7 +7,7 @@ is refused. Nothing in here raises but `TooLarge`.
 
 from __future__ import annotations
 
-import binascii
+import base64
 from typing import Any
 
 import msgspec
@@ -115,17 +115,17 @@ def content_of(block: dict[str, Any], room: int, keep: Keep | None) -> tuple[Con
     return msgspec.structs.replace(about, size=said if isinstance(said, int) else 0), 0
 
 
-def decoded_size(base64: str) -> int:
-    """Bytes behind it."""
-    return len(base64) * 3 // 4 - base64[-2:].count("=")
+def decoded_size(encoded: str) -> int:
+    """Bytes behind base64."""
+    return len(encoded) * 3 // 4 - encoded[-2:].count("=")
 
 
 def _kept_blob(blob: str, keep: Keep | None) -> str:
     if keep is None:
         return ""
     try:
-        return keep(binascii.a2b_base64(blob), False)
-    except (binascii.Error, ValueError):
+        return keep(base64.b64decode("".join(blob.split()), validate=True), False)
+    except ValueError:
         return ""  # it is no base64: nobody could show it
 
 

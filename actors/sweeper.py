@@ -94,7 +94,7 @@ class Sweeper:
             due = known.last + (self._interval_s if self._interval_s is not None else float("inf"))
             with trio.move_on_at(due):
                 await self._changed.wait()
-                if not known.tidied:
+                if self.state_dir and not known.tidied:
                     known.tidied = True
                     await self._drop_results()
                 continue

@@ -47,6 +47,17 @@ def test_nothing_is_kept_outside_of_a_conversations_folder(conversation: str, tm
     assert tmp_path.is_dir()
 
 
+def test_what_is_the_same_is_kept_once_and_too_much_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept_results, "MOST_BYTES", 10)
+    first = keep(str(tmp_path), "c1", b"123456", text=True)
+    assert keep(str(tmp_path), "c1", b"123456", text=True) == first
+    assert keep(str(tmp_path), "c1", b"12345", text=True) == ""
+    assert os.listdir(tmp_path / "results" / "c1") == [first]
+    assert keep(str(tmp_path), "c2", b"12345", text=True) != ""
+
+
 def test_what_cannot_be_written_has_no_id(tmp_path: Path) -> None:
     (tmp_path / "results").write_text("in the way")
     assert keep(str(tmp_path), "c1", b"x", text=True) == ""

@@ -4,7 +4,7 @@ import base64
 
 import pytest
 
-from actors.server_contents import TooLarge, contents_of, prompt_of
+from actors.server_contents import FRAME_BYTES, TooLarge, contents_of, prompt_of
 from protocol.contents import Content
 from protocol.mcp_server import FilledPrompt, PromptMessage, ResourceContent
 
@@ -44,3 +44,20 @@ def test_a_prompt_keeps_its_roles_and_blocks() -> None:
 def test_a_prompt_over_the_cap_is_refused_with_its_size() -> None:
     with pytest.raises(TooLarge, match="it has 1"):
         prompt_of({"messages": [{"role": "user", "content": {"type": "text", "text": "x" * 1_000}}]}, cap=100)
+
+
+def test_what_is_too_large_for_a_frame_is_kept_where_it_can_be() -> None:
+    kept: list[bytes] = []
+
+    def keep(data: bytes, text: bool) -> str:
+        kept.append(data)
+        return f"{text} {len(kept)}"
+
+    contents = [{"uri": "1", "text": "x" * (FRAME_BYTES + 1)}, {"uri": "2", "blob": PIXELS}]
+    text, data = contents_of({"contents": contents}, keep=keep)
+    assert (text.result_id, text.size, len(text.text or "")) == ("True 1", FRAME_BYTES + 1, FRAME_BYTES)
+    assert (data.result_id, data.data) == ("False 2", None)
+    assert kept == [b"x" * (FRAME_BYTES + 1), bytes(100)]
+    block = {"type": "image", "data": "A" * FRAME_BYTES * 2, "mimeType": "image/png"}
+    [message] = prompt_of({"messages": [{"role": "user", "content": block}]}, keep=keep).messages
+    assert (message.content.result_id, message.content.data) == ("False 3", None)

@@ -13,7 +13,7 @@ import apsw
 import pytest
 import trio
 
-from actors import retention
+from actors import kept_results, retention
 from actors.sweeper import IN_USE_S, Known
 from protocol.mail import Mailbox, Ref
 from protocol.spec import Backoff, Child, Context, Group, Status
@@ -62,7 +62,9 @@ def nothing_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retention, "ENTERED_S", 0.0)
 
 
-def configured(minutes: float, *, hours: float | None = None, sessions: int | None = None) -> Configured:
+def configured(
+    minutes: float, *, hours: float | None = None, sessions: int | None = None, state_dir: str = ""
+) -> Configured:
     limits = Retention(hours, None, sessions, minutes)
     snapshot = Snapshot(
         version=1,
@@ -73,7 +75,7 @@ def configured(minutes: float, *, hours: float | None = None, sessions: int | No
         mcp=Mcp("", Connection(1, 1, 1, 1, 1), {}),
         logging=Logging("INFO", ""),
         problems=[],
-        state_dir="",
+        state_dir=state_dir,
         drain_s=1,
     )
     return Configured(snapshot)
@@ -195,6 +197,29 @@ async def test_who_was_not_named_again_has_left() -> None:
     await trio.sleep(IN_USE_S / 2)  # virtual time
     known.expire()
     assert not known.in_use
+
+
+async def test_what_is_kept_of_results_goes_with_its_conversation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept_results, "SETTLED_S", -1.0)
+    state = str(tmp_path)
+
+    async def until_only(*conversations: str) -> None:
+        while set(kept_results.folders(state)) != set(conversations):  # noqa: ASYNC110 - nobody is told of it
+            await trio.sleep(0.005)  # so that looking leaves it the time
+
+    async with living(tmp_path) as house:
+        await house.say("a", "b")
+        for conversation in ("a", "b", "of-an-earlier-run"):
+            assert kept_results.keep(state, conversation, b"x", text=True)
+        house.configure(configured(NEVER, state_dir=state))
+        await until_only("a", "b")
+        await house.writer.ask(SaveSession("ann", "a", "n", "s1"), within=WITHIN)
+        await house.writer.ask(LoadSaved("ann", "s1", "copy"), within=WITHIN)
+        await until_only("a", "b", "copy")
+        house.configure(configured(AT_ONCE, sessions=1, state_dir=state))
+        await until_only("a", "copy")  # the one is saved, the other the newest
 
 
 async def test_messages_are_stored_while_a_long_sweep_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

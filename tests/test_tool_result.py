@@ -3,11 +3,13 @@ from __future__ import annotations
 import base64
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.tool_result import TEXT_CAP, bounded, outcome_of
+from actors.server_contents import INLINE_BYTES
+from actors.tool_result import PARTS, TEXT_CAP, bounded, outcome_of, refused
 
 PIXELS = base64.b64encode(bytes(1234)).decode()
 
@@ -71,6 +73,67 @@ def test_large_structured_content_is_not_carried_along() -> None:
     outcome = outcome_of({"content": [], "structuredContent": {"x": "y" * TEXT_CAP}})
     assert outcome.structured is None
     assert "cut here" in outcome.text
+
+
+class Kept:
+    """What was kept, by id."""
+
+    def __init__(self) -> None:
+        self.all: dict[str, bytes] = {}
+
+    def keep(self, data: bytes, text: bool) -> str:
+        name = f"{'t' if text else 'b'}{len(self.all)}"
+        self.all[name] = data
+        return name
+
+
+def test_plain_text_has_no_parts_and_is_kept_where_a_client_sees_its_beginning_only() -> None:
+    kept = Kept()
+    short = outcome_of({"content": [{"type": "text", "text": "x"}]}, keep=kept.keep)
+    assert (short.contents, short.result_id, short.size) == ([], "", 0)
+    whole = outcome_of({"content": [{"type": "text", "text": "ä" * 20_000}]}, keep=kept.keep)
+    assert (whole.contents, whole.size, kept.all[whole.result_id]) == ([], 40_000, ("ä" * 20_000).encode())
+
+
+def test_parts_are_carried_as_far_as_there_is_room_and_the_rest_is_kept() -> None:
+    kept = Kept()
+    large = base64.b64encode(bytes(INLINE_BYTES)).decode()
+    blocks = [
+        {"type": "image", "data": PIXELS, "mimeType": "image/png", "annotations": {"audience": ["user"]}},
+        {"type": "image", "data": large, "mimeType": "image/png", "_meta": {"a": 1}},
+        {"type": "resource", "resource": {"uri": "file:///a", "text": "y" * INLINE_BYTES, "_meta": {"b": 1}}},
+        {"type": "audio", "data": "no base64!" * INLINE_BYTES, "mimeType": "audio/wav"},
+    ]
+    small, image, resource, broken = outcome_of({"content": blocks}, keep=kept.keep).contents
+    assert (small.data, small.size, small.annotations) == (PIXELS, 1234, {"audience": ["user"]})
+    assert (image.data, image.size, image.meta) == (None, INLINE_BYTES, {"a": 1})
+    assert kept.all[image.result_id] == bytes(INLINE_BYTES)
+    assert (resource.uri, resource.size, resource.meta) == ("file:///a", INLINE_BYTES, {"b": 1})
+    assert (len(resource.text or ""), len(kept.all[resource.result_id])) == (1024, INLINE_BYTES)
+    assert (broken.data, broken.result_id) == (None, "")
+    nobody = outcome_of({"content": blocks}).contents
+    assert [part.result_id for part in nobody] == ["", "", "", ""]
+
+
+def test_large_structured_content_is_a_part_and_many_parts_are_bounded() -> None:
+    kept = Kept()
+    value = {"x": "y" * INLINE_BYTES}
+    outcome = outcome_of({"content": [], "structuredContent": value}, keep=kept.keep)
+    [part] = outcome.contents
+    assert (outcome.structured, part.type, part.mime_type) == (None, "structured", "application/json")
+    assert msgspec.json.decode(kept.all[part.result_id]) == value
+    wordy = {"type": "image", "data": PIXELS, "_meta": {"a": "b" * 10_000}}
+    many = outcome_of({"content": [wordy] * 1000}, keep=kept.keep)
+    assert len(many.contents) == PARTS
+    assert len(msgspec.json.encode(many.contents)) < 100_000
+    assert many.text.endswith("[1000 parts in all]")
+
+
+def test_a_broken_promise_fails_the_call_and_says_what_came() -> None:
+    outcome = refused(outcome_of({"content": [{"type": "text", "text": "three"}]}), "it is no number - at `$.sum`")
+    assert not outcome.ok
+    assert "does not fit its output schema: it is no number - at `$.sum`" in outcome.text
+    assert outcome.text.endswith("\nthree")
 
 
 @given(st.text(), st.integers(1, 50))
