@@ -56,7 +56,8 @@ async def whole(client: Client, result_id: str, limit: int | None = None) -> byt
 
 
 async def test_everything_that_a_server_offers_is_listed_and_used_by_hand(tmp_path: Path) -> None:
-    async with service(tmp_path, say("hi"), servers=RICH) as s, s.client() as client:
+    policy = {"chat": {"tools": {"policy": {"rich/learn": "deny", "rich/sums": "ask"}}}}
+    async with service(tmp_path, say("hi"), servers=RICH, settings=policy) as s, s.client() as client:
         await until_readable(s)
         await lists(client)
         await calls(client)
@@ -94,6 +95,7 @@ async def calls(client: Client) -> None:
     assert code == "INVALID_MESSAGE"
     assert "'big' is not of type 'integer' - at `$.size`" in text
     assert (await refused(client, "call_tool", tool_name="nothing"))[0] == "TOOL_NOT_FOUND"
+    assert (await refused(client, "call_tool", tool_name="learn"))[0] == "FORBIDDEN"
     result = await ask(client, "call_tool", "tool_result", tool_name="text", arguments={"size": 700_000})
     assert (len(result["result"]), result["result_size"]) == (16_384, 1_400_000)
     assert (await whole(client, result["result_id"])).decode() == "ä" * 700_000
