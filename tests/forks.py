@@ -200,17 +200,19 @@ class Done:
 async def run(
     code: str,
     *arguments: str,
-    stdin: bytes = b"",
+    stdin: bytes | int = b"",
     load: Sequence[str] = SERVICE,
     env: Mapping[str, str] | None = None,
     cwd: str | Path = ROOT,
 ) -> Done:
-    """Run that code to its end, killed where we are cancelled; arguments as of `fork`."""
+    """Run that code to its end, killed where we are cancelled; arguments as of `fork`, but `stdin` may be its text."""
     with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        given.write(stdin)
-        given.seek(0)
+        if isinstance(stdin, bytes):
+            given.write(stdin)
+            given.seek(0)
+            stdin = given.fileno()
         child = await fork(
-            code, arguments, stdin=given.fileno(), stdout=out.fileno(), stderr=err.fileno(), load=load, env=env, cwd=cwd
+            code, arguments, stdin=stdin, stdout=out.fileno(), stderr=err.fileno(), load=load, env=env, cwd=cwd
         )
         try:
             ended = await child.wait()

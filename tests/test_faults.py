@@ -411,7 +411,7 @@ def uses_tools(row: Row) -> bool:
 
 
 @pytest.mark.parametrize("rows", batches(), ids=lambda rows: f"{rows[0].name} to {rows[-1].name}")
-async def test_faults(tmp_path: Path, rows: list[Row]) -> None:
+async def test_fault(tmp_path: Path, rows: list[Row]) -> None:
     servers = LIGHT if any(map(uses_tools, rows)) else {}
     async with service(tmp_path, servers=servers) as s:
         for row in rows:

@@ -13,6 +13,7 @@ import trio
 
 from actors.configuration import markdown
 from tests.fakes import say
+from tests.forks import MAIN, run
 from tests.service import service
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,15 +54,13 @@ async def test_the_javascript_example_runs(tmp_path: Path) -> None:
     assert out == "Hello there.\ncompleted\n"
 
 
-def test_the_commands_of_the_readme_are_the_ones_of_the_command_line() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "supervisors.main", "--help"], capture_output=True, text=True, timeout=20, check=True
-    )
+async def test_the_commands_of_the_readme_are_the_ones_of_the_command_line() -> None:
+    done = await run(MAIN, "--help")
     for command in re.findall(r"^\| `actors-main \[?(\w+)", README, re.MULTILINE):
-        assert command in done.stdout
+        assert command in done.out
     for option in set(re.findall(r"`actors-main \[run\] (.*?)`", README)[0].replace("[", "").replace("]", "").split()):
         if option.startswith("--"):
-            assert option in done.stdout
+            assert option in done.out
 
 
 def test_the_table_of_the_configuration_is_current() -> None:
@@ -69,14 +68,12 @@ def test_the_table_of_the_configuration_is_current() -> None:
     assert table.strip() == markdown().strip(), "python -m actors.configuration table"
 
 
-def test_the_programmatic_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_programmatic_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [example] = [code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "Configuration" in code]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "state").mkdir()
-    done = subprocess.run(
-        [sys.executable, "-c", example], capture_output=True, text=True, timeout=20, check=False, cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr
+    done = await run(example, cwd=tmp_path)
+    assert done.code == 0, done.err
     assert "max_tool_hops: 12" in (tmp_path / "state" / "runtime_config.yaml").read_text()
 
 

@@ -11,8 +11,6 @@ import ast
 import json
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -26,6 +24,7 @@ from actors.configuration import RUNTIME, Configuration
 from actors.reference import defaults
 from actors.trees import changes
 from tests.fakes import ask_tool, say, think
+from tests.forks import run
 from tests.service import LIGHT, service
 from tests.sweep import Sweep, watching
 
@@ -318,7 +317,7 @@ def test_its_configurations_load_as_they_are(shared: Path, tmp_path: Path) -> No
             assert report.snapshot.llm.providers[name].parameters == rest
 
 
-def test_its_programs_run_as_they_are(shared: Path, tmp_path: Path) -> None:
+async def test_its_programs_run_as_they_are(shared: Path, tmp_path: Path) -> None:
     """But for where the class comes from. The reference configuration is not written by any of it."""
     found = [text for text in examples(shared, "python") if "config = Configuration()" in text]
     assert len(found) == 2
@@ -326,11 +325,9 @@ def test_its_programs_run_as_they_are(shared: Path, tmp_path: Path) -> None:
     program = "".join(text.partition("# Test LLM client")[0] for text in found).replace(
         "src.config", "actors.configuration"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=20, check=False, cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr
-    shown: Any = ast.literal_eval(done.stdout)
+    done = await run(program, cwd=tmp_path)
+    assert done.code == 0, done.err
+    shown: Any = ast.literal_eval(done.out)
     assert (shown["chat"]["websocket"]["port"], shown["llm"]["active"]) == (9000, "groq")
     saved = yaml.safe_load((tmp_path / "state" / RUNTIME).read_text())
     assert saved.pop("_runtime_config")["version"] == 2

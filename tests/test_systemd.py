@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import trio
 
 from supervisors.systemd import Manager, passed_sockets
+from tests.forks import run
 
 CHILD = """
-import os, sys
+import os
 from supervisors.systemd import passed_sockets
-os.dup2(int(sys.argv[1]), 3)
+os.dup2(0, 3)
 os.environ["LISTEN_PID"] = str(os.getpid())
 try:
     for one in passed_sockets(os.environ):
@@ -26,27 +25,20 @@ except ValueError as error:
 """
 
 
-def passed(given: socket.socket) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD, str(given.fileno())],
-        env={**os.environ, "LISTEN_FDS": "1"},
-        pass_fds=[given.fileno()],
-        capture_output=True,
-        text=True,
-        timeout=20,
-        check=True,
-    )
-    return done.stdout.strip()
+async def passed(given: socket.socket) -> str:
+    done = await run(CHILD, stdin=given.fileno(), env={**os.environ, "LISTEN_FDS": "1"})
+    assert done.code == 0, done.err
+    return done.out.strip()
 
 
-def test_a_socket_that_the_manager_opened_is_taken() -> None:
+async def test_a_socket_that_the_manager_opened_is_taken() -> None:
     with socket.create_server(("127.0.0.1", 0)) as given:
-        assert passed(given) == f"{given.getsockname()[1]} False False False"
+        assert await passed(given) == f"{given.getsockname()[1]} False False False"
 
 
-def test_what_is_no_listening_socket_is_said() -> None:
+async def test_what_is_no_listening_socket_is_said() -> None:
     with socket.socket() as given:
-        assert passed(given) == "descriptor 3, passed by LISTEN_FDS, is no listening TCP socket"
+        assert await passed(given) == "descriptor 3, passed by LISTEN_FDS, is no listening TCP socket"
 
 
 @pytest.mark.parametrize("environ", [{}, {"LISTEN_PID": "1", "LISTEN_FDS": "1"}, {"LISTEN_FDS": "1"}])

@@ -6,8 +6,6 @@ import logging
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
@@ -41,6 +39,7 @@ from protocol.writer import (
     UserEvent,
 )
 from supervisors.supervisor import Tree, running
+from tests.forks import fork
 
 WITHIN = 10.0
 PATH = "store/writer"
@@ -329,18 +328,20 @@ trio.run(main)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_killed_process_keeps_what_it_acknowledged(tmp_path: Path, seed: int) -> None:
+async def test_a_killed_process_keeps_what_it_acknowledged(tmp_path: Path, seed: int) -> None:
     path = tmp_path / "chat.db"
     wanted = random.Random(seed).randint(20, 400)
-    command = [sys.executable, "-c", CHILD, str(path)]
-    root = Path(__file__).resolve().parents[1]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root, env={**os.environ}) as child:
-        assert child.stdout is not None
-        lines = [child.stdout.readline() for _ in range(wanted)]
-        child.send_signal(signal.SIGKILL)
-        lines += child.stdout.readlines()
-    assert child.returncode == -signal.SIGKILL
-    acks = [line.split() for line in lines if line.endswith("\n")]
+    read, write = os.pipe()
+    written = b""
+    async with trio.lowlevel.FdStream(read) as out:
+        child = await fork(CHILD, [str(path)], stdout=write, load=("tests.test_writer",))
+        os.close(write)
+        while part := await out.receive_some():
+            written += part
+            if written.count(b"\n") >= wanted:
+                child.send_signal(signal.SIGKILL)
+        assert await child.wait() == -signal.SIGKILL
+    acks = [line.split() for line in written.decode().splitlines(keepends=True) if line.endswith("\n")]
     begun = {(name, int(turn)) for what, name, turn, *_ in acks if what == "begun"}
     ended = {(name, int(turn)) for what, name, turn, *_ in acks if what == "ended"}
     said = {(name, int(turn)): int(rest[0]) for what, name, turn, *rest in acks if what == "said"}
