@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 import yaml
 
-from tests.fakes import Reply, Script, Usage, ask_tool, say
-from tests.service import Client, Frame, Service, merge_into, of_type, service
+from protocol.spec import Status
+from tests.fakes import Reply, Script, Stall, Usage, ask_tool, say
+from tests.service import Client, Frame, Service, front_of, merge_into, of_type, service
 from tests.test_server_requests import ASKING, FORM, MODEL, NAME, PAGE
 
 BOTH = pytest.mark.parametrize("era", ["older", "newer"])
@@ -184,3 +186,48 @@ async def test_a_model_is_asked_for_a_server_once_somebody_agrees(tmp_path: Path
         assert "Ask." not in turn["messages"][0]["content"]
         assert aside["max_tokens"] == 2
         assert after["messages"][-1]["role"] == "tool"
+
+
+async def test_a_question_outlives_the_gateway_and_a_stop_ends_what_the_model_is_asked(tmp_path: Path) -> None:
+    gate = trio.Event()
+
+    def stalls(asked: Any) -> Script:
+        brief = asked["messages"][0] == {"role": "system", "content": "Be brief."}
+        return Script(("fo", Stall(gate))) if brief else replies(asked)
+
+    settings = {"chat": {"tools": {"sampling": "allow"}}}
+    async with product(tmp_path, "newer", stalls, settings=settings) as s, s.client() as client:
+        asked = await question(client, form=FORM)
+        crashed: list[object] = []
+
+        def crash(message: object) -> None:
+            if not crashed:
+                crashed.append(message)
+                raise RuntimeError("for the test")
+
+        s.tree.tap("front/gateway", crash)
+        s.ref("front/gateway").nudge()
+        await s.tree.reached("front/gateway", Status.RUNNING, incarnation=2)
+        await client.send("answer", question_id=asked["question_id"], action="accept", content={"name": "Ada"})
+        assert (await end(client))[0] == {"form": {"action": "accept", "content": {"name": "Ada"}}}
+
+        await begin(client, model=MODEL)
+        asides = front_of(s).asides
+        request = await s.provider.request(4)
+        while not (asides and next(iter(asides.values())).text):
+            await client.alive()
+        await client.send("stop")
+        assert (await client.until("turn_finished"))[-1]["outcome"] == "stopped"
+        await request.abandoned.wait()
+        assert not asides
+        assert not front_of(s).server_asks
+        # the streamer dies while the model is asked: the server is told, and the turn goes on
+        await begin(client, model=MODEL)
+        while not (asides and next(iter(asides.values())).text):
+            await client.alive()
+        crashed.clear()
+        s.tree.tap("llm/streamer", crash)
+        s.ref("llm/streamer").nudge()
+        told, frames = await end(client)
+        assert "failed while the answer came" in json.dumps(told)
+        assert frames[-1]["outcome"] == "completed"
