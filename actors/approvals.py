@@ -10,8 +10,6 @@ in the store; who cancels it for good says so there.
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,19 +17,17 @@ import msgspec
 import trio
 
 from actors import policy, settling
-from actors.durable import COMMIT_S, PAUSE_S, has_moved
+from actors.decisions import persistently, until_settled
+from actors.durable import has_moved
 from actors.front import Conversation, Front
 from actors.running_turn import RunningTurn
 from protocol.errors import Code, Fault
-from protocol.mail import MailError, Ref, Request
+from protocol.mail import Ref, Request
 from protocol.mcp_server import Tool
-from protocol.pending import APPROVAL, DecidePending, OpenPending, Pending, ReadPending
+from protocol.pending import APPROVAL, OpenPending, Pending
 from protocol.writer import Append, ToolApproved, ToolStarted
 
-LOOK_S = 15.0  # between two looks at what the gateway should have told
 TOOLS_S = 30.0  # for a server to be there again, where the turn has waited over a restart of it
-
-log = logging.getLogger("actors.session")
 
 
 class Permission(NamedTuple):
@@ -121,40 +117,17 @@ class Approvals:
 
     async def _settled(self, call_id: str, opening: OpenPending) -> Pending | Permission:
         """How it was settled; or a denial, where it could not be asked."""
-        name = opening.pending.id
-        self._front.waits[name] = trio.Event()
         try:
-            found = await self._ask(opening)
-            if isinstance(found, Pending) and found.state == "open":
-                self._waits(call_id)
-            while isinstance(found, Pending) and found.state == "open":
-                left = found.expires_at - time.time()
-                with trio.move_on_after(max(0.0, min(LOOK_S, left))):
-                    await self._front.waits[name].wait()
-                self._front.waits[name] = trio.Event()
-                if found.expires_at <= time.time():
-                    ended = DecidePending(name, [found.owner], APPROVAL, "expired", key=name)
-                    answer = await self._ask(ended)
-                    found = answer if isinstance(answer, Permission) else answer.pending
-                else:
-                    found = await self._ask(ReadPending(name))
-            settled: Pending | Permission = found
-        finally:
-            self._front.waits.pop(name, None)
-        return settled
+            return await until_settled(self._front, opening, lambda: self._waits(call_id))
+        except Fault as fault:
+            return _refusal(fault)
 
     async def _ask(self, request: Request[Any]) -> Any:
         """The store's answer, however long it is away; a denial where it refuses for good."""
-        while True:
-            try:
-                return await self._writer.ask(request, within=COMMIT_S, again=True)
-            except (MailError, Fault) as error:
-                if has_moved(error):
-                    return MOVED
-                if isinstance(error, Fault) and not error.body.retryable:
-                    return Permission(False, f"{error.code}: Nobody could be asked for approval: {error.body.text}")
-                log.warning("an approval waits for the store: %s", error)
-            await trio.sleep(PAUSE_S)
+        try:
+            return await persistently(self._writer, request)
+        except Fault as fault:
+            return _refusal(fault)
 
     async def _journaled(self, turn: RunningTurn, started: ToolStarted, settled: Pending) -> Permission:
         outcome = settling.outcome_of(settled)
@@ -178,6 +151,12 @@ class Approvals:
             while self._front.merged.find(started.tool_name) is None:
                 await self._front.tools_changed.wait()
         turn.offer(self._front.merged, self._front.catalogues)
+
+
+def _refusal(fault: Fault) -> Permission:
+    if has_moved(fault):
+        return MOVED
+    return Permission(False, f"{fault.code}: Nobody could be asked for approval: {fault.body.text}")
 
 
 WHY_NOT = {

@@ -21,6 +21,7 @@ import msgspec
 import trio
 
 from actors import aside, sampling
+from actors.decisions import until_settled
 from actors.front import Front
 from actors.settling import show_completed
 from actors.turnlog import TurnLog
@@ -40,7 +41,6 @@ from protocol.pending import (
     OPERATORS,
     QUESTION,
     SAMPLING,
-    Decided,
     DecidePending,
     OpenPending,
     Pending,
@@ -49,10 +49,7 @@ from protocol.pending import (
 from protocol.streamer import Complete, Failed, Finished
 
 STORE_S = 10.0  # for the store to take a question, or to say how it stands
-LOOK_S = 30.0  # how often is looked how it stands, should the word of it be lost
 TAKE_S = 10.0  # for the server's actor to take an answer
-SOON_S = 0.05  # and once its time is over
-LATE_S = 60.0  # after its time the store must have said that it is over
 
 log = logging.getLogger("actors.gateway")
 
@@ -161,7 +158,7 @@ class ServerAsks:
         place = self._place(asked.call) if asked.call else Place(OPERATORS)
         body = {"message": asked.message, "schema": asked.schema, "url": asked.url}
         row = self._row(asked, place, QUESTION, {key: value for key, value in body.items() if value is not None})
-        settled = await self._settled(row, self._lasts_s(asked.expires_at))
+        settled = await until_settled(self._front, OpenPending(row, self._lasts_s(asked.expires_at)))
         content = settled.answer if asked.url is None and isinstance(settled.answer, dict) else None
         return AnswerQuestion(asked.question, ACTIONS.get(settled.state, "cancel"), content)
 
@@ -185,36 +182,6 @@ class ServerAsks:
             tool=SAMPLING if kind == APPROVAL else "",
             front=self._front.id,
         )
-
-    async def _settled(self, row: Pending, lasts_s: float) -> Pending:
-        """Open it, and wait until it is settled. Raises Fault and MailError."""
-        woken = self._front.waits[row.id] = trio.Event()
-        try:
-            opening = OpenPending(row, lasts_s, unless_granted=row.kind == APPROVAL)
-            found = await self._writer.ask(opening, within=STORE_S, again=True)
-            while found.state == "open":
-                left_s = found.expires_at - time.time()
-                with trio.move_on_after(min(LOOK_S, max(left_s, SOON_S))):
-                    await woken.wait()
-                woken = self._front.waits[row.id] = trio.Event()
-                try:
-                    found = await self._standing(row, over=found.expires_at <= time.time())
-                except (MailError, Fault) as error:
-                    if left_s < -LATE_S:
-                        raise
-                    log.warning("how %s stands cannot be read: %s", row.id, error)
-            return found
-        finally:
-            self._front.waits.pop(row.id, None)
-
-    async def _standing(self, row: Pending, *, over: bool) -> Pending:
-        """How it stands; one whose time is over is settled at that. Raises Fault and MailError."""
-        if not over:
-            read: Pending = await self._writer.ask(ReadPending(row.id), within=STORE_S, again=True)
-            return read
-        expiring = DecidePending(row.id, [row.owner], row.kind, "expired", secrets.token_hex(8))
-        decided: Decided = await self._writer.ask(expiring, within=STORE_S, again=True)
-        return decided.pending
 
     async def _settle(self, asked: Asked, state: Literal["cancelled", "answered"]) -> None:
         """Settle its row, if it has one that is open."""
@@ -253,7 +220,9 @@ class ServerAsks:
         if policy == "ask":
             reason = f"The MCP server {asked.server} wants a model to be asked for it."
             body = {"tool_name": SAMPLING, "arguments": sampling.shown(asked), "reason": reason}
-            settled = await self._settled(self._row(asked, place, APPROVAL, body), tools.question_timeout)
+            row = self._row(asked, place, APPROVAL, body)
+            opening = OpenPending(row, tools.approval_timeout, unless_granted=True)
+            settled = await until_settled(front, opening)
             if settled.state != "answered":
                 refused = settled.state == "declined"
                 return _refused(asked, "The user did not allow it." if refused else "The user did not answer.")
