@@ -3,9 +3,10 @@
 It is nobody's call in particular whose question this is: what is granted serves every conversation, so it goes to
 operators, by all gateways there are, also by those that come while it is open. Whoever answers first decides: no ends
 it, yes means that the page is being visited. It is over when the browser came back, when it was declined, or after
-a while; everybody is told. Where nobody can be asked (`possible` is false) it must not be begun.
+a while; everybody is told. One that was dismissed, or could not be shown, was not decided: it may be asked later.
+Where nobody can be asked (`possible` is false) it must not be begun.
 
-May assume: one question at a time, since whoever wants one holds a lock. Fails with `Unauthorized`.
+May assume: one question at a time, since whoever wants one holds a lock. Fails with `Unauthorized` and `Unusable`.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ import trio
 
 from actors.call_clock import CallClock
 from actors.redirect import Landed
-from actors.server_faults import Unauthorized
+from actors.server_faults import Unauthorized, Unusable
 from protocol.mcp_server import AnswerQuestion, AnswerSampling, RequestEnded, UrlVisited, UserQuestion
 from protocol.spec import Context
 
 ANSWER_S = 3600.0  # a service is started at night, and whoever can answer comes in the morning: by hand then
 IN_CALL_S = 300.0  # a turn waits
+SKEW_S = 5.0  # between clocks that count the same time
+DISMISSED = "nobody chose"
 
 Clock = Callable[[], AbstractContextManager[None]]
 """Makes a block in which the time of whoever waits stands still."""
@@ -50,7 +53,7 @@ class Consent:
         self._open: UserQuestion | None = None
         self._gateways = gateways
         self._answered = trio.Event()
-        self._declined = False
+        self._action = ""
 
     @property
     def possible(self) -> bool:
@@ -100,19 +103,23 @@ class Consent:
             return False
         if answer.question != self._open.question or self._answered.is_set():
             return False
-        self._declined = answer.action != "accept"
+        self._action = answer.action
         self._answered.set()
         return True
 
     async def visit(self, url: str, landing: Callable[[], Awaitable[Landed]]) -> Landed:
-        """Have somebody open `url`, and wait for `landing`. Raises Unauthorized, with why it came to nothing."""
+        """Have somebody open `url`, and wait for `landing`.
+
+        Raises: Unauthorized, with why it came to nothing; Unusable, where nobody chose.
+        """
         clocks = self._clocks()
         if not clocks:
             raise Unauthorized(f"MCP server {self._server!r} wants to be authorized anew, and nobody can be asked now.")
         found: list[Landed] = []
         within = ANSWER_S if self._connecting else IN_CALL_S
         until = datetime.now(UTC) + timedelta(seconds=within)
-        self._answered, self._declined = trio.Event(), False
+        self._answered, self._action = trio.Event(), ""
+        over_at = trio.current_time() + within
         asked = self._open = UserQuestion(
             question=secrets.token_hex(8),
             server=self._server,
@@ -122,7 +129,6 @@ class Consent:
             expires_at=until.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         )
         self._offer(asked)
-        ended = "nobody allowed it in time"
         try:
             with ExitStack() as stack:
                 for clock in clocks:
@@ -136,19 +142,23 @@ class Consent:
 
                     nursery.start_soon(land)
                     await self._answered.wait()
-                    if self._declined:
+                    if self._action != "accept":
                         nursery.cancel_scope.cancel()
         finally:
             self._open = None
-            if found:
-                ended = "it was answered"
-                self._offer(UrlVisited(asked.question))
-            elif self._declined:
-                ended = "it was declined"
-            self._offer(RequestEnded(asked.question, ended))
-        if not found:
-            raise Unauthorized(f"MCP server {self._server!r} needs authorization, and {ended}.")
-        return found[0]
+            ended = self._ended(over_at)
+            self._offer(UrlVisited(asked.question) if found else RequestEnded(asked.question, ended))
+        if found:
+            return found[0]
+        kind = Unusable if self._action == "cancel" and ended == DISMISSED else Unauthorized
+        raise kind(f"MCP server {self._server!r} needs authorization, and {ended}.")
+
+    def _ended(self, over_at: float) -> str:
+        if self._action == "decline":
+            return "it was declined"
+        # Who shows it counts the same time, and may be a moment ahead.
+        early = trio.current_time() < over_at - SKEW_S
+        return DISMISSED if self._action == "cancel" and early else "nobody allowed it in time"
 
     def _offer(self, event: UserQuestion | RequestEnded | UrlVisited) -> None:
         for gateway in sorted(self._gateways):

@@ -30,7 +30,7 @@ from actors.hidden import without
 from actors.mcp_provider import Kept, Provider
 from actors.redirect import HOST, PATH, Redirect, listen
 from actors.server_endpoint import Endpoint
-from actors.server_faults import Refused, Unauthorized
+from actors.server_faults import Refused, Unauthorized, Unusable
 from actors.token_file import TokenFile
 from protocol.watcher import Authorization
 
@@ -65,7 +65,7 @@ class Authorizer(httpx2.Auth):
         self._at = urlsplit(url)
         self._auth = auth
         self._consent = consent
-        self._failure: Unauthorized | None = None
+        self._failure: Unusable | None = None
         self._redirect: Redirect | None = None
         self._page = ""
         self._provider = self._made(url, file)
@@ -83,7 +83,7 @@ class Authorizer(httpx2.Auth):
         return provider
 
     async def async_auth_flow(self, request: httpx2.Request) -> AsyncGenerator[httpx2.Request, httpx2.Response]:
-        """For the HTTP client. Raises Unauthorized and Refused."""
+        """For the HTTP client. Raises Unusable, which Unauthorized is, and Refused."""
         context = self._provider.context
         await self._provider.begin()
         sent, refused = context.current_tokens, None
@@ -127,14 +127,14 @@ class Authorizer(httpx2.Auth):
                 needed = await flow.asend(response)
         except StopAsyncIteration:
             return
-        except (OAuthFlowError, Unauthorized, Refused, ValueError, OSError) as error:
+        except (OAuthFlowError, Unusable, Refused, ValueError, OSError) as error:
             failed = self._explained(error)
         finally:
             aside.close()
             await flow.aclose()
             if page is not None:
                 await page.aclose()
-        if isinstance(failed, Unauthorized):
+        if isinstance(failed, Unusable):
             self._failure = failed
         if wider and not self._consent.is_connecting:
             log.warning("%s", failed)
@@ -203,9 +203,9 @@ class Authorizer(httpx2.Auth):
         if to.scheme != "https" and not (to.scheme == "http" and inside):
             raise OAuthFlowError("it leads to an address that is not https")
 
-    def _explained(self, error: Exception) -> Unauthorized | Refused:
+    def _explained(self, error: Exception) -> Unusable | Refused:
         """The error in words for operators, without secrets."""
-        if isinstance(error, Unauthorized):
+        if isinstance(error, Unusable):
             return error
         who = f"MCP server {self._server!r} cannot be authorized"
         if isinstance(error, Refused):

@@ -23,6 +23,8 @@ from protocol.watcher import Authorization, McpServer
 from tests.auth_server import AuthServer, browse, guarded
 from tests.http_servers import TOOLS, status
 from tests.mcp_house import House, house, names, odd
+from tests.scripts import say
+from tests.service import connected, service
 
 
 def entry(server: AuthServer, **more: Any) -> McpServer:
@@ -86,7 +88,6 @@ async def test_an_operator_is_asked_once_and_the_tokens_outlive_the_service(
             page = await browse(question.url)
             assert (page.status_code, "close this page" in page.text) == (200, True)
             assert (await at.next(UrlVisited)).question == question.question
-            assert (await at.next(RequestEnded)).request == question.question
             assert await offered(at) == TOOLS
             assert (await at.call("hello")).ok
             assert at.facts()["state"] == "ready"
@@ -142,6 +143,10 @@ async def test_who_declines_is_asked_again_only_by_hand(tmp_path: Path, monkeypa
         assert (await at.next(RequestEnded)).reason == "it was declined"
         down = await parked(at)
         assert (down.retry_in_ms, "declined" in down.reason) == (None, True)
+
+        await at.tree.restart("mcp/odd")
+        assert await answer(at, await at.next(UserQuestion), "cancel")  # no choice was made: it is asked again, later
+        assert (await parked(at)).retry_in_ms == 300_000
 
         monkeypatch.setattr(consent, "ANSWER_S", 0.05)
         await at.tree.restart("mcp/odd")
@@ -273,6 +278,25 @@ async def test_nobody_is_led_to_addresses_that_are_not_https(tmp_path: Path) -> 
         auth.mcp.pages["/.well-known/oauth-protected-resource/mcp"] = status(200, where, "application/json")
         async with house(entry(auth), state=tmp_path) as at:
             assert "not https" in (await parked(at)).reason
+
+
+async def test_through_the_whole_service_an_operator_sees_the_link_and_the_tools_come(tmp_path: Path) -> None:
+    async with guarded() as auth, service(tmp_path, say("hi")) as s, s.client() as client:
+        servers = {"mcpServers": {"wiki": {"url": auth.mcp.url(), "type": "http"}}}
+        (s.state / "servers_config.json").write_text(json.dumps(servers))
+        [*_, question] = await client.until("question", server="wiki")
+        assert question["url"].startswith(auth.issuer)
+        assert (await client.say("a turn does not wait for it"))[-1]["outcome"] == "completed"
+        async with s.client() as late:  # who comes later is told what is open
+            await late.until("question", question_id=question["question_id"])
+        await browse(question["url"])
+        await client.until("question_settled", question_id=question["question_id"], outcome="completed")
+        await connected(s, "wiki")
+        await client.send("call_tool", tool_name="hello", arguments={})
+        [*_, result] = await client.until("tool_result")
+        assert "hello" in json.dumps(result)
+        for secret in auth.secrets():
+            assert secret not in json.dumps(client.seen)
 
 
 async def test_a_gateway_that_comes_later_is_asked_too(tmp_path: Path) -> None:
