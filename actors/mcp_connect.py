@@ -110,13 +110,13 @@ async def connect(
     auth = authorizer(link, consent) if isinstance(link, Endpoint) and consent is not None else None
     retreat = False
     try:
-        async with _shaken(name, _carrier(link, auth), era, probe_s, consent, options) as (client, wire):
+        async with _shaken(name, _carrier(link, auth), era, probe_s, link.clean, consent, options) as (client, wire):
             yield Connected(name, client, wire, asking, result_cap)
     except* Older as group:
         log.info("MCP server %r is asked in the way before streamable HTTP: %s", name, _first(group))
         retreat = True
     if retreat and isinstance(link, Endpoint):
-        async with _shaken(name, Sse(link, auth), era, probe_s, consent, options) as (client, wire):
+        async with _shaken(name, Sse(link, auth), era, probe_s, link.clean, consent, options) as (client, wire):
             yield Connected(name, client, wire, asking, result_cap)
 
 
@@ -128,7 +128,13 @@ def _carrier(link: Process | Endpoint, auth: Authorizer | None) -> Carrier:
 
 @asynccontextmanager
 async def _shaken(
-    name: str, carrier: Carrier, era: Era, probe_s: float, consent: Consent | None, options: dict[str, Any]
+    name: str,
+    carrier: Carrier,
+    era: Era,
+    probe_s: float,
+    clean: Callable[[str], str],
+    consent: Consent | None,
+    options: dict[str, Any],
 ) -> AsyncIterator[tuple[Client, Wire]]:
     """Shake hands by one way. Raises as `connect`."""
     version = era.forced
@@ -136,7 +142,7 @@ async def _shaken(
         known = ", ".join(KNOWN_PROTOCOL_VERSIONS)
         raise Unusable(f"MCP server {name!r}: version {version} of the protocol is not known here, only {known}.")
     older = era.legacy or version in HANDSHAKE_PROTOCOL_VERSIONS or carrier.transport == "sse"
-    wire = Wire(carrier, min(probe_s, PROBE_S), version)
+    wire = Wire(carrier, min(probe_s, PROBE_S), version, clean)
     if consent is not None:
         consent.probe(wire.paused)
     client = Client(wire.open(), mode="legacy" if older else "auto", **options)

@@ -9,7 +9,7 @@ What can fail: what the carrier raises, `ServerEnded` above all.
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import NamedTuple, Protocol
 
@@ -77,9 +77,10 @@ class Wire:
         carrier: not yet open.
         probe_s: seconds after which an unanswered `server/discover` is answered in the server's place.
         version: the only one that may be spoken; empty: whichever is found.
+        clean: takes out of an error what nobody may see: a server may say back what it was given.
     """
 
-    def __init__(self, carrier: Carrier, probe_s: float, version: str = "") -> None:
+    def __init__(self, carrier: Carrier, probe_s: float, version: str = "", clean: Callable[[str], str] = str) -> None:
         self.bad_tools = 0
         """Tools without a name, left out of listings so far."""
         self.mended: list[str] = []
@@ -95,6 +96,7 @@ class Wire:
         self.carrier = carrier
         self._probe_s = probe_s
         self._version = version
+        self._clean = clean
         self._probe: tuple[types.RequestId, trio.CancelScope] | None = None
         self._patience = trio.CancelScope()
         self._listing: set[types.RequestId] = set()
@@ -174,6 +176,9 @@ class Wire:
                     self.mended += page.mended
                     self.beside |= page.beside
                     item = item.model_copy(update={"result": page.result})
+            if isinstance(item, types.JSONRPCError):
+                error = item.error.model_copy(update={"message": self._clean(item.error.message)})
+                item = item.model_copy(update={"error": error})
         return SessionMessage(item)
 
 

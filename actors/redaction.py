@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from urllib.parse import quote
 
 from actors.trees import Path, Tree, without
 
@@ -53,6 +54,11 @@ def redacted(tree: Tree) -> Tree:
     for path in list(secrets(tree)):
         tree = without(tree, path)
     return tree
+
+
+def written_as(secret: str) -> set[str]:
+    """A secret as texts may hold it: plain, or as JSON and addresses write it."""
+    return {secret, secret.replace("/", "\\/"), quote(secret), quote(secret, safe="")}
 
 
 def shown(path: Path, value: object) -> str:

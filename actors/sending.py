@@ -11,10 +11,11 @@ import ipaddress
 import os
 import re
 from collections.abc import Mapping
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 import msgspec
 
+from actors.redaction import written_as
 from actors.verdict import Complaint
 from protocol.errors import Code
 from protocol.watcher import Provider
@@ -35,7 +36,7 @@ class Sending(msgspec.Struct, frozen=True):
     def redact(self, text: str) -> str:
         """The text without the key and the configured header values, plain or as JSON and addresses write them."""
         for secret in self.secrets:
-            for written in {secret, secret.replace("/", "\\/"), quote(secret), quote(secret, safe="")}:
+            for written in written_as(secret):
                 text = text.replace(written, "[redacted]")
         return text
 

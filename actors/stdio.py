@@ -23,6 +23,7 @@ from typing import IO, Any
 
 import trio
 
+from actors.redaction import written_as
 from actors.server_faults import ServerEnded, Unusable
 
 LINE_CAP = 64 * 1024 * 1024  # bytes of one message; more than any frame that we pass on
@@ -62,9 +63,10 @@ class Command:
 
 
 def blacked_out(text: str, secrets: tuple[str, ...]) -> str:
-    """The text without those values, which are sorted longest first."""
+    """The text without those values, which are sorted longest first, however they are written."""
     for secret in secrets:
-        text = text.replace(secret, "***")
+        for written in written_as(secret):
+            text = text.replace(written, "***")
     return text
 
 
@@ -150,6 +152,10 @@ class Process:
     def last_words(self, most: int = TAIL_SHOWN) -> str:
         """The end of its standard error as text of at most that many characters, secrets blacked out."""
         return self._command.clean(self._tail.decode("utf-8", "replace")).strip()[-most:]
+
+    def clean(self, text: str) -> str:
+        """The text with the values blacked out that its configuration holds."""
+        return self._command.clean(text)
 
     def facts(self) -> dict[str, Any]:
         """For status, while it runs."""

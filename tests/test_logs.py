@@ -151,15 +151,23 @@ def test_what_is_hidden_is_what_the_configuration_says_is_secret(tmp_path: Path)
     headers = {"Authorization": "Bearer literal-key", "X-Up": "${UP}", "X-Title": "my application"}
     asked = provider(client=ClientOptions(headers=headers), parameters={"api_key": "in-body", "stop": "innocent"})
     env = {"API_TOKEN": "${TOKEN_VAR}", "CACHE": "${HOME}/cache", "PASSWORD": "swordfish", "MODE": "innocent"}
+    wiki = {"Authorization": "Bearer ${WIKI}", "X-Title": "my application"}
+    elsewhere = msgspec.structs.replace(server(), url="https://w.test/${PATH_KEY}/mcp", headers=wiki)
     snapshot = msgspec.structs.replace(
         snapshot,
         llm=msgspec.structs.replace(snapshot.llm, providers={"p": asked}),
-        mcp=msgspec.structs.replace(snapshot.mcp, servers={"s": server(**env)}),
+        mcp=msgspec.structs.replace(snapshot.mcp, servers={"s": server(**env), "w": elsewhere}),
     )
-    environment = {"P_API_KEY": f" {KEY} ", "UP": "up-value", "TOKEN_VAR": "token-value", "HOME": "/home/me"}
+    environment = {"WIKI": "wiki-value", "PATH_KEY": "path-value"} | {
+        "P_API_KEY": f" {KEY} ",
+        "UP": "up-value",
+        "TOKEN_VAR": "token-value",
+        "HOME": "/home/me",
+    }
     found = hidden(snapshot, environment)
     assert set(found) == {
-        *(KEY, "pass-word", "Bearer literal-key", "literal-key", "up-value", "in-body", "token-value", "swordfish")
+        *(KEY, "pass-word", "Bearer literal-key", "literal-key", "up-value", "in-body", "token-value", "swordfish"),
+        *("wiki-value", "path-value"),
     }
     assert list(found) == sorted(found, key=len, reverse=True)
     assert without(f"a {KEY}, Bearer literal-key", found) == f"a {INSTEAD}, {INSTEAD}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import trio
@@ -435,11 +436,17 @@ async def test_secrets_go_to_the_server_and_nowhere_else(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    monkeypatch.setenv("WIKI_TOKEN", "tok-planted-1")
+    monkeypatch.setenv("WIKI_TOKEN", "tok/planted-1&")
     monkeypatch.setenv("WIKI_KEY", "key-planted-2")
 
     async def quotes(asked: Asked, reply: Reply) -> None:
         await reply.whole(500, f"{asked.headers['authorization']} {asked.path}".encode())
+
+    async def errors(asked: Asked, reply: Reply) -> None:
+        token = asked.headers["authorization"]
+        written = f"{token} {quote(token[7:])} {quote(token[7:], safe='')} " + token[7:].replace("/", "\\/")
+        error = {"code": -32000, "message": written}
+        await reply.json({"jsonrpc": "2.0", "id": asked.message["id"], "error": error})
 
     headers = {"Authorization": "Bearer ${WIKI_TOKEN}"}
     async with http_server() as server:
@@ -449,6 +456,8 @@ async def test_secrets_go_to_the_server_and_nowhere_else(
             server.faults["tools/call"] = quotes
             said = await fails(at)
             assert said == "the server answered HTTP 500 Internal Server Error: *** /mcp?key=***&team=blue"
+            server.faults["tools/call"] = errors
+            assert await fails(at) == "*** *** *** ***"
             server.faults["initialize"] = quotes
             server.forget_sessions()
             del server.faults["tools/call"]
@@ -457,7 +466,7 @@ async def test_secrets_go_to_the_server_and_nowhere_else(
             facts = repr(at.facts())
         seen = server.seen[0]
         assert (seen.headers["authorization"], seen.path) == (
-            "Bearer tok-planted-1",
+            "Bearer tok/planted-1&",
             "/mcp?key=key-planted-2&team=blue",
         )
     for text in (said, reason, facts, caplog.text):
