@@ -25,6 +25,8 @@ class CallClock:
     def __init__(self, scope: trio.CancelScope, quiet_s: float, most_s: float) -> None:
         self.ceiling = math.inf
         """Trio time after which no progress helps any more."""
+        self.stood_s = 0.0
+        """Seconds that it has stood still."""
         self._scope = scope
         self._quiet_s = quiet_s
         self._most_s = most_s
@@ -60,5 +62,7 @@ class CallClock:
         finally:
             self._paused -= 1
             if not self._paused:
-                self.ceiling += trio.current_time() - self._stopped_at
+                stood_s = trio.current_time() - self._stopped_at
+                self.stood_s += stood_s
+                self.ceiling += stood_s
                 self.heard()

@@ -200,7 +200,7 @@ class Calls:
         elif isinstance(answer, Fault) and answer.code not in ANSWERS:
             call.attempt.failed(answer.body.text)
         else:
-            call.attempt.answered(trio.current_time() - call.started)
+            call.attempt.answered(trio.current_time() - call.started - call.clock.stood_s)
 
     async def _answer(self, message: Asked, key: Hashable, call: _Call) -> Answer:
         await self._ready.wait()

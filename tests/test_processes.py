@@ -5,6 +5,7 @@ A service of this kind takes seconds to start, so one shows in turn what can be 
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -18,6 +19,8 @@ import yaml
 from tests.fleet import Fleet, Node, Talk, chaos, fleet, kept, renew
 from tests.scripts import Pause, Script, ask_tool, say
 from tests.service import LIGHT, Client, of_type, text_of
+from tests.test_server_asks import asking
+from tests.test_server_requests import FORM
 
 pytestmark = pytest.mark.seconds(60)  # each starts a service of six processes and goes through all that it can show
 
@@ -31,11 +34,13 @@ ODD = str(Path(__file__).with_name("odd_servers.py"))
 def answer(body: dict[str, Any]) -> Script:
     """A call of the tool that the user's last message is about if none has run; else an answer that takes a while."""
     last = body["messages"][-1]
-    named = {"tool": "add", "apart": "apart__add", "slow": "apart__slow"}
+    named = {"can": "can", "tool": "add", "apart": "apart__add", "slow": "apart__slow"}
     if last["role"] == "user" and last["content"] in named:
         offered = [tool["function"]["name"] for tool in body.get("tools", [])]
         name = next((name for name in offered if name.endswith(named[last["content"]])), "add")
         return ask_tool(name, {"steps": 500} if last["content"] == "slow" else {"a": 1, "b": 2})
+    if last["role"] == "user" and last["content"] == "asked":
+        return ask_tool("ask", {"requests": {"form": FORM}})
     if last["content"] == "rest":
         return Script((*WORDS[:20], Pause(30), "never"))
     return say(*WORDS)
@@ -57,8 +62,9 @@ async def until_runs(client: Client, tool: str) -> None:
 
 
 async def test_they_are_seen_share_the_configuration_die_alone_and_are_replaced_without_loss(tmp_path: Path) -> None:
-    async with fleet(tmp_path, answer, servers={**LIGHT, **APART}, interval=PIECE_S) as (f, _):
+    async with fleet(tmp_path, answer, servers={**LIGHT, **APART, **asking("older")}, interval=PIECE_S) as (f, _):
         await are_shown_and_share_the_configuration(f)
+        await what_a_server_asks_is_answered_at_another_front(f)
         await a_server_in_a_process_of_its_own_dies_alone(f)
         await a_front_dies_and_its_clients_go_on_at_the_other(f)
         await all_are_replaced_under_load_and_no_turn_is_lost(f)
@@ -84,6 +90,30 @@ async def are_shown_and_share_the_configuration(f: Fleet) -> None:
         path.write_text(yaml.safe_dump(settings))
         await client.until("config_changed")
         assert (await client.say("text"))[-1]["outcome"] == "completed"
+
+
+async def what_a_server_asks_is_answered_at_another_front(f: Fleet) -> None:
+    async with f.client("?conversation=new") as one:
+        await until_runs(one, "can")  # the server is there
+        other = one.conversation
+        while await f.owner(other) == await f.owner(one.conversation):
+            async with f.client("?conversation=new") as elsewhere:
+                await elsewhere.say("text")
+                other = elsewhere.conversation
+        async with f.client(f"?conversation={other}") as elsewhere:
+            await one.send("user_message", message="asked")
+            asked = (await one.until("question"))[-1]
+            answer = {"question_id": asked["question_id"], "action": "accept", "content": {"name": "Ada"}}
+            await elsewhere.send("answer", **answer)
+            frames = await one.until("turn_finished")
+            [ended] = [frame for frame in of_type(frames, "tool_execution") if frame["status"] == "completed"]
+            assert json.loads(ended["result"]) == {"form": {"action": "accept", "content": {"name": "Ada"}}}
+            assert (await elsewhere.until("question_settled", outcome="accepted"))[-1]["question_id"]
+            # a front that dies takes what was asked through it along: the server works on the next call
+            await one.send("user_message", message="asked")
+            await one.until("question")
+            await f.kill(await f.owner(one.conversation))
+            await until_runs(elsewhere, "can")
 
 
 def below(root: Node, path: str) -> list[Node]:
