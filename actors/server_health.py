@@ -79,7 +79,9 @@ class Health:
         self.failures = 0
         """Those that did not end well, for whatever reason."""
         self.reason = ""
-        """Why the last one failed that was the server's fault."""
+        """Why the last one failed by the server's fault; empty: the last one was answered."""
+        self.refused = 0
+        """Calls that could not be begun: too many, too often, or it is left alone."""
         self.told: Callable[[], None] = _nobody
         """Called when `facts` may have changed; set by the incarnation."""
         self.rests: Callable[[str, float], None] = _nobody
@@ -93,6 +95,14 @@ class Health:
 
     def begin(self) -> Attempt:
         """A call wants to be made. Raises Fault: it may not."""
+        try:
+            return self._begin()
+        except Fault:
+            self.refused += 1
+            self.changed()
+            raise
+
+    def _begin(self) -> Attempt:
         now = trio.current_time()
         who, limits = f"MCP server {self._server.name!r}", self._server.limits
         if blocked := self.breaker.blocked_s(now):
@@ -131,7 +141,7 @@ class Health:
 
     def worked(self, *, probe: bool) -> None:
         """A call was answered."""
-        before = self.breaker.state
+        before, self.reason = self.breaker.state, ""
         self.breaker.succeeded(probe=probe)
         if before is not State.CLOSED and self.breaker.state is State.CLOSED:
             self.rests("", 0.0)
@@ -156,6 +166,7 @@ class Health:
         return {
             "calls": self.begun,
             "failures": self.failures,
+            "refused": self.refused or None,
             "in_calls": self.gate.through,
             "queued": self.gate.waiting or None,
             "breaker": self.breaker.state.value,
