@@ -39,8 +39,10 @@ async def keep(_: KeepContext) -> AsyncIterator[Known]:
 
 
 async def run(box: Mailbox[RosterMessage], ctx: Context) -> None:
-    """The actor."""
+    """The actor. `ctx.args` may hold `first`, which is waited for before the first servers are started."""
     watcher = ctx.ref("watcher")
+    if (first := ctx.args.get("first")) is not None:
+        await first()
     apply(await watcher.ask(GetSnapshot(), within=START_S, again=True), ctx)
     watcher.offer(Subscribe(to=ctx.path))
     async for message in box:

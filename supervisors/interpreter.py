@@ -1,4 +1,4 @@
-"""How Python itself is set in a process that streams: its garbage collection, and how its threads take turns.
+"""How Python itself is set in a process that streams: garbage collection, turns of threads, what is not imported.
 
 By default the collector looks at everything that lives whenever some containers were made; with hundreds of streams
 that stopped all of them for 45 to 80 ms at a time. Code, classes and the tree live as long as the process, so they are
@@ -17,6 +17,9 @@ MIDDLE = 10  # of those looks before a look at the middle generation, as Python 
 OLD = 20  # of those before a look at all
 TURN_S = 0.0005  # that a thread keeps the interpreter while another wants it
 
+COMMANDS = ("httpx._main", "httpx2._main")
+"""Command lines within libraries, which import what they need wherever it is there: 6 MB and a tenth of a second."""
+
 _allowed: list[bool] = []
 
 
@@ -24,6 +27,8 @@ def allow() -> None:
     """This process is ours, from its start to its end."""
     _allowed.append(True)
     sys.setswitchinterval(TURN_S)
+    for name in COMMANDS:
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # Python's way to say that it is not there
 
 
 def settle() -> None:

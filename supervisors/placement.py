@@ -51,6 +51,9 @@ RSS_LIMITS = {"store": 2048 * MB, "llm": 2048 * MB, "mcp": 2048 * MB, "front": 2
 OFTEN = Intensity(restarts=20, period_s=10.0)
 PARK_S = 10.0  # between two tries of a front that keeps failing
 SOON = Backoff(cap_s=0.5)  # a start takes longer than the pause before it; who dies too often is told by its intensity
+FIRST_S = 1.5  # for the parts that clients need to be there before MCP servers are started
+LOOK_S = 0.02  # between two looks whether they are
+GATEWAY = "/gateway"
 REPORT_S = 1.0  # for a process to say how its part is
 QUIET_S = {"llm": 60.0}  # of that, for answers that its successor cannot go on with
 GRACE_S = {"store": 20.0, "llm": 75.0, "mcp": 20.0, "front": 20.0}  # for an ordered stop of each
@@ -234,8 +237,16 @@ def part(role: str, args: Mapping[str, Any]) -> Group:
         }
         return tree.part(role, {"gateway": gateway})
     if role == "mcp":
-        return tree.part(role, {"roster": {"apart": isolated.apart(args["exchange"])}})
+        others = partial(others_first, args["exchange"])
+        return tree.part(role, {"roster": {"apart": isolated.apart(args["exchange"]), "first": others}})
     return tree.part(role, args)
+
+
+async def others_first(exchange: Exchange) -> None:
+    """Until a front is there, or for FIRST_S: servers, and what they need here, take the cores that a start needs."""
+    with trio.move_on_after(FIRST_S):
+        while not any(path.endswith(GATEWAY) for port in exchange.ports for path in port.actors):  # noqa: ASYNC110 - once
+            await trio.sleep(LOOK_S)
 
 
 def _nobody(host: str, port: int) -> None:
