@@ -113,6 +113,10 @@ async def ask_once(client: Client, message: str) -> None:
         talk.say(message)
     written = 0
     while not link.failure:
+        for name, asked in talk.asked.items():
+            if asked.turn is not None and name not in client.told:
+                client.told.add(name)
+                complain(f"{asked.tool_name} ({asked.server}) waits for approval; another client can give it")
         turn = talk.to_show(mine=True)
         if turn is not None and len(turn.text) > written:
             text = turn.text[written:]

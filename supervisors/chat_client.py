@@ -38,6 +38,8 @@ class Client:
         self.link = Link(self.talk, address, self.changes, conversation=wanted, patience_s=patience_s)
         self.stopped = False
         """Ctrl-C was pressed in this answer."""
+        self.told: set[str] = set()
+        """Approvals that were put to the person."""
         self.code = 0
         self.asking: trio.CancelScope | None = None
         """The command that runs; Ctrl-C ends it."""

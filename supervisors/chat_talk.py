@@ -73,6 +73,8 @@ class Talk:
         """Messages by request_id, until they are known to be on disk."""
         self.outgoing: list[dict[str, Any]] = []
         """Frames to be sent, in order; whoever sends them takes them out."""
+        self.asked: dict[str, Frame] = {}
+        """Tool calls that wait for the person, by the id of the approval."""
         self.answers: dict[str, Frame] = {}
         """Answers to `ask`, by request_id; whoever waits takes them out."""
         self.notes: list[Note | Entered] = []
@@ -111,6 +113,12 @@ class Talk:
             self._stop_next = True
         else:
             self._stop(running.number)
+        self._changed()
+
+    def decide(self, approval_id: str, decision: str) -> None:
+        """Decide about a tool call: once, always or deny. What comes of it is seen in the turn."""
+        if self.asked.pop(approval_id, None) is not None and self.in_step:
+            self.outgoing.append({"type": "approve", "approval_id": approval_id, "decision": decision})
         self._changed()
 
     def ask(self, type: str, **fields: Any) -> str:
@@ -156,6 +164,7 @@ class Talk:
         self.in_step = False
         self._sync = ""
         self.outgoing.clear()
+        self.asked.clear()  # what is still open is told after the next welcome
         for request_id in self._asked:
             self.answers[request_id] = _error(LOST)
         self._asked.clear()
@@ -187,6 +196,10 @@ class Talk:
                 self._cleared(frame)
             case "error":
                 self._error(frame)
+            case "approval_request" if frame.approval_id:
+                self.asked[frame.approval_id] = frame
+            case "approval_settled":
+                self.asked.pop(frame.approval_id, None)
             case "degraded":
                 self.notes.append(Note(f"{frame.what} is not available: {frame.reason}"))
             case "recovered":
@@ -236,6 +249,7 @@ class Talk:
             turn.shown = True
         self.turns = {}
         self.position = None
+        self.asked = {name: frame for name, frame in self.asked.items() if frame.turn is None}
         self.conversation = conversation
         self._fresh = True
         self._stop_next, self._stopping = False, 0

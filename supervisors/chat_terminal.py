@@ -12,6 +12,7 @@ from pathlib import Path
 
 import trio
 
+from supervisors.chat_approvals import decide
 from supervisors.chat_client import INTERRUPTED, Client
 from supervisors.chat_commands import COMMANDS, Quit, Refused, Room, do
 from supervisors.chat_prompt import End, Prompt, quiet
@@ -46,6 +47,10 @@ async def _converse(client: Client, room: Room, prompt: Prompt) -> None:
     told = False
     while not client.link.failure:
         tell(client, room.screen)
+        if talk.asked and talk.in_step:
+            if not await decide(client, room.screen, prompt):
+                return
+            continue
         if talk.busy or not talk.conversation or (talk.syncing and not client.link.trouble):
             await follow(client, room.screen)
             continue
@@ -75,7 +80,7 @@ async def _converse(client: Client, room: Room, prompt: Prompt) -> None:
 async def _until_wanted(client: Client, told: bool) -> None:
     """Until something has to be shown."""
     talk, link = client.talk, client.link
-    while not (talk.busy or talk.notes or talk.refused or link.failure or bool(link.trouble) is not told):
+    while not (talk.busy or talk.asked or talk.notes or talk.refused or link.failure or bool(link.trouble) is not told):
         await client.changes.wait()
 
 
@@ -110,6 +115,9 @@ async def follow(client: Client, screen: Screen) -> None:
         while not client.link.failure:
             tell(client, screen)
             if not client.talk.busy and client.talk.conversation and not client.talk.syncing:
+                return
+            if client.talk.asked and client.talk.in_step:
+                screen.show(client.talk.to_show(), client.state)
                 return
             turn = client.talk.to_show()
             began = trio.current_time()

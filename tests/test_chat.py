@@ -399,6 +399,32 @@ async def test_at_a_terminal_ctrl_c_stops_the_turn_and_not_the_client(tmp_path: 
         assert t.mode() == before
 
 
+async def test_at_a_terminal_the_person_is_asked_whether_a_tool_may_be_called(tmp_path: Path) -> None:
+    replies = (ask_tool("add", {"a": 2, "b": 40}), say("first"), ask_tool("add", {"a": 1, "b": 1}), say("second"))
+    rules = {"chat": {"tools": {"policy": {"add": "ask"}}}}
+    async with service(tmp_path, *replies, servers=LIGHT, settings=rules) as s, terminal(s) as t:
+        await t.prompt()
+        await t.type("go\r")
+        choices = "n: no\r\n>"  # and the prompt below
+        assert '{"a": 2, "b": 40}?' in await t.until(choices)
+        await t.type("perhaps\r")
+        await t.until(choices)
+        await t.type("y\r")
+        assert "42" in await t.until("first")
+        await t.prompt()
+        await t.type("again\r")
+        await t.until(choices)
+        async with s.client() as elsewhere:
+            await elsewhere.until("approval_request")
+            name = elsewhere.seen[-1]["approval_id"]
+            await elsewhere.send("approve", approval_id=name, decision="deny")
+            await t.until("settled elsewhere")
+            await t.until("second")
+        await t.prompt()
+        await t.type("\x04")
+        assert await t.process.wait() == 0
+
+
 async def test_at_a_terminal_a_second_ctrl_c_leaves_and_the_answer_goes_on(tmp_path: Path) -> None:
     async with service(tmp_path, Script(("Once upon ", Stall()))) as s, terminal(s) as t:
         before = t.mode()

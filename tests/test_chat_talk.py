@@ -295,6 +295,22 @@ def test_unknown_types_and_fields_are_passed_over_and_nonsense_is_told() -> None
     assert read('{"type":"x","hint":null}') == Frame("x")
 
 
+def test_who_is_asked_decides_once_and_a_lost_connection_is_told_again() -> None:
+    talk = new_talk()
+    into_step(talk)
+    asked = {"type": "approval_request", "tool_name": "add", "server": "demo", "arguments": {"a": 1}}
+    hear(talk, *({**asked, "approval_id": name, "turn": 1} for name in ("a", "b")), {**asked, "approval_id": "pin"})
+    talk.decide("a", "once")
+    talk.decide("a", "deny")
+    assert sent(talk) == [{"type": "approve", "approval_id": "a", "decision": "once"}]
+    hear(talk, {"type": "approval_settled", "approval_id": "b", "outcome": "denied"})
+    assert list(talk.asked) == ["pin"]
+    talk.closed()
+    assert not talk.asked
+    hear(talk, {**WELCOME, "conversation_id": "c"}, {**asked, "approval_id": "pin"})
+    assert list(talk.asked) == ["pin"], "before it is in step, too"
+
+
 def test_notices_are_told() -> None:
     talk = new_talk()
     into_step(talk)
