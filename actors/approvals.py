@@ -62,11 +62,11 @@ class Approvals:
     """Asks on behalf of one conversation.
 
     Args:
-        waits: told the id of a call that begins to wait for a person.
+        waits: told the id of a call that begins to wait for a person (True), or does so no more.
     """
 
     def __init__(
-        self, front: Front, conversation: Conversation, writer: Ref[Any], waits: Callable[[str], None]
+        self, front: Front, conversation: Conversation, writer: Ref[Any], waits: Callable[[str, bool], None]
     ) -> None:
         self._front = front
         self._conversation = conversation
@@ -118,9 +118,11 @@ class Approvals:
     async def _settled(self, call_id: str, opening: OpenPending) -> Pending | Permission:
         """How it was settled; or a denial, where it could not be asked."""
         try:
-            return await until_settled(self._front, opening, lambda: self._waits(call_id))
+            settled = await until_settled(self._front, opening, lambda: self._waits(call_id, True))
         except Fault as fault:
             return _refusal(fault)
+        self._waits(call_id, False)
+        return settled
 
     async def _ask(self, request: Request[Any]) -> Any:
         """The store's answer, however long it is away; a denial where it refuses for good."""

@@ -21,6 +21,7 @@ from protocol.contract_tools import (
     OfferedTemplate,
     OfferedTool,
     Prompts,
+    QuarantinedTool,
     Resources,
     Tools,
 )
@@ -57,7 +58,12 @@ def tools(verb: ListTools, catalogues: Catalogues, merged: Merged) -> Tools:
         if server in named and (found := merged.find(name)) is not None and (tool := found[1])
     ]
     page, following = _page(offered, verb.after)
-    return Tools(page, next=following, request_id=verb.request_id)
+    held = [
+        QuarantinedTool(catalogue.server, name)
+        for catalogue in ([] if verb.after else _of(verb.server, catalogues))
+        for name in catalogue.quarantined
+    ]
+    return Tools(page, next=following, quarantined=held, request_id=verb.request_id)
 
 
 def prompts(verb: ListPrompts, catalogues: Catalogues) -> Prompts:

@@ -63,9 +63,12 @@ class ToolCalls:
         for started in tuple(turn.log.calls.values()):
             self._tasks.start_soon(self._call, turn, started, resumed)
 
-    def _waits(self, call_id: str) -> None:
-        self.waiting.add(call_id)
-        self._paused()
+    def _waits(self, call_id: str, waits: bool) -> None:
+        if waits:
+            self.waiting.add(call_id)
+            self._paused()
+        else:
+            self.waiting.discard(call_id)
 
     def suspend(self, turn: RunningTurn) -> None:
         """Wait no more for those that wait for a person; they stay open in the store."""
@@ -92,7 +95,6 @@ class ToolCalls:
         with trio.CancelScope() as scope:
             self._scopes[call_id] = scope
             permission = await self._approvals.permission(turn, started, resumed=resumed)
-            self.waiting.discard(call_id)
             if permission.allowed:
                 self._front.calls[call_id] = (turn.log, 0.0)
                 began = trio.current_time()

@@ -144,11 +144,21 @@ class OfferedTool(msgspec.Struct, frozen=True, omit_defaults=True):
     meta: dict[str, Any] = {}
 
 
+class QuarantinedTool(msgspec.Struct, frozen=True):
+    """One whose definition has changed since somebody agreed to it: it is not offered, and cannot be called."""
+
+    server: str
+    name: str
+    """The server's own."""
+
+
 class Tools(msgspec.Struct, frozen=True, tag="tools", omit_defaults=True):
     """By name. Servers that are down offer nothing."""
 
     tools: list[OfferedTool]
     next: str = ""
+    quarantined: list[QuarantinedTool] = []
+    """On the first page. An `approval_request` says what has changed."""
     request_id: str | None = None
 
 

@@ -149,6 +149,12 @@ async def test_a_changed_tool_is_not_offered_until_an_operator_agrees(
         await offered(s, "count", "die")
         assert front_of(s).catalogues["odd"].quarantined == ["hello"]
         assert find(json.loads((await s.get("/status"))[2]), "mcp/odd")["facts"]["quarantined"] == "hello"
+        await client.send("list_tools")
+        listed = (await client.until("tools"))[-1]
+        assert listed["quarantined"] == [{"server": "odd", "name": "hello"}]
+        assert {tool["name"] for tool in listed["tools"]} == {"count", "die"}
+        await client.send("call_tool", tool_name="hello", arguments={})
+        assert (await client.until("error"))[-1]["error_code"] == "TOOL_NOT_FOUND"
         await client.say("hi")
         assert {tool["function"]["name"] for tool in s.provider.requests[0].json["tools"]} == {"count", "die"}
         await client.send("approve", approval_id=request["approval_id"], decision="deny", request_id="no")
