@@ -27,8 +27,8 @@ from actors.mcp_sse import Sse
 from actors.mcp_wire import Carrier, Wire
 from actors.server_endpoint import Endpoint
 from actors.server_faults import Older, Refused, Unusable
+from actors.server_link import Link
 from actors.server_requests import ServerRequests
-from actors.stdio import Process
 
 PROBE_S = 4.0  # a server that is merely slow to start answers within this; the handshake works after it too
 
@@ -49,7 +49,7 @@ class Era(NamedTuple):
 @asynccontextmanager
 async def connect(
     name: str,
-    link: Process | Endpoint,
+    link: Link,
     *,
     era: Era,
     probe_s: float,
@@ -120,7 +120,7 @@ async def connect(
             yield Connected(name, client, wire, asking, result_cap)
 
 
-def _carrier(link: Process | Endpoint, auth: Authorizer | None) -> Carrier:
+def _carrier(link: Link, auth: Authorizer | None) -> Carrier:
     if not isinstance(link, Endpoint):
         return Pipe(link)
     return Sse(link, auth) if link.kind == "sse" else Http(link, auth)

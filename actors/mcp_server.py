@@ -1,9 +1,9 @@
 """The actor of one MCP server: owns its process and its connection, runs its tools, says what it offers.
 
-One incarnation is one process and one connection; what it has in hand is kept by `actors.server_calls`. When
-the process dies, or an idle one answers no probe, the actor raises at once: its supervisor decides when to
-try again, and who waited for a call gets `Gone`, because what the call did is unknown. What no restart can
-help (command, directory, variable, protocol version) parks at once.
+One incarnation is one process, or an address elsewhere, and one connection; what it has in hand is kept by
+`actors.server_calls`. When either dies, or an idle server answers no probe, the actor raises at once: its
+supervisor decides when to try again, and who waited for a call gets `Gone`, because what the call did is
+unknown. What no restart can help (command, directory, variable, protocol version) parks at once.
 
 Tools are offered as soon as they are listed; resources once it is known that they can be read, and that is
 looked at again when lists change and every few minutes.
@@ -27,14 +27,14 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import trio
 
-from actors import stdio
 from actors.consent import Consent
 from actors.server_calls import Calls
 from actors.server_child import DRAIN_S
-from actors.server_command import command_of, roots_of
-from actors.server_endpoint import Endpoint, endpoint_of
-from actors.server_faults import ConnectTimeout, Refused, ServerEnded, Unauthorized, Unusable
+from actors.server_command import roots_of
+from actors.server_endpoint import Endpoint
+from actors.server_faults import ConnectTimeout, Refused, ServerEnded, Unauthorized, Unusable, cause_of
 from actors.server_health import Health
+from actors.server_link import Link, Way, linked, way_to
 from actors.server_log import ServerLog
 from actors.server_pins import Pins
 from actors.server_resources import available
@@ -329,7 +329,7 @@ async def run(box: Mailbox[McpServerMessage], ctx: Context) -> None:
     kept.health.fresh()
     ctx.watch(GATEWAYS)
     try:
-        way = _way_to(server, ctx)
+        way = way_to(server, ctx.args["state_dir"], os.environ, ctx.args["config_access"])
         log = ServerLog(server.name, kept.log_level or ctx.args["log_level"], way.clean)
         subscriptions = Subscriptions(server.name, kept.subscriptions, partial(_tell_updated, ctx, server.name))
         calls = Calls(server, box, ctx, kept.health, subscriptions)
@@ -346,7 +346,7 @@ async def run(box: Mailbox[McpServerMessage], ctx: Context) -> None:
     except Unusable as error:
         raise _parked(error) from error
     except ExceptionGroup as group:
-        cause = _cause(group)
+        cause = cause_of(group)
         raise (_parked(cause) if isinstance(cause, Unusable) else cause) from group
 
 
@@ -354,28 +354,11 @@ def _tell_updated(ctx: Context, server: str, gateway: str, uri: str) -> None:
     ctx.ref(gateway).offer(ResourceUpdated(server, uri))
 
 
-def _way_to(server: McpServer, ctx: Context) -> stdio.Command | Endpoint:
-    """Raises Unusable."""
-    if server.url:
-        return endpoint_of(server, ctx.args["state_dir"], os.environ)
-    return command_of(server, ctx.args["state_dir"], os.environ, ctx.args["config_access"])
-
-
-@asynccontextmanager
-async def _linked(way: stdio.Command | Endpoint) -> AsyncIterator[stdio.Process | Endpoint]:
-    """The running process; an endpoint runs without us."""
-    if isinstance(way, Endpoint):
-        yield way
-    else:
-        async with stdio.running(way) as process:
-            yield process
-
-
-async def _live(desk: _Desk, server: McpServer, way: stdio.Command | Endpoint, connection: Connection) -> None:
+async def _live(desk: _Desk, server: McpServer, way: Way, connection: Connection) -> None:
     """One process or endpoint and one connection, until cancelled or broken, or until it falls asleep."""
     ctx, kept, within = desk.ctx, desk.kept, connection.connection_timeout
     with trio.CancelScope() as connecting:
-        async with _linked(way) as link:
+        async with linked(way) as link:
             ctx.report(state="connecting", problem=None, **link.facts())
             desk.calls.shown = link.facts
             try:
@@ -439,9 +422,7 @@ async def _live(desk: _Desk, server: McpServer, way: stdio.Command | Endpoint, c
         raise ConnectTimeout(f"MCP server {server.name!r} was not connected and listed within {within:g} s.{words}")
 
 
-def _as_remembered(
-    client: Any, server: McpServer, kept: Memory, link: stdio.Process | Endpoint
-) -> tuple[Era, stdio.Process | Endpoint]:
+def _as_remembered(client: Any, server: McpServer, kept: Memory, link: Link) -> tuple[Era, Link]:
     """How to begin; what is remembered is forgotten, for if it does not work, the next try finds out anew."""
     legacy, kept.legacy = kept.legacy and server.protocol == "auto", False
     older, kept.older_http = kept.older_http, False
@@ -453,14 +434,6 @@ def _as_remembered(
 
 def _parked(error: Unusable) -> Parked:
     return Parked(str(error), retry=not isinstance(error, Unauthorized))
-
-
-def _cause(group: BaseException) -> BaseException:
-    """The one error that explains a group: the death of the process, else the first."""
-    if not isinstance(group, BaseExceptionGroup):
-        return group
-    causes = [_cause(error) for error in group.exceptions]
-    return next((error for error in causes if isinstance(error, ServerEnded)), causes[0])
 
 
 __all__ = ["Memory", "memory", "run"]

@@ -29,3 +29,11 @@ class Older(Exception):
 
 class Unauthorized(Unusable):
     """The server wants somebody's permission, and did not get it: only whoever can give it may try again."""
+
+
+def cause_of(group: BaseException) -> BaseException:
+    """The one error that explains a group: the death of the server, else the first."""
+    if not isinstance(group, BaseExceptionGroup):
+        return group
+    causes = [cause_of(error) for error in group.exceptions]
+    return next((error for error in causes if isinstance(error, ServerEnded)), causes[0])
