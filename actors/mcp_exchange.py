@@ -14,7 +14,6 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import logging
-import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -24,6 +23,7 @@ import msgspec
 import trio
 from mcp.shared._httpx_utils import next_request_within_origin, redirect_location
 
+from actors import mcp_tls
 from actors.mcp_wire import LOST
 from actors.server_endpoint import Endpoint
 from actors.server_faults import Refused, ServerEnded, Unusable
@@ -75,6 +75,9 @@ class Exchange(httpx2.AsyncClient):
     def __init__(
         self, endpoint: Endpoint, auth: httpx2.Auth | None, *, older: bool = False, apart: bool = False
     ) -> None:
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=16)
+        trusted, at = mcp_tls.own(endpoint), httpx2.URL(endpoint.url)
+        place = f"https://{at.netloc.decode('ascii')}"
         super().__init__(
             auth=auth,
             headers={
@@ -83,15 +86,17 @@ class Exchange(httpx2.AsyncClient):
                 "User-Agent": f"mcp-actors/{importlib.metadata.version('mcp-actors')}",
                 **endpoint.headers,
             },
-            verify=_tls(endpoint),
+            verify=mcp_tls.elsewhere(endpoint),
+            mounts={place: httpx2.AsyncHTTPTransport(verify=trusted, limits=limits)} if trusted is not None else {},
             trust_env=False,  # no proxies
             timeout=httpx2.Timeout(None, connect=CONNECT_S),
-            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=16),
+            limits=limits,
         )
         self.who = f"MCP server {endpoint.name!r} ({endpoint.shown})"
         self.session = ""
         """What the server calls this connection; empty: it keeps none."""
         self._endpoint = endpoint
+        self._at = at
         self._older = older
         self._apart = apart
         self._settled = False
@@ -199,7 +204,9 @@ class Exchange(httpx2.AsyncClient):
         try:
             return await sending()
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-            self.end(unreachable(self.who, error))
+            at = error.request.url
+            other = (at.host, at.port) != (self._at.host, self._at.port)
+            self.end(unreachable(f"{at.host}, to which {self.who} leads," if other else self.who, error))
         except (httpx2.UnsupportedProtocol, httpx2.InvalidURL) as error:
             self.end(Unusable(f"{self.who} cannot be asked ({type(error).__name__}); correct `url`."))
         except httpx2.HTTPError as error:
@@ -379,16 +386,3 @@ def _failed(request: httpx2.Request, number: int | str, code: int, why: str) -> 
     """What the package passes on as an error of that request."""
     error = {"jsonrpc": "2.0", "id": number, "error": {"code": code, "message": why}}
     return _answered(request, 400, msgspec.json.encode(error))
-
-
-def _tls(endpoint: Endpoint) -> ssl.SSLContext:
-    if not endpoint.url.startswith("https:"):
-        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts nobody; to load whom takes tens of milliseconds
-    try:
-        if endpoint.ca_file:
-            return ssl.create_default_context(cafile=endpoint.ca_file)
-        # Without trust_env httpx2 would not look at SSL_CERT_FILE.
-        return httpx2.create_ssl_context(trust_env=True)
-    except OSError as error:  # ssl.SSLError is one
-        what = f"its `ca_file` {endpoint.ca_file!r}" if endpoint.ca_file else "this machine's certificates"
-        raise Unusable(f"MCP server {endpoint.name!r}: {what} cannot be used: {error}.") from error

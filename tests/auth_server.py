@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -149,9 +150,13 @@ class AuthServer:
 
 
 @asynccontextmanager
-async def guarded(**how: Any) -> AsyncIterator[AuthServer]:
-    """An MCP server that nobody enters without its authorization server; the rest are fields of `AuthServer`."""
-    async with http_server() as at, http_server(modern=True) as mcp:
+async def guarded(*, tls: ssl.SSLContext | None = None, **how: Any) -> AsyncIterator[AuthServer]:
+    """An MCP server that nobody enters without its authorization server; the rest are fields of `AuthServer`.
+
+    Args:
+        tls: of the authorization server.
+    """
+    async with http_server(tls=tls) as at, http_server(modern=True) as mcp:
         made = AuthServer(at, mcp, **how)
         made.open()
         yield made
@@ -160,5 +165,5 @@ async def guarded(**how: Any) -> AsyncIterator[AuthServer]:
 async def browse(url: str | None) -> httpx.Response:
     """What a browser does with a link when its user agrees to everything."""
     assert url is not None
-    async with httpx.AsyncClient(follow_redirects=True) as browser:
+    async with httpx.AsyncClient(follow_redirects=True, verify=False) as browser:  # noqa: S501 - of tests
         return await browser.get(url)

@@ -40,6 +40,7 @@ MCP_PROCESS = {
     "actors/mcp_pipe.py",
     "actors/mcp_provider.py",
     "actors/mcp_sse.py",
+    "actors/mcp_tls.py",
     "actors/mcp_wire.py",
 }
 """Loaded in the process of the MCP servers only."""
@@ -51,6 +52,7 @@ IMPORTERS = {
     "httpx2": {
         *("actors/mcp_exchange.py", "actors/mcp_http.py", "actors/mcp_sse.py"),
         *("actors/mcp_auth.py", "actors/mcp_provider.py"),  # what is added to its requests
+        "actors/mcp_tls.py",  # whom it trusts
     },
     "h11": {"actors/http.py", "actors/http1.py"},  # http1: begins the next answer on a connection that is used again
     "yaml": {"actors/layers.py"},

@@ -21,6 +21,7 @@ from protocol.mcp_server import AnswerQuestion, Catalogue, RequestEnded, ToolOut
 from protocol.spec import Down
 from protocol.watcher import Authorization, McpServer
 from tests.auth_server import AuthServer, browse, guarded
+from tests.certificates import Authority
 from tests.http_servers import TOOLS, status
 from tests.mcp_house import House, house, names, odd
 from tests.scripts import say
@@ -100,14 +101,18 @@ async def test_an_operator_is_asked_once_and_the_tokens_outlive_the_service(
             auth.revoke()  # before its time: nobody needs to be asked for a new one
             assert (await at.call("hello")).ok
             told += repr(at.facts())
+        [file] = (tmp_path / "oauth").iterdir()
+        kept = json.loads(file.read_text())
+        file.write_text(json.dumps(kept | {"expires_at": 1.0}))  # it was down for long
+        asked = len(auth.mcp.seen)
         async with house(entry(auth), state=tmp_path) as at:
             assert await offered(at) == TOOLS
-        assert auth.grants == ["authorization_code", "refresh_token"]
+        assert auth.mcp.seen[asked].headers["authorization"].removeprefix("Bearer ") in auth.granted
+        assert auth.grants == ["authorization_code", "refresh_token", "refresh_token"]
         assert [len(auth.clients), len(auth.authorized)] == [1, 1]
         assert auth.authorized[0]["resource"] == auth.mcp.url()
         assert auth.authorized[0]["code_challenge_method"] == "S256"
 
-        [file] = (tmp_path / "oauth").iterdir()
         assert (file.stat().st_mode & 0o777, file.parent.stat().st_mode & 0o777) == (0o600, 0o700)
         kept = json.loads(file.read_text())
         assert kept["tokens"]["access_token"] in auth.granted
@@ -297,6 +302,21 @@ async def test_through_the_whole_service_an_operator_sees_the_link_and_the_tools
         assert "hello" in json.dumps(result)
         for secret in auth.secrets():
             assert secret not in json.dumps(client.seen)
+
+
+async def test_an_authorization_server_shows_a_certificate_that_this_machine_trusts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = Authority(tmp_path)
+    async with guarded(tls=authority.server()) as auth:
+        async with house(entry(auth), state=tmp_path) as at:
+            down = await parked(at)
+            assert f"127.0.0.1, to which MCP server 'odd' ({auth.mcp.url()}) leads," in down.reason
+            assert "certificate that is not trusted" in down.reason
+        monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
+        async with house(entry(auth), state=tmp_path) as at:
+            await browse((await at.next(UserQuestion)).url)
+            assert await offered(at) == TOOLS
 
 
 async def test_a_gateway_that_comes_later_is_asked_too(tmp_path: Path) -> None:
