@@ -58,9 +58,8 @@ class _Open:
     """A request that waits for its answer."""
 
     call: Hashable
-    """None: of no call."""
-    told: list[str]
-    """The gateways."""
+    to: str
+    """The gateway that was told."""
     done: trio.Event = field(default_factory=trio.Event)
     answer: Answer | None = None
     reason: str = "nobody waits for it any more"
@@ -152,7 +151,7 @@ class ServerRequests:
             if len(self._visits) > VISITS_MAX:
                 del self._visits[next(iter(self._visits))]
         with running.clock.paused():
-            answer = await self._wait(question, call, asked, [running.to])
+            answer = await self._wait(question, call, asked, running.to)
         return answer if isinstance(answer, AnswerQuestion) else AnswerQuestion(question, "cancel")
 
     async def ask_model(self, asked: SamplingRequest) -> AnswerSampling:
@@ -166,7 +165,7 @@ class ServerRequests:
             asked, request=request, server=self._server, call=str(call), nth=running.sampled
         )
         with running.clock.paused():
-            answer = await self._wait(request, call, asked, [running.to])
+            answer = await self._wait(request, call, asked, running.to)
         return answer if isinstance(answer, AnswerSampling) else AnswerSampling(request, refused="nobody answered")
 
     def take(self, answer: Answer) -> bool:
@@ -199,10 +198,8 @@ class ServerRequests:
     def gateway_gone(self, path: str) -> None:
         """Its process is gone, and with it whoever was asked."""
         for waiting in self._open.values():
-            if path in waiting.told:
-                waiting.told.remove(path)
-                if not waiting.told:
-                    self._end(waiting, "the part of the service that asked is gone")
+            if waiting.to == path:
+                self._end(waiting, "the part of the service that asked is gone")
 
     def _new_id(self) -> str:
         return secrets.token_hex(8)
@@ -227,23 +224,17 @@ class ServerRequests:
             raise Unasked(f"{OPEN_MAX} requests of this call wait already")
         return call, running
 
-    async def _wait(
-        self, key: str, call: Hashable, asked: UserQuestion | SamplingRequest, gateways: list[str]
-    ) -> Answer | None:
-        told = [gateway for gateway in gateways if self._ctx.ref(gateway).offer(asked)]
-        if not told:
+    async def _wait(self, key: str, call: Hashable, asked: UserQuestion | SamplingRequest, to: str) -> Answer | None:
+        if not self._ctx.ref(to).offer(asked):
             raise Unasked("nobody can be asked at the moment")
-        waiting = self._open[key] = _Open(call, told)
+        waiting = self._open[key] = _Open(call, to)
         try:
             with trio.move_on_after(MOST_S):
                 await waiting.done.wait()
         finally:
             del self._open[key]
-            # several may have been told, of whom one has answered; the others must not wait
-            if waiting.answer is None or len(told) > 1:
-                reason = waiting.reason if waiting.answer is None else "it was answered"
-                for gateway in waiting.told:
-                    self._ctx.ref(gateway).offer(RequestEnded(key, reason))
+            if waiting.answer is None:
+                self._ctx.ref(to).offer(RequestEnded(key, waiting.reason))
         return waiting.answer
 
     def _end(self, waiting: _Open, reason: str) -> None:

@@ -15,7 +15,7 @@ import trio
 import yaml
 
 from protocol.spec import Status
-from tests.fakes import Reply, Script, Stall, Usage, ask_tool, say
+from tests.fakes import USAGE, Reply, Script, Stall, Usage, ask_tool, say
 from tests.service import Client, Frame, Service, front_of, merge_into, of_type, service
 from tests.test_server_requests import ASKING, FORM, MODEL, NAME, PAGE
 
@@ -156,7 +156,7 @@ async def test_a_model_is_asked_for_a_server_once_somebody_agrees(tmp_path: Path
         assert "tools" not in request[0]
         # what it used is the turn's
         [message] = of_type(frames, "assistant_message")
-        assert message["usage"]["prompt_tokens"] >= USED["prompt_tokens"]
+        assert message["usage"]["prompt_tokens"] == 2 * USAGE["prompt_tokens"] + USED["prompt_tokens"]
 
         await begin(client, model=MODEL)
         asked = (await client.until("approval_request"))[-1]
