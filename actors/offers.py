@@ -23,7 +23,7 @@ from protocol.contract_tools import (
     Prompts,
     QuarantinedTool,
     Resources,
-    Tools,
+    ToolPage,
 )
 from protocol.errors import Code, Fault
 from protocol.mcp_server import Catalogue
@@ -35,7 +35,7 @@ Catalogues = Mapping[str, Catalogue]
 T = TypeVar("T")
 
 
-def tools(verb: ListTools, catalogues: Catalogues, merged: Merged) -> Tools:
+def tools(verb: ListTools, catalogues: Catalogues, merged: Merged) -> ToolPage:
     """The tools of all servers, or of one."""
     named = {catalogue.server for catalogue in _of(verb.server, catalogues)}
     offered = [
@@ -63,7 +63,7 @@ def tools(verb: ListTools, catalogues: Catalogues, merged: Merged) -> Tools:
         for catalogue in ([] if verb.after else _of(verb.server, catalogues))
         for name in catalogue.quarantined
     ]
-    return Tools(page, next=following, quarantined=held, request_id=verb.request_id)
+    return ToolPage(page, next=following, quarantined=held, request_id=verb.request_id)
 
 
 def prompts(verb: ListPrompts, catalogues: Catalogues) -> Prompts:

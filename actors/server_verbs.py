@@ -110,6 +110,8 @@ def permitted(front: Front, server: str, tool: Tool) -> None:
 
 
 async def _call(verb: UseTool, front: Front, socket: Socket) -> ToolResult:
+    if not front.taking:
+        raise Fault(Code.SHUTTING_DOWN)
     target = front.merged.find(verb.tool_name)
     if target is None:
         raise Fault(Code.TOOL_NOT_FOUND, f"There is no tool named {verb.tool_name[:100]!r}.")

@@ -152,7 +152,7 @@ class QuarantinedTool(msgspec.Struct, frozen=True):
     """The server's own."""
 
 
-class Tools(msgspec.Struct, frozen=True, tag="tools", omit_defaults=True):
+class ToolPage(msgspec.Struct, frozen=True, tag="tools", omit_defaults=True):
     """By name. Servers that are down offer nothing."""
 
     tools: list[OfferedTool]
@@ -316,7 +316,7 @@ class KeptResult(msgspec.Struct, frozen=True, tag="result", omit_defaults=True):
 
 
 ToolAnswer = (
-    Tools
+    ToolPage
     | ToolResult
     | Prompts
     | PromptFilled

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from actors import kept_results
 from protocol.contents import Content
@@ -24,8 +25,11 @@ from protocol.mcp_server import (
     ToolOutcome,
     UnsubscribeResource,
 )
+from tests.http_servers import MODERN, Asked, Reply, http_server
+from tests.http_servers import Fault as Answering
 from tests.mcp_house import House, house, names, rich
 from tests.rich_server import CLOCK, ICON, PIXELS
+from tests.test_mcp_http import at_url
 
 GATEWAY = "front/gateway"
 HUNDRED_KB = 100_000
@@ -135,6 +139,47 @@ async def subscriptions(at: House) -> None:
     await use(at, "learn")
     while "learned" not in names(await at.next(Catalogue)):
         pass
+
+
+async def test_a_subscription_over_http_is_a_stream_that_ends_with_it() -> None:
+    streams: list[tuple[Asked, Reply]] = []
+    ended = trio.Event()
+
+    def result(**fields: Any) -> Answering:
+        async def answer(asked: Asked, reply: Reply) -> None:
+            about = {"resultType": "complete", "ttlMs": 0, "cacheScope": "private"}
+            await reply.json({"jsonrpc": "2.0", "id": asked.message["id"], "result": {**fields, **about}})
+
+        return answer
+
+    async def listen(asked: Asked, reply: Reply) -> None:
+        await reply.begin()
+        await told(asked, reply, "subscriptions/acknowledged", notifications=asked.message["params"]["notifications"])
+        streams.append((asked, reply))
+        try:
+            await trio.sleep_forever()
+        finally:
+            ended.set()
+
+    async def told(asked: Asked, reply: Reply, what: str, **params: Any) -> None:
+        meta = {"io.modelcontextprotocol/subscriptionId": asked.message["id"]}
+        await reply.event({"jsonrpc": "2.0", "method": f"notifications/{what}", "params": {**params, "_meta": meta}})
+
+    async with http_server(modern=True) as server:
+        server.faults["server/discover"] = result(
+            supportedVersions=[MODERN], capabilities={"tools": {}, "resources": {"subscribe": True}}
+        )
+        server.faults["resources/list"] = result(resources=[])
+        server.faults["subscriptions/listen"] = listen
+        async with house(at_url(server)) as at:
+            await at.next(Catalogue)
+            await at.ref().ask(SubscribeResource(CLOCK, GATEWAY), within=15)
+            [(asked, reply)] = streams
+            await told(asked, reply, "resources/updated", uri=CLOCK)
+            assert await at.next(ResourceUpdated) == ResourceUpdated("odd", CLOCK)
+            assert (await at.call("hello")).text == "hello"
+            at.ref().offer(UnsubscribeResource(CLOCK, GATEWAY))
+            await ended.wait()
 
 
 async def test_a_subscription_outlives_the_server(tmp_path: Path) -> None:

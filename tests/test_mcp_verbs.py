@@ -9,10 +9,14 @@ from typing import Any
 
 import trio
 
+from actors.commands import MOST_ASIDE
 from tests.fakes import ask_tool, say
+from tests.mcp_house import ODD
 from tests.rich_server import CLOCK, ICON, PIXELS
-from tests.service import Client, Frame, Service, front_of, of_type, service
+from tests.service import Client, Frame, Service, connected, front_of, of_type, service
 from tests.test_client_schema import check
+from tests.test_server_asks import asking
+from tests.test_server_requests import FORM
 
 RICH: dict[str, Any] = {
     "rich": {"command": "python", "args": ["-S", str(Path(__file__).with_name("rich_server.py"))], "timeout": 20}
@@ -139,9 +143,9 @@ async def test_what_changes_is_told_to_who_wants_to_know(tmp_path: Path) -> None
             assert (await refused(other, "subscribe_resource", uri="rich://film", server="older"))[0] == "NOT_FOUND"
             gone = await ask(other, "unsubscribe_resource", "resource_subscribed", uri=CLOCK, server="older")
             assert gone["subscribed"] is False
-            await wanted(client, "older", "none")
-            await wanted(client, "rich", CLOCK)
-        await wanted(client, "rich", "none")  # with the socket's end
+            await wanted(client, "older__wanted", "none")
+            await wanted(client, "rich__wanted", CLOCK)
+        await wanted(client, "rich__wanted", "none")  # with the socket's end
         assert not of_type(client.seen, "resource_updated")
 
         client.hears_changes = True
@@ -153,9 +157,51 @@ async def test_what_changes_is_told_to_who_wants_to_know(tmp_path: Path) -> None
         check(client.seen)
 
 
-async def wanted(client: Client, server: str, uris: str) -> None:
-    """Wait until the server has just these subscriptions."""
-    while (await ask(client, "call_tool", "tool_result", tool_name=f"{server}__wanted"))["result"] != uris:
+async def test_a_subscription_outlives_the_server_s_entry(tmp_path: Path) -> None:
+    async with service(tmp_path, say("hi"), servers=RICH) as s, s.client() as client:
+        await until_readable(s)
+        await ask(client, "subscribe_resource", "resource_subscribed", uri=CLOCK)
+        changed = {"rich": {**RICH["rich"], "timeout": 19}}
+        (s.state / "servers_config.json").write_text(json.dumps({"mcpServers": changed}))
+        front = front_of(s)
+        while front.merged.names():
+            await front.tools_changed.wait()
+        await connected(s, "rich")  # a new actor, which was told nothing before
+        await wanted(client, "wanted", CLOCK)
+        await ask(client, "call_tool", "tool_result", tool_name="touch")
+        await client.until("resource_updated", uri=CLOCK)
+
+
+async def test_calls_by_hand_end_with_their_socket_and_are_bounded(tmp_path: Path) -> None:
+    servers = {"odd": {"command": "python", "args": ["-I", "-S", ODD, "normal"]}}
+    async with service(tmp_path, say("hi"), servers=servers) as s, s.client() as client:
+        async with s.client() as other:
+            for _ in range(MOST_ASIDE + 1):
+                await other.send("call_tool", tool_name="hang", arguments={"who": "me"}, request_id="hang")
+            error = (await other.until("error"))[-1]
+            assert (error["error_code"], error["request_id"]) == ("OVERLOADED", "hang")
+            await other.alive()
+        fields = {"tool_name": "count", "arguments": {"who": "me"}}
+        while (await ask(client, "call_tool", "tool_result", **fields))["result"] != str(MOST_ASIDE):
+            await trio.lowlevel.checkpoint()
+
+
+async def test_a_server_may_ask_whoever_calls_by_hand(tmp_path: Path) -> None:
+    async with service(tmp_path, say("hi"), servers=asking("newer")) as s, s.client() as client:
+        async with s.client("?conversation=new") as apart:
+            await client.send("call_tool", tool_name="ask", arguments={"requests": {"form": FORM}}, request_id="c")
+            asked = (await client.until("question"))[-1]
+            assert (asked["server"], asked.get("turn")) == ("ask", None)
+            content = {"name": "Ada"}
+            await client.send("answer", question_id=asked["question_id"], action="accept", content=content)
+            result = (await client.until("tool_result", request_id="c"))[-1]
+            assert json.loads(result["result"]) == {"form": {"action": "accept", "content": {"name": "Ada"}}}
+            assert of_type(await apart.alive(), "question") == []
+
+
+async def wanted(client: Client, tool: str, uris: str) -> None:
+    """Wait until the server of that tool has just these subscriptions."""
+    while (await ask(client, "call_tool", "tool_result", tool_name=tool))["result"] != uris:
         await trio.lowlevel.checkpoint()
 
 
