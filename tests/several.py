@@ -56,12 +56,16 @@ class OneOf(Service):
 
 @asynccontextmanager
 async def several(
-    folder: Path, *replies: Reply, count: int = 2, settings: Mapping[str, Any] | None = None
+    folder: Path,
+    *replies: Reply,
+    count: int = 2,
+    settings: Mapping[str, Any] | None = None,
+    servers: Mapping[str, Any] | None = None,
 ) -> AsyncIterator[list[OneOf]]:
-    """That many fronts, ready to take turns; arguments as `tests.service.service`."""
+    """That many fronts, ready to take turns; arguments as `tests.service.service`, and no server is waited for."""
     state = folder / "state"
     async with FakeProvider(*replies) as provider:
-        prepare(state, provider, settings or {}, {})
+        prepare(state, provider, settings or {}, servers or {})
         trees: list[Tree] = []
 
         async def status_json() -> bytes:
@@ -87,7 +91,8 @@ async def several(
             for role, listener in found
         ]
         head = parts.head(watcher, {"status": status_json})
-        spec = Group("several", (*head, parts.store(writer), parts.llm({"state_dir": str(state)}), *fronts))
+        tools = parts.servers({}) if servers else ()
+        spec = Group("several", (*head, parts.store(writer), parts.llm({"state_dir": str(state)}), *tools, *fronts))
         async with running(spec) as tree:
             trees.append(tree)
             houses: list[OneOf] = []

@@ -18,9 +18,11 @@ from actors.handover import Passage, Passed
 from protocol.gateway import StopTaking
 from tests.fakes import Pause, Script, Stall, say
 from tests.peer import CONTINUATION, PING, PONG, TEXT, Peer, dial, frame, peer, upgrade
+from tests.rich_server import CLOCK
 from tests.rovers import Rover
 from tests.service import Client, Frame, of_type, text_of
 from tests.several import OneOf, several
+from tests.test_mcp_verbs import RICH
 
 
 def on(house: OneOf) -> list[str]:
@@ -156,6 +158,24 @@ async def test_a_socket_moves_back_and_forth_and_is_told_once_what_is_not_there(
             assert on(one).count(a.conversation) == 2
             await walker.say("both hear this")
             await a.until("turn_finished", turn=3)
+
+
+async def test_a_socket_takes_along_what_it_has_subscribed_to(tmp_path: Path) -> None:
+    async with several(tmp_path, say("answer"), servers=RICH) as (one, two), two.client("?conversation=new") as b:
+        await b.say("hi")
+        for home in (one, two):
+            while not home.front.merged.names():
+                await home.front.tools_changed.wait()
+        async with one.client("?conversation=new") as walker:
+            await walker.send("subscribe_resource", uri=CLOCK, server="rich")
+            await walker.until("resource_subscribed")
+            await walker.send("hello", conversation_id=b.conversation)
+            await walker.until("welcome")
+            while CLOCK not in [uri for _, uri in two.front.followers]:
+                await walker.alive()
+            assert one.front.followers == {}
+            await b.send("call_tool", tool_name="touch")
+            await walker.until("resource_updated", uri=CLOCK)
 
 
 async def test_a_socket_takes_along_what_it_has_not_read_and_waits_for_what_it_is_owed(
