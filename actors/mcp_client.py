@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from typing import Any, TypeVar
 
@@ -229,7 +229,14 @@ class Connected:
             await self._listen(uri, began, updated)
             return
         session, params = self._client.session, types.SubscribeRequestParams(uri=uri)
-        await self._asked(session.send_request(types.SubscribeRequest(params=params), types.EmptyResult))
+        for pause in _pauses():
+            try:
+                await self._asked(session.send_request(types.SubscribeRequest(params=params), types.EmptyResult))
+                break
+            except ServerEnded:
+                if self._wire.closed:
+                    raise
+            await trio.sleep(pause)  # over HTTP only that one request was lost
         began()
         await trio.sleep_forever()
 
@@ -244,7 +251,7 @@ class Connected:
             log.debug("MCP server %r: a resource was not unsubscribed: %s", self._name, error)
 
     async def _listen(self, uri: str, began: Callable[[], None], updated: Callable[[], None]) -> None:
-        pause = LISTEN_PAUSE_S
+        agreed, pauses = False, _pauses()
         while True:
             try:
                 async with self._client.listen(resource_subscriptions=[uri]) as events:
@@ -252,17 +259,20 @@ class Connected:
                         text = f"MCP server {self._name!r} does not tell of changes of {uri!r}."
                         raise Fault(Code.FORBIDDEN, text)
                     began()
-                    pause = LISTEN_PAUSE_S
+                    agreed, pauses = True, _pauses()
                     async for _ in events:
                         updated()
-            except MCPError as error:
-                if self._wire.closed or error.code == LOST:
-                    raise ServerEnded(f"MCP server {self._name!r} ended while it was listened to.") from error
-                raise self._fault(error) from error
             except SubscriptionLost as error:
                 log.debug("MCP server %r: a subscription was lost: %s", self._name, error)
-            await trio.sleep(pause)
-            pause = min(2 * pause, LISTEN_PAUSE_MOST_S)
+            except MCPError as error:
+                if not (agreed or self._wire.closed or error.code == LOST):
+                    raise self._fault(error) from error
+                log.debug("MCP server %r: a subscription was ended: %s", self._name, error)
+            except (ValidationError, RuntimeError) as error:
+                raise self._nonsense(error) from error
+            if self._wire.closed:
+                raise ServerEnded(f"MCP server {self._name!r} ended while it was listened to.")
+            await trio.sleep(next(pauses))
             updated()  # nobody knows what happened meanwhile
 
     async def _asked(self, asking: Awaitable[BaseModel]) -> dict[str, Any]:
@@ -301,6 +311,14 @@ class Connected:
                     changed()
         except (MCPError, SubscriptionLost) as error:
             log.warning("MCP server %r will not tell when its tools change: %s", self._name, error)
+
+
+def _pauses() -> Iterator[float]:
+    """Seconds before each further try of a subscription."""
+    pause = LISTEN_PAUSE_S
+    while True:
+        yield pause
+        pause = min(2 * pause, LISTEN_PAUSE_MOST_S)
 
 
 async def _aside(size: int, work: Callable[[], T]) -> T:

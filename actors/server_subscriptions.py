@@ -76,8 +76,7 @@ class Subscriptions:
         async with trio.open_nursery() as nursery:
             self._nursery, self._connection = nursery, connection
             for uri in tuple(self._kept):
-                self._begin(uri)
-                self.updated(uri)  # an earlier incarnation may have missed it
+                self._begin(uri, again=True)
             task_status.started()
             while True:
                 await self._news.wait()
@@ -102,6 +101,7 @@ class Subscriptions:
             self.remove(uri, gateway)  # who asked has been told that it failed
             raise
         if followed.refusal is not None:
+            self.remove(uri, gateway)
             raise followed.refusal
         return True
 
@@ -127,23 +127,28 @@ class Subscriptions:
             self._changed |= changed
             self._news.set()
 
-    def _begin(self, uri: str) -> _Followed:
+    def _begin(self, uri: str, *, again: bool = False) -> _Followed:
         followed = self._followed[uri] = _Followed()
         if self._nursery is None or self._connection is None:
             raise RuntimeError("there is no connection yet")  # callers wait for it
-        self._nursery.start_soon(self._run, uri, followed, self._connection)
+        self._nursery.start_soon(self._run, uri, followed, self._connection, again)
         return followed
 
-    async def _run(self, uri: str, followed: _Followed, connection: Connection) -> None:
+    async def _run(self, uri: str, followed: _Followed, connection: Connection, again: bool) -> None:
+        def began() -> None:
+            followed.settled.set()
+            if again:
+                self.updated(uri)  # nobody knows what happened since the last incarnation
+
         if (before := self._ending.get(uri)) is not None:
             await before.ended.wait()  # or the server would be told of the end after the beginning
         try:
             with followed.scope:
-                await connection.follow_resource(uri, followed.settled.set, partial(self.updated, uri))
+                await connection.follow_resource(uri, began, partial(self.updated, uri))
             with trio.move_on_after(UNFOLLOW_S):
                 await connection.unfollow_resource(uri)
-        except ServerEnded:
-            log.debug("MCP server %r ended while %s was followed", self._server, uri)  # who owns the process says so
+        except ServerEnded:  # the next incarnation follows what has been agreed
+            followed.refusal = Fault(Code.MCP_SERVER_UNAVAILABLE, f"MCP server {self._server!r} ended.")
         except Fault as fault:
             log.info("MCP server %r does not tell of %s: %s", self._server, uri, fault.body.text)
             followed.refusal = fault

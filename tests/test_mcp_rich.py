@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import trio
 
-from actors import kept_results
+from actors import kept_results, mcp_client
 from protocol.contents import Content
 from protocol.errors import Code, Fault
 from protocol.mail import Gone
@@ -25,7 +25,7 @@ from protocol.mcp_server import (
     ToolOutcome,
     UnsubscribeResource,
 )
-from tests.http_servers import MODERN, Asked, Reply, http_server
+from tests.http_servers import MODERN, Asked, Reply, cut, http_server
 from tests.http_servers import Fault as Answering
 from tests.mcp_house import House, house, names, rich
 from tests.rich_server import CLOCK, ICON, PIXELS
@@ -141,45 +141,71 @@ async def subscriptions(at: House) -> None:
         pass
 
 
-async def test_a_subscription_over_http_is_a_stream_that_ends_with_it() -> None:
-    streams: list[tuple[Asked, Reply]] = []
-    ended = trio.Event()
+def result(**fields: Any) -> Answering:
+    """Answers with that, in the newer era."""
 
-    def result(**fields: Any) -> Answering:
-        async def answer(asked: Asked, reply: Reply) -> None:
-            about = {"resultType": "complete", "ttlMs": 0, "cacheScope": "private"}
-            await reply.json({"jsonrpc": "2.0", "id": asked.message["id"], "result": {**fields, **about}})
+    async def answer(asked: Asked, reply: Reply) -> None:
+        about = {"resultType": "complete", "ttlMs": 0, "cacheScope": "private"}
+        await reply.json({"jsonrpc": "2.0", "id": asked.message["id"], "result": {**fields, **about}})
 
-        return answer
+    return answer
 
-    async def listen(asked: Asked, reply: Reply) -> None:
+
+class Streams:
+    """Answers to `subscriptions/listen`: the first is lost on the way, the others stay open."""
+
+    def __init__(self) -> None:
+        self.tried = 0
+        self.open: list[tuple[Asked, Reply]] = []
+        self.ended = trio.Event()
+        """Set whenever one ends, and then made anew."""
+
+    async def listen(self, asked: Asked, reply: Reply) -> None:
+        self.tried += 1
+        if self.tried == 1:
+            await cut(asked, reply)
+            return
+        self.open.append((asked, reply))
         await reply.begin()
-        await told(asked, reply, "subscriptions/acknowledged", notifications=asked.message["params"]["notifications"])
-        streams.append((asked, reply))
+        await self.tell("subscriptions/acknowledged", notifications=asked.message["params"]["notifications"])
         try:
             await trio.sleep_forever()
         finally:
-            ended.set()
+            self.open.remove((asked, reply))
+            self.ended.set()
+            self.ended = trio.Event()
 
-    async def told(asked: Asked, reply: Reply, what: str, **params: Any) -> None:
+    async def tell(self, what: str, **params: Any) -> None:
+        """To the latest."""
+        asked, reply = self.open[-1]
         meta = {"io.modelcontextprotocol/subscriptionId": asked.message["id"]}
         await reply.event({"jsonrpc": "2.0", "method": f"notifications/{what}", "params": {**params, "_meta": meta}})
 
+
+async def test_a_subscription_over_http_is_a_stream_that_is_opened_again_and_ends_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(mcp_client, "LISTEN_PAUSE_S", 0.01)
+    streams, updated = Streams(), ResourceUpdated("odd", CLOCK)
     async with http_server(modern=True) as server:
         server.faults["server/discover"] = result(
             supportedVersions=[MODERN], capabilities={"tools": {}, "resources": {"subscribe": True}}
         )
         server.faults["resources/list"] = result(resources=[])
-        server.faults["subscriptions/listen"] = listen
+        server.faults["subscriptions/listen"] = streams.listen
         async with house(at_url(server)) as at:
             await at.next(Catalogue)
-            await at.ref().ask(SubscribeResource(CLOCK, GATEWAY), within=15)
-            [(asked, reply)] = streams
-            await told(asked, reply, "resources/updated", uri=CLOCK)
-            assert await at.next(ResourceUpdated) == ResourceUpdated("odd", CLOCK)
+            assert await at.ref().ask(SubscribeResource(CLOCK, GATEWAY), within=15)
+            assert await at.next(ResourceUpdated) == updated  # nobody knows what happened before the second try
+            await streams.tell("resources/updated", uri=CLOCK)
+            assert await at.next(ResourceUpdated) == updated
+            server.drop()
+            assert await at.next(ResourceUpdated) == updated
             assert (await at.call("hello")).text == "hello"
+            assert len(streams.open) == 1
             at.ref().offer(UnsubscribeResource(CLOCK, GATEWAY))
-            await ended.wait()
+            while streams.open:
+                await streams.ended.wait()
 
 
 async def test_a_subscription_outlives_the_server(tmp_path: Path) -> None:
