@@ -5,8 +5,7 @@ One incarnation is one process, or an address elsewhere, and one connection; wha
 supervisor decides when to try again, and who waited for a call gets `Gone`, because what the call did is
 unknown. What no restart can help (command, directory, variable, protocol version) parks at once.
 
-Tools are offered as soon as they are listed; resources once it is known that they can be read, and that is
-looked at again when lists change and every few minutes.
+What it offers is `actors.server_offer`.
 
 Must not import the MCP package: it takes 0.6 s, so `actors.mcp_connect` is imported in a thread.
 """
@@ -24,20 +23,20 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import trio
 
+from actors import server_offer
 from actors.consent import Consent
 from actors.server_calls import Calls
 from actors.server_child import DRAIN_S
 from actors.server_command import roots_of
 from actors.server_endpoint import Endpoint
-from actors.server_faults import ConnectTimeout, Refused, ServerEnded, Unauthorized, Unusable, cause_of
+from actors.server_faults import ConnectTimeout, ServerEnded, Unauthorized, Unusable, cause_of
 from actors.server_health import Health
 from actors.server_link import Link, Way, linked, way_to
 from actors.server_log import ServerLog
+from actors.server_offer import Offer
 from actors.server_pins import Pins
-from actors.server_resources import available
 from actors.server_subscriptions import Kept, Subscriptions
 from protocol.mail import Mailbox
 from protocol.mcp_server import (
@@ -45,13 +44,11 @@ from protocol.mcp_server import (
     AnswerSampling,
     CallTool,
     CancelCall,
-    Catalogue,
     CompleteArgument,
     GetPrompt,
     McpServerMessage,
     ReadResource,
     ResourceUpdated,
-    Resting,
     SetServerLog,
     SubscribeResource,
     TellTools,
@@ -67,9 +64,6 @@ if TYPE_CHECKING:
     from actors.mcp_connect import Era
 
 GATEWAYS = "front*/gateway"  # there may be several
-RELIST_PAUSE_S = 0.2  # a server that announces changes in a storm is asked five times a second
-CHECK_PAUSE_S = 1.0  # and its resources are looked at once a second
-CHECK_EVERY_S = 300.0  # without a change: files and databases come and go without a word
 PROBE_AFTER_S = 30.0  # of silence of an idle server, to see whether it is still there
 
 actor_log = logging.getLogger(__name__)  # `log` is what the server itself says
@@ -109,39 +103,17 @@ class _Desk:
     box: Mailbox[McpServerMessage]
     ctx: Context
     kept: Memory
-    gateways: set[str]
-    """Addresses that are told what is offered; those that are there no more do no harm."""
+    offer: Offer
     calls: Calls
     subscriptions: Subscriptions
     log: ServerLog
     consent: Consent
-    pins: Pins | None = None
-    """What decides which tools may be offered; None: all may."""
     told_level: str | None = None
     """The level that the server was asked to log at."""
-    listed: Catalogue | None = None
-    """All that the server offers."""
-    problem: str = ""
-    """What was wrong with the last lists."""
-    available: frozenset[str] = frozenset()
-    """Its resources that could be read."""
-    news: trio.Event = field(default_factory=trio.Event)
-    """There is something to announce, to ask for or to tell."""
-    recheck: trio.Event = field(default_factory=trio.Event)
-    """Lists were asked for anew."""
-    relist: bool = False
-    leaving: bool = False
-    """The mailbox is closed: nothing is offered any more."""
     asleep: bool = False
     """Its process was ended because nobody called it; what it offers stays offered."""
-    telling: trio.Lock = field(default_factory=trio.Lock)
     taking: trio.CancelScope = field(default_factory=trio.CancelScope)
     """Cancelled when the connection ends: what waits in the mailbox is for the next incarnation."""
-
-    def changed(self) -> None:
-        """The server says that one of its lists changed."""
-        self.relist = True
-        self.news.set()
 
     async def serve(self, stop: trio.CancelScope) -> None:
         """Take messages until the mailbox closes; then let running calls end, and stop everything."""
@@ -159,36 +131,30 @@ class _Desk:
                             self.calls.cancel(name)
                         case SetServerLog(level=level):
                             self.kept.log_level = self.log.level = level
-                            self.news.set()
+                            self.offer.news.set()
                         case TellTools(to=gateway):
                             self.tell(gateway)
                         case PendingSettled() | PinningChanged():
-                            self.changed()
+                            self.offer.changed()
                             self.calls.wanted.set()  # one that sleeps must look, too
                         case Up(path=path):
                             self.tell(path)  # it is back, or new, and may not know what we offer
                         case Down(path=path, retry_in_ms=None, parked=False):
-                            self.gateways.discard(path)  # its process is gone; the next one tells us anew
+                            self.offer.gateways.discard(path)  # its process is gone; the next one tells us anew
                             self.calls.requests.gateway_gone(path)
                             self.subscriptions.forget(path)
                         case _:
                             pass  # Down of a gateway that comes back, nudges: nothing to do
-                self.leaving = True
+                self.offer.leaving = True
                 nursery.cancel_scope.deadline = trio.current_time() + DRAIN_S
-                nursery.start_soon(self.announce)
+                nursery.start_soon(self.offer.announce)
         if not self.taking.cancelled_caught:
             stop.cancel()
 
-    def rests(self, reason: str, seconds: float) -> None:
-        """The gateways are told that it is left alone, or (without a reason) that it works again."""
-        for gateway in self.gateways:
-            self.ctx.ref(gateway).offer(Resting(self.ctx.path, reason, round(seconds * 1000) if reason else None))
-
     def tell(self, gateway: str) -> None:
-        """It is told what is offered, now and from now on."""
-        self.gateways.add(gateway)
+        """It is told what is offered, and what waits for somebody, now and from now on."""
+        self.offer.tell(gateway)
         self.consent.tell(gateway)
-        self.news.set()
 
     @contextmanager
     def waiting(self, connecting: trio.CancelScope, within: float) -> Iterator[None]:
@@ -196,9 +162,7 @@ class _Desk:
         connecting.deadline = math.inf
         self.ctx.report(state="needs authorization")
         self.calls.refusal = "needs authorization, which an operator was asked for"
-        self.listed = None
-        for gateway in sorted(self.gateways):
-            self.ctx.ref(gateway).offer(Catalogue(self.ctx.args["server"].name, [], [], [], ""))
+        self.offer.withdraw()
         try:
             yield
         finally:
@@ -207,53 +171,14 @@ class _Desk:
             connecting.deadline = trio.current_time() + within
 
     async def keep_current(self, connected: Connected, within: float) -> None:
-        """Announce what the server offers, again whenever it changed or the gateway came back."""
+        """Announce what the server offers, again whenever it changed or a gateway came back; tell it our level."""
         while True:
-            await self.news.wait()
-            self.news = trio.Event()
-            if self.relist:
-                self.relist = False
-                try:
-                    with trio.fail_after(within):
-                        await self.list_all(connected)
-                except (Refused, trio.TooSlowError) as error:  # it still has the tools that it had, as far as we know
-                    self.ctx.report(problem=str(error) or f"it did not list its tools again within {within:g} s")
-            await self.announce()
+            await self.offer.next(connected, within)
             if self.told_level != self.log.level:
                 self.told_level = self.log.level
                 with trio.move_on_after(within):
                     await connected.set_log_level(self.log.level)
-            await trio.sleep(RELIST_PAUSE_S)
-
-    async def list_all(self, connected: Connected) -> None:
-        """Ask for everything that the server offers."""
-        found, problems = await connected.catalogue()
-        self.listed = await self.pins.checked(found) if self.pins is not None else found
-        self.calls.tools = {tool.name: tool for tool in self.listed.tools}
-        problem = "; ".join(problems)
-        if problem not in ("", self.problem):
-            actor_log.warning("MCP server %r: %s", self.listed.server, problem)
-        self.problem = problem
-        self.ctx.report(tools=len(self.calls.tools), problem=problem or None)
-        self.recheck.set()
-
-    async def announce(self) -> None:
-        """Tell the gateways what is offered now."""
-        async with self.telling:
-            if (offered := self._offered()) is None:
-                return
-            for gateway in sorted(self.gateways):
-                # not `send`: that would wait for one that may never come back, and keep it from the others
-                if not self.ctx.ref(gateway).offer(offered) and not self.leaving:
-                    self.news.set()
-
-    def _offered(self) -> Catalogue | None:
-        if self.listed is None:
-            return None
-        if self.leaving:
-            return Catalogue(self.listed.server, [], [], [], "")
-        usable = [resource for resource in self.listed.resources if resource.uri in self.available]
-        return msgspec.structs.replace(self.listed, resources=usable)
+            await trio.sleep(server_offer.RELIST_PAUSE_S)
 
     async def doze(self, after: float | None, connection: trio.CancelScope) -> None:
         """End the connection when nothing was asked for that many seconds; not if None, nor while it is listened to."""
@@ -277,28 +202,12 @@ class _Desk:
             await self.calls.wanted.wait()
             nursery.cancel_scope.cancel()
         self.asleep = False
-        self.news.set()
+        self.offer.news.set()
 
     async def _tell_on(self) -> None:
         while True:
-            await self.news.wait()
-            self.news = trio.Event()
-            await self.announce()
-            await trio.sleep(RELIST_PAUSE_S)
-
-    async def watch_resources(self, connected: Connected, server: str) -> None:
-        """Find out which resources can be read, again and again."""
-        while True:
-            self.recheck = trio.Event()
-            uris = [resource.uri for resource in self.listed.resources] if self.listed else []
-            found = await available(server, uris, connected.read)
-            if found != self.available:
-                self.available = found
-                self.news.set()
-            self.ctx.report(resources=len(found), resources_unavailable=len(set(uris) - found))
-            await trio.sleep(CHECK_PAUSE_S)
-            with trio.move_on_after(CHECK_EVERY_S):
-                await self.recheck.wait()
+            await self.offer.next(None, 0.0)
+            await trio.sleep(server_offer.RELIST_PAUSE_S)
 
     async def probe(self, connected: Connected, server: str, within: float) -> None:
         """Raise ServerEnded when an idle server is silent and says nothing to a question that needs no thought.
@@ -334,12 +243,13 @@ async def run(box: Mailbox[McpServerMessage], ctx: Context) -> None:
         subscriptions = Subscriptions(server.name, kept.subscriptions, partial(_tell_updated, ctx, server.name))
         calls = Calls(server, box, ctx, kept.health, subscriptions)
         consent = Consent(server.name, ctx, kept.gateways, calls.requests.clock)
-        desk = _Desk(box, ctx, kept, kept.gateways, calls, subscriptions, log, consent)
-        desk.pins = Pins(server, ctx, pinned=ctx.args["pinned"], again=desk.changed)
-        kept.health.rests = desk.rests
+        offer = Offer(server.name, ctx, kept.gateways, calls.offered)
+        offer.pins = pins = Pins(server, ctx, pinned=ctx.args["pinned"], again=offer.changed)
+        kept.health.rests = offer.rests
+        desk = _Desk(box, ctx, kept, offer, calls, subscriptions, log, consent)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(desk.serve, nursery.cancel_scope)
-            nursery.start_soon(desk.pins.run)
+            nursery.start_soon(pins.run)
             while True:
                 await _live(desk, server, way, ctx.args["connection"])
                 await desk.sleep()
@@ -373,7 +283,7 @@ async def _live(desk: _Desk, server: McpServer, way: Way, connection: Connection
                     link,
                     era=era,
                     probe_s=within / 3,
-                    changed=desk.changed,
+                    changed=desk.offer.changed,
                     updated=desk.subscriptions.updated,
                     logged=desk.log.take,
                     requests=desk.calls.requests,
@@ -383,7 +293,7 @@ async def _live(desk: _Desk, server: McpServer, way: Way, connection: Connection
                     roots=roots_of(server, ctx.args["state_dir"]),
                     consent=desk.consent,
                 ) as connected:
-                    await desk.list_all(connected)
+                    await desk.offer.list_all(connected)
                     connecting.deadline = math.inf
                     desk.consent.settle()
                     kept.legacy, kept.older_http = connected.proved_legacy, connected.transport == "sse"
@@ -401,9 +311,9 @@ async def _live(desk: _Desk, server: McpServer, way: Way, connection: Connection
                     async with trio.open_nursery() as nursery:
                         await nursery.start(desk.subscriptions.run, connected)
                         desk.calls.connect(connected)
-                        desk.news.set()
-                        nursery.start_soon(connected.follow, desk.changed)
-                        nursery.start_soon(desk.watch_resources, connected, server.name)
+                        desk.offer.news.set()
+                        nursery.start_soon(connected.follow, desk.offer.changed)
+                        nursery.start_soon(desk.offer.watch_resources, connected)
                         nursery.start_soon(desk.probe, connected, server.name, connection.ping_timeout)
                         nursery.start_soon(desk.doze, server.limits.idle_timeout, connecting)
                         await desk.keep_current(connected, within)

@@ -126,6 +126,10 @@ class Calls:
         self._connected = connected
         self._ready.set()
 
+    def offered(self, tools: dict[str, Tool]) -> None:
+        """The server has these, by its own names."""
+        self.tools = tools
+
     def disconnect(self) -> None:
         """There is no connection, until `connect` is called again; nothing may be in hand."""
         self._connected = None

@@ -10,7 +10,7 @@ from urllib.parse import quote
 import pytest
 import trio
 
-from actors import mcp_exchange, mcp_server
+from actors import mcp_exchange, mcp_server, server_offer
 from protocol.errors import Code
 from protocol.mail import Gone
 from protocol.mcp_server import CancelCall, Catalogue, SetServerLog, ToolProgress
@@ -46,7 +46,7 @@ def at_url(server: HttpServer, path: str = "/mcp", **more: Any) -> McpServer:
 async def test_streamable_http_in_the_older_era(
     streamed: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(mcp_server, "RELIST_PAUSE_S", 0.01)
+    monkeypatch.setattr(server_offer, "RELIST_PAUSE_S", 0.01)
     async with http_server(streamed=streamed) as server:
         async with house(at_url(server, headers={"X-Team": "blue"})) as at:
             assert names(await at.next(Catalogue)) == TOOLS

@@ -17,7 +17,7 @@ import msgspec
 import pytest
 import trio
 
-from actors import mcp_client, mcp_server, server_calls, server_resources
+from actors import mcp_client, mcp_server, server_calls, server_offer, server_resources
 from protocol.contents import Content
 from protocol.errors import Code, Fault
 from protocol.mail import Gone
@@ -126,7 +126,7 @@ async def test_only_resources_that_can_be_read_are_offered_and_the_tools_do_not_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(server_resources, "EACH_S", 0.3)
-    monkeypatch.setattr(mcp_server, "CHECK_PAUSE_S", 0.01)
+    monkeypatch.setattr(server_offer, "CHECK_PAUSE_S", 0.01)
     async with house(odd("resources")) as at:
         first = await at.next(Catalogue)
         assert (names(first), first.resources) == (ODD_TOOLS, [])
@@ -138,8 +138,8 @@ async def test_only_resources_that_can_be_read_are_offered_and_the_tools_do_not_
 
 
 async def test_resources_are_looked_at_again_without_a_word_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mcp_server, "CHECK_PAUSE_S", 0.01)
-    monkeypatch.setattr(mcp_server, "CHECK_EVERY_S", 0.01)
+    monkeypatch.setattr(server_offer, "CHECK_PAUSE_S", 0.01)
+    monkeypatch.setattr(server_offer, "CHECK_EVERY_S", 0.01)
     monkeypatch.setattr(server_resources, "EACH_S", 0.05)
     async with house(odd("resources")) as at:
         while (await at.next(Catalogue)).resources == []:

@@ -130,7 +130,7 @@ async def asked(client: Client) -> dict[str, Any]:
 async def test_a_changed_tool_is_not_offered_until_an_operator_agrees(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("actors.mcp_server.RELIST_PAUSE_S", 0.001)
+    monkeypatch.setattr("actors.server_offer.RELIST_PAUSE_S", 0.001)
     said = tmp_path / "said"
 
     def says(**tools: str) -> None:
@@ -187,7 +187,7 @@ async def test_a_changed_tool_is_not_offered_until_an_operator_agrees(
 async def test_tools_wait_for_a_store_that_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("actors.server_pins.AGAIN_S", 0.01)
     monkeypatch.setattr("actors.server_pins.ASK_S", 0.1)
-    monkeypatch.setattr("actors.mcp_server.RELIST_PAUSE_S", 0.001)
+    monkeypatch.setattr("actors.server_offer.RELIST_PAUSE_S", 0.001)
     servers = {"odd": {"command": "python", "args": ["-I", "-S", ODD, "ok"]}}
     async with service(tmp_path, say("x")) as s:
         tried = trio.Event()
