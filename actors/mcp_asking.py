@@ -48,7 +48,10 @@ class Asking:
         return types.ElicitResult(action=action, content=answer.content or {} if form else None)
 
     async def cleared(self, required: types.ErrorData) -> bool:
-        """A call was refused until the user has been at some addresses: ask for that; whether it is done."""
+        """A call was refused until the user has been at some addresses: ask for that; whether to call again.
+
+        Once they are opened, it is waited for the server to say that it is done, for a while: it need not say so.
+        """
         try:
             data = types.ElicitationRequiredErrorData.model_validate(required.data)
         except ValidationError:
@@ -63,8 +66,8 @@ class Asking:
                 return False
             if answer.action != "accept":
                 return False
-        ids = [one.elicitation_id for one in wanted if one.elicitation_id is not None]
-        return bool(ids) and await self._requests.until_visited(ids)
+        await self._requests.until_visited([one.elicitation_id for one in wanted if one.elicitation_id is not None])
+        return bool(wanted)
 
     async def sample(
         self, context: ClientRequestContext, params: types.CreateMessageRequestParams

@@ -163,7 +163,7 @@ class Connected:
             except MCPError as error:
                 if error.code != types.URL_ELICITATION_REQUIRED or not await self._asking.cleared(error.error):
                     raise
-                # It was refused before anything was done, and what was missing is there now.
+                # It was refused before anything was done, and what was missing may be there now.
                 result = await self._client.call_tool(tool, arguments, progress_callback=report, meta=self._meta)
         except MCPError as error:
             if self._wire.closed or error.code == LOST:

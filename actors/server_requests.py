@@ -31,7 +31,7 @@ from protocol.spec import Context
 OPEN_MAX = 8  # requests of one call that wait at a time; a person answers one after the other
 MOST_S = 90_000.0  # for an answer: over the longest `chat.tools.question_timeout`, which the gateway counts
 SAMPLING_MAX = 4 * 1024 * 1024  # bytes of what a model is to be told
-VISIT_S = 600.0  # for a person to do at an address what has to be done there before a call
+VISIT_S = 120.0  # for a person to do at an address what has to be done there before a call
 VISITS_MAX = 256  # addresses that were opened and of which the server may still say that it is done
 
 CALL: ContextVar[Hashable] = ContextVar("CALL", default=None)
@@ -185,15 +185,13 @@ class ServerRequests:
             visit.done.set()
             self._ctx.ref(visit.to).offer(UrlVisited(visit.question))
 
-    async def until_visited(self, elicitations: list[str]) -> bool:
-        """Wait for the server to say of all of them that it is done; whether it did so in time."""
+    async def until_visited(self, elicitations: list[str]) -> None:
+        """Wait for the server to say of all of them that it is done, within reason: it need not say so."""
         running = self._running.get(CALL.get())
         with trio.move_on_after(VISIT_S), running.clock.paused() if running is not None else nullcontext():
             for elicitation in elicitations:
                 if (visit := self._visits.get(elicitation)) is not None:
                     await visit.done.wait()
-            return True
-        return False
 
     def gateway_gone(self, path: str) -> None:
         """Its process is gone, and with it whoever was asked."""

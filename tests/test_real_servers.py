@@ -11,16 +11,36 @@ import socket
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
-from protocol.mcp_server import CancelCall, Catalogue, GetPrompt, ReadResource, ToolProgress
+from actors import server_requests
+from actors.elicitation import checked
+from protocol.mcp_server import (
+    AnswerQuestion,
+    AnswerSampling,
+    CancelCall,
+    Catalogue,
+    GetPrompt,
+    ReadResource,
+    SamplingRequest,
+    ToolProgress,
+    UserQuestion,
+)
 from protocol.watcher import McpServer
 from tests.conftest import ROOT
 from tests.mcp_house import House, house, names, odd
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They do not say when a person is done at an address."""
+    monkeypatch.setattr(server_requests, "VISIT_S", 0.05)
+
 
 LONG = "trigger-long-running-operation"
 
@@ -70,6 +90,7 @@ async def everything(at: House, era: str = "legacy") -> None:
 
     assert (await at.call(LONG, "everything", duration=0.02, steps=2)).ok
     assert (await at.next(ToolProgress)).total == 2.0
+    await asks(at)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_cancelled, at)
         while (await at.next(ToolProgress)).call != "c":
@@ -77,6 +98,38 @@ async def everything(at: House, era: str = "legacy") -> None:
         ref.offer(CancelCall("c"))
     assert (await at.call("echo", "everything", message="still here")).ok
     assert at.tree.slots["mcp/everything"].incarnation == 1
+
+
+async def asks(at: House) -> None:
+    """It asks the user for a form and to open addresses, one of them before a call, and has a model asked."""
+    ref = at.ref("everything")
+    said: list[str] = []
+
+    async def call(tool: str, **arguments: Any) -> None:
+        said.append((await at.call(tool, "everything", **arguments)).text)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(call, "trigger-elicitation-request")
+        question: UserQuestion = await at.next(UserQuestion)
+        assert question.schema is not None
+        content = checked(question.schema, {"name": "Ada", "email": "ada@example.org", "birthdate": "1815-12-10"})
+        assert await ref.ask(AnswerQuestion(question.question, "accept", content), within=15)
+    assert "- Name: Ada" in said[-1]
+    assert "- Favorite Integer: 42" in said[-1], "its defaults are filled in"
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(call, "trigger-url-elicitation", url="https://a.example/", errorPath=True))
+        for address in ("https://modelcontextprotocol.io", "https://a.example/"):
+            question = await at.next(UserQuestion)
+            assert question.url == address
+            assert await ref.ask(AnswerQuestion(question.question, "accept"), within=15)
+    assert "User completed the URL elicitation flow" in said[-1]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(call, "trigger-sampling-request", prompt="2+2?"))
+        request: SamplingRequest = await at.next(SamplingRequest)
+        assert request.system_prompt == "You are a helpful test server."
+        answer = AnswerSampling(request.request, [{"type": "text", "text": "four"}], "m", "endTurn")
+        assert await ref.ask(answer, within=15)
+    assert "four" in said[-1]
 
 
 async def _cancelled(at: House) -> None:
