@@ -52,6 +52,7 @@ from protocol.client import (
     decode,
     error_frame,
 )
+from protocol.contract_asks import AskGrants, RevokeGrant
 from protocol.errors import Code, Fault
 from protocol.mail import MailError, Ref
 from protocol.session import Say, Stop, generated
@@ -163,6 +164,8 @@ class Commands:
                 self.socket.tell(Pong(request_id=message.request_id))
             case Approve() | Answer():
                 self.socket.tell(await settling.decide(message, self.writer, self.owner))
+            case AskGrants() | RevokeGrant():
+                self.socket.tell(await settling.grants(message, self.writer, self.owner))
             case LoadSession():
                 await self._load_session(message)
             case AskModels():

@@ -24,6 +24,7 @@ from protocol.pins import Checked, CheckTools
 
 LASTS_S = 30 * 86400.0  # an approval; then it is asked anew
 DIFF_CHARS = 8000  # more nobody reads
+PREFIX = "tool-"  # of the ids of these approvals; there are others without a turn
 NOBODY = Fence()  # what is asked here belongs to no front
 
 FIND_PINS = "SELECT tool, source, digest FROM pin WHERE server = ?"
@@ -75,7 +76,7 @@ def check(db: Database, message: CheckTools, now: float) -> Checked | Fault:
 def _asked(db: Database, message: CheckTools, tool: str, digest: str, now: float) -> Pending | Fault:
     """The approval of a change, opened if it is not there."""
     server, text = message.server, message.tools[tool]
-    name = f"tool-{hashlib.sha256(chr(0).join((server, tool, digest)).encode('utf-8', 'surrogatepass')).hexdigest()}"
+    name = f"{PREFIX}{hashlib.sha256(chr(0).join((server, tool, digest)).encode('utf-8', 'surrogatepass')).hexdigest()}"
     earlier = find(db, name)
     if earlier is not None and earlier.state not in ("open", "declined"):
         db.execute(DROP_PENDING, (name,))
@@ -95,7 +96,7 @@ def _asked(db: Database, message: CheckTools, tool: str, digest: str, now: float
 def _withdrawn(db: Database, server: str, asked: set[str], now: float) -> Iterator[Pending]:
     """Nobody need agree to what is not so any more."""
     for pending in map(from_row, rows(db, OPEN_OF_SERVER, server)):
-        if pending.kind == APPROVAL and not pending.turn and pending.id not in asked:
+        if pending.id.startswith(PREFIX) and pending.id not in asked:
             yield settle(db, pending, "cancelled", now)
 
 

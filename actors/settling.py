@@ -30,9 +30,22 @@ from protocol.client import (
     encode,
     time_of,
 )
+from protocol.contract_asks import AskGrants, GrantedTool, Grants, RevokeGrant
 from protocol.errors import Code, Fault
 from protocol.mail import MailError, Ref
-from protocol.pending import APPROVAL, OPERATORS, QUESTION, Decided, DecidePending, ListPending, Pending, ReadPending
+from protocol.pending import (
+    APPROVAL,
+    OPERATORS,
+    QUESTION,
+    Decided,
+    DecidePending,
+    DropGrant,
+    Grant,
+    ListGrants,
+    ListPending,
+    Pending,
+    ReadPending,
+)
 
 ANSWER_S = 10.0  # for the store to settle it, or to say what is open
 
@@ -151,6 +164,17 @@ def show_completed(front: Front, question: Pending) -> None:
         here = socket.conversation
         if here is not None and socket.speaker is None and concerns(question, here.owner, None):
             socket.outbox.write(data)
+
+
+async def grants(frame: AskGrants | RevokeGrant, writer: Ref[Any], owner: str) -> Grants:
+    """What an owner has allowed for always, after one of it was taken back. Raises Fault and MailError."""
+    if isinstance(frame, RevokeGrant):
+        dropped = await writer.ask(DropGrant(owner, frame.server, frame.name), within=ANSWER_S)
+        if not dropped:
+            raise Fault(Code.NOT_FOUND, "This tool was not allowed for always.")
+    found: list[Grant] = await writer.ask(ListGrants(owner), within=ANSWER_S, again=True)
+    granted = [GrantedTool(grant.server, grant.tool, time_of(grant.at)) for grant in found]
+    return Grants(granted, request_id=frame.request_id)
 
 
 async def decide(frame: Approve | Answer, writer: Ref[Any], owner: str) -> AskedFrame:

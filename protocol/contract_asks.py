@@ -32,6 +32,21 @@ class Answer(msgspec.Struct, frozen=True, tag="answer"):
     request_id: str | None = None
 
 
+class AskGrants(msgspec.Struct, frozen=True, tag="list_grants"):
+    """The tools that this owner has allowed for always."""
+
+    request_id: str | None = None
+
+
+class RevokeGrant(msgspec.Struct, frozen=True, tag="revoke_grant"):
+    """This owner is asked again from now on; answered by `grants`."""
+
+    server: str
+    name: str
+    """The server's own name of the tool."""
+    request_id: str | None = None
+
+
 class ApprovalRequest(msgspec.Struct, frozen=True, tag="approval_request", omit_defaults=True):
     """A tool call waits for a person; or, without a turn, a tool that is not offered until somebody agrees."""
 
@@ -81,8 +96,24 @@ class QuestionSettled(msgspec.Struct, frozen=True, tag="question_settled", omit_
     request_id: str | None = None
 
 
-AskFrame = Approve | Answer
+class GrantedTool(msgspec.Struct, frozen=True):
+    """One of `grants`."""
+
+    server: str
+    name: str
+    """The server's own name of the tool."""
+    at: datetime.datetime
+
+
+class Grants(msgspec.Struct, frozen=True, tag="grants", omit_defaults=True):
+    """What `always` has allowed, by server and name."""
+
+    grants: list[GrantedTool]
+    request_id: str | None = None
+
+
+AskFrame = Approve | Answer | AskGrants | RevokeGrant
 """From clients."""
 
-AskedFrame = ApprovalRequest | Question | ApprovalSettled | QuestionSettled
+AskedFrame = ApprovalRequest | Question | ApprovalSettled | QuestionSettled | Grants
 """To clients."""

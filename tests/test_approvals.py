@@ -17,9 +17,12 @@ import trio
 import trio_websocket
 import yaml
 
+from actors.effects import Ask, Close, RunCalls, Start, Suspend
 from actors.rebuilding import rebuilt
 from actors.store import Store
+from actors.turn import Turns
 from actors.waiting import waited_for
+from protocol.errors import Code, Fault
 from protocol.pending import OpenPending, Pending, ReadPending
 from protocol.watcher import ToolNotifications
 from protocol.writer import (
@@ -45,6 +48,7 @@ from tests.test_claims import store
 from tests.test_crash import client_of
 
 ASK_ADD: dict[str, Any] = {"chat": {"tools": {"policy": {"demo/add": "ask", "dice": "deny"}}}}
+HOPS = "The model asked for tools more than 8 times in one turn."
 ADD = ask_tool("add", {"a": 1, "b": 2}, text=("let ", "me see"))
 
 
@@ -105,6 +109,15 @@ async def test_what_is_asked_waits_and_all_else_goes_on(tmp_path: Path) -> None:
         frames = await client.say("and again", request_id="r3")
         assert not of_type(frames, "approval_request")
         assert ends(frames) == {"add": "completed"}
+
+        # until it is taken back
+        await client.send("list_grants")
+        [granted] = (await client.until("grants"))[-1]["grants"]
+        assert (granted["server"], granted["name"]) == ("demo", "add")
+        await client.send("revoke_grant", server="demo", name="add")
+        assert (await client.until("grants"))[-1]["grants"] == []
+        await client.send("revoke_grant", server="demo", name="add")
+        assert (await client.until("error"))[-1]["error_code"] == "NOT_FOUND"
 
         # a rule that comes later counts at once, over what was allowed
         await change(s, client, {"chat": {"tools": {"policy": {"demo/add": "deny"}}}})
@@ -209,7 +222,7 @@ async def test_a_stop_and_a_kill_of_the_service_leave_it_waiting(tmp_path: Path)
         settings = {"chat": {**ASK_ADD["chat"], "service": {"drain_s": 60.0}}}
         prepare(tmp_path, provider, settings, LIGHT)
         arguments = ("--state", str(tmp_path), "--port", "0")
-        async with program(*arguments, inline=False) as p, client_of(await p.listening()) as client:
+        async with program(*arguments) as p, client_of(await p.listening()) as client:
             while not (await answered(client, "tool")):
                 pass
             conversation = client.conversation
@@ -242,6 +255,24 @@ async def answered(client: Client, message: str) -> bool:
 
 
 # The journal.
+
+
+def test_a_turn_is_let_go_of_only_where_it_waits_for_nothing_else() -> None:
+    turns = Turns(0, 8)
+    assert turns.adopt_waiting(3, ["a", "b"], attached=False, hop=2) == [Start(3), RunCalls(3)]
+    assert turns.suspend(["a", "b"]) == [], "the service does not stop"
+    turns.drain(now=False)
+    assert turns.suspend(["a"]) == [], "b runs"
+    assert turns.call_ended(3, "b") == []
+    assert turns.suspend(["a"]) == [Suspend(3)]
+    assert turns.current is None
+    assert turns.stop(1, None, None) != [], "nothing runs any more"
+    turns = Turns(0, 8)
+    assert turns.adopt_waiting(3, ["a"], attached=True, hop=8) == [RunCalls(3)], "its sockets have seen it begin"
+    assert turns.call_ended(3, "a") == [Ask(3, 9)]
+    assert turns.finished(3, ["c"])[1] == Close(3, "failed", Fault(Code.TOOL_HOPS_EXCEEDED, HOPS).body), (
+        "rounds count on"
+    )
 
 
 def started(call: str, seq: int) -> ToolStarted:

@@ -24,6 +24,7 @@ TYPES = [
     "tool_execution",
     "approval_request",
     "approval_settled",
+    "grants",
     "question",
     "question_settled",
     "assistant_message",
