@@ -10,6 +10,7 @@ import msgspec
 import pytest
 import trio
 
+from actors.commands import MOST_ASIDE
 from actors.models import MOST_MODELS, read
 from tests.fakes import FakeProvider, Script, Stall, fail, page, raw, say
 from tests.model_lists import FORMS, NO_LISTS, OPENROUTER, written
@@ -66,17 +67,17 @@ async def test_a_slow_list_holds_up_nothing_else_on_its_socket(tmp_path: Path) -
 
     gate, hi = trio.Event(), Script(("a", Stall()))
     async with service(tmp_path, reply) as s, s.client() as client:
-        for number in range(5):
+        for number in range(MOST_ASIDE + 1):
             await client.send("list_models", request_id=str(number))
-        # the fifth is one too many
+        # the last is one too many
         [error] = await client.until("error")
-        assert (error["error_code"], error["request_id"]) == ("OVERLOADED", "4")
+        assert (error["error_code"], error["request_id"]) == ("OVERLOADED", str(MOST_ASIDE))
         await client.send("user_message", message="go")
         await client.until("assistant_delta")
         await client.send("stop")
         assert (await client.until("turn_finished"))[-1]["outcome"] == "stopped"
         gate.set()
-        for _ in range(4):
+        for _ in range(MOST_ASIDE):
             await client.until("models")
         assert len([asked for asked in s.provider.requests if asked.json is None]) == 1
 
