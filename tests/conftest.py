@@ -50,6 +50,8 @@ providers._get_local_constants = Constants
 
 MORE_WORKERS = 2  # than cores: tests wait for processes and disks more than they compute
 
+LONG = {"test_processes.py", "test_server_faults.py", "test_approvals.py", "test_bench.py", "test_keys.py"}
+
 DEFAULT_S = 40.0  # the slowest honest test takes a few seconds on two busy cores; only what hangs runs this out
 
 
@@ -60,6 +62,11 @@ def pytest_collection_finish() -> None:
     """What is there now stays to the end: the collector need not look at it time and again."""
     gc.freeze()
     gc.enable()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long ones first: at the end there are short ones for whoever has time."""
+    items.sort(key=lambda item: item.path.name not in LONG)
 
 
 def pytest_xdist_auto_num_workers() -> int:

@@ -22,7 +22,7 @@ from tests.bench.prefill import count, prefill
 from tests.bench.processes import started
 from tests.bench.profiles import Sampled
 from tests.bench.programs import NoCompiler, Programs, Script, Wrong, compiled, load, upstream
-from tests.bench.subjects import TITLES, Missing
+from tests.bench.subjects import TITLES, Missing, ours
 
 TINY = Options(repetitions=1, seconds=0.3, small=True)
 FLAT_OUT = relay.Kind("as fast as they are taken", 3, 0, 200)
@@ -74,6 +74,7 @@ def test_our_service_relays_every_token_while_a_sweep_runs(
     programs: Programs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retention, "MORE_S", 0.5)
+    monkeypatch.setattr(retention, "ours", lambda *given, **more: ours(*given, "--inline", **more))  # starts sooner
     prefilled = prefill(tmp_path / "store.db", 1000, 2)
     assert count(prefilled.path) == prefilled.events
     swept = None
