@@ -80,7 +80,13 @@ class Approvals:
             resumed: a person was asked before, by an earlier session: that counts, whatever the rules say now.
         """
         if resumed:
+            self._waits(started.call_id, True)  # also while its server is not there again yet
             await self._tools_back(turn, started)
+        permission = await self._permission(turn, started, resumed=resumed)
+        self._waits(started.call_id, False)
+        return permission
+
+    async def _permission(self, turn: RunningTurn, started: ToolStarted, *, resumed: bool) -> Permission:
         target = turn.merged.find(started.tool_name)
         if target is None:
             return ALLOWED  # there is no such tool, which the call itself will say

@@ -34,6 +34,7 @@ SET_PIN = (
     "ON CONFLICT (server, tool) DO UPDATE SET source = excluded.source, digest = excluded.digest, "
     "definition = excluded.definition, at = excluded.at"
 )
+DROP_GRANTS = "DELETE FROM granted WHERE server = ? AND tool = ?"
 
 REASON = (
     "The definition of this tool has changed since it was first seen, or last agreed to. "
@@ -68,7 +69,7 @@ def check(db: Database, message: CheckTools, now: float) -> Checked | Fault:
                 news.append(asked)
         else:
             changed += [tool] if source == message.source else []
-            db.execute(SET_PIN, (message.server, tool, message.source, digest, text, now))
+            _pin(db, message.server, tool, message.source, text, now)
     news += _withdrawn(db, message.server, set(quarantined.values()), now)
     return Checked(list(quarantined), changed, news)
 
@@ -105,8 +106,13 @@ def accept(db: Database, decided: Decided, now: float) -> None:
     pending = decided.pending
     agreed = decided.won and pending.kind == APPROVAL and not pending.turn and pending.state == "answered"
     if agreed and isinstance(pending.body, dict) and "definition" in pending.body:
-        text = pending.body["definition"]
-        db.execute(SET_PIN, (pending.server, pending.tool, pending.body["source"], digest_of(text), text, now))
+        _pin(db, pending.server, pending.tool, pending.body["source"], pending.body["definition"], now)
+
+
+def _pin(db: Database, server: str, tool: str, source: str, text: str, now: float) -> None:
+    """From now on that is the definition; what was allowed for always was another tool."""
+    db.execute(SET_PIN, (server, tool, source, digest_of(text), text, now))
+    db.execute(DROP_GRANTS, (server, tool))
 
 
 def difference(before: str, after: str) -> str:

@@ -224,8 +224,12 @@ def _pins(db: Database) -> None:
     )
 
 
+def _granted(db: Database) -> None:
+    db.execute("CREATE INDEX granted_tool ON granted (server, tool)")
+
+
 Step = Callable[[Database], None]
-MIGRATIONS: tuple[Step, ...] = (_conversations, _turns, _deltas, _saved, _events, _claims, _pending, _pins)
+MIGRATIONS: tuple[Step, ...] = (_conversations, _turns, _deltas, _saved, _events, _claims, _pending, _pins, _granted)
 """Step number n (from 1) makes `user_version` n."""
 
 

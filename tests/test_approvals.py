@@ -9,9 +9,11 @@ import contextlib
 import json
 import signal
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import apsw
 import pytest
 import trio
 import trio_websocket
@@ -211,6 +213,19 @@ async def test_a_session_that_dies_goes_on_waiting_and_so_does_the_next_service(
         rest = [f for f in [*back.seen, *await back.until("turn_finished")] if f.get("turn") == 1 and "seq" in f]
         assert [f["seq"] for f in rest] == sorted(f["seq"] for f in shown if f.get("seq", 0) > last)
         assert text_of(rest) == "done"
+
+
+async def test_what_nobody_approved_while_the_service_was_down_is_denied(tmp_path: Path) -> None:
+    async with service(tmp_path, ADD, servers=LIGHT, settings=ASK_ADD) as s, s.client() as client:
+        await client.send("user_message", message="go")
+        await client.until("approval_request")
+        path = str(s.state / "chat_history.db")
+    with closing(apsw.Connection(path)) as db:
+        db.execute("UPDATE pending SET expires_at = made_at")  # much time has passed
+    async with service(tmp_path, say("too late"), servers=LIGHT, settings=ASK_ADD) as s, s.client() as client:
+        frames = [*client.seen, *await client.until("turn_finished")]
+        assert (frames[-1]["outcome"], ends(frames)) == ("completed", {"add": "denied"})
+        assert "nobody approved" in told(s, 1)["call_1"]
 
 
 @pytest.mark.seconds(60)

@@ -15,15 +15,15 @@ from actors.server_pins import definition, is_pinned, source_of
 from actors.store import MEMORY, Store
 from protocol.errors import Code
 from protocol.mcp_server import Tool
-from protocol.pending import DecidePending, ListPending, ReadPending
+from protocol.pending import DecidePending, ListGrants, ListPending, OpenPending, ReadPending
 from protocol.pins import Checked, CheckTools, PinningChanged
 from tests.fakes import say
 from tests.mcp_house import ODD, odd
 from tests.service import Client, Service, front_of, of_type, service
-from tests.stores import ask, do, opened
+from tests.stores import ask, begin, do, opened
 from tests.test_approvals import change
 from tests.test_faults import find
-from tests.test_pending import code
+from tests.test_pending import approval, code
 
 TOOL = Tool("read", "Reads.", {"type": "object", "properties": {}}, {"readOnlyHint": True})
 
@@ -75,10 +75,14 @@ def test_a_change_is_asked_once_whatever_happens_and_counts_from_when_somebody_a
         assert (again.id, again.state) == (asked.id, "open")
         decide(s, asked.id, "declined")
         assert check(s, read=changed) == Checked(["read"]), "it stays away, and nobody is asked"
+        do(s, begin(1))
+        do(s, OpenPending(approval(server="files", tool="read"), 60.0))
+        do(s, DecidePending("a", ["ann"], "approval", "answered", "k", grant="ann"))
         third = text(description="A third one.")
         [asked] = check(s, read=third).news
         decide(s, asked.id)
         assert check(s, read=third) == Checked([])
+        assert ask(s, ListGrants("ann")) == [], "always was said of another tool"
         [back] = check(s, read=text()).news
         decide(s, back.id, key="2")
         assert check(s, read=third).quarantined == ["read"], "what was agreed to long ago is no longer"
