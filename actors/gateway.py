@@ -152,6 +152,8 @@ class Gateway:
         self.front = front
         self.writer = ctx.ref("store/writer")
         self.streamer = ctx.ref("llm/streamer")
+        self.resting: set[str] = set()
+        """Tool servers that are degraded although their actors run."""
         self.asks = asks
 
     def recover(self, lost: object, tasks: trio.Nursery) -> None:
@@ -290,6 +292,7 @@ class Gateway:
             for request in (*self.front.requests, *self.front.asides):
                 self._lose(request, "The part that talks to the model failed while the answer came.")
         if down.path.startswith(TOOLS):
+            self.resting.discard(down.path)
             server = down.path.removeprefix(TOOLS)
             self.front.withdraw_tools(server)
             self.asks.server_down(server)
@@ -323,18 +326,21 @@ class Gateway:
     def offers(self, catalogue: Catalogue) -> None:
         """A tool server is connected, and says what it has."""
         self.front.offer_tools(catalogue)
-        self._recovered(TOOLS + catalogue.server)
+        if TOOLS + catalogue.server not in self.resting:
+            self._recovered(TOOLS + catalogue.server)
 
     def _recovered(self, path: str) -> None:
         if self.front.down.pop(path, None) is not None:
             self.front.announce(Recovered(what=path))
 
     def rests(self, resting: Resting) -> None:
-        """A tool server is left alone for a while; what it offers stays offered."""
+        """A tool server is left alone for a while, or slow to connect; what it offers stays offered."""
         if resting.reason:
+            self.resting.add(resting.path)
             self.front.down[resting.path] = resting.reason
             self.front.announce(Degraded(resting.path, resting.reason, resting.retry_in_ms))
         else:
+            self.resting.discard(resting.path)
             self._recovered(resting.path)
 
     def _tell_conversation(self, path: str, notice: Degraded | Recovered) -> None:

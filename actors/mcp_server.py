@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from actors.mcp_connect import Era
 
 GATEWAYS = "front*/gateway"  # there may be several
+SLOW_S = 10.0  # to connect: clients are told then, before it is given up
 PROBE_AFTER_S = 30.0  # of silence of an idle server, to see whether it is still there
 
 actor_log = logging.getLogger(__name__)  # `log` is what the server itself says
@@ -180,6 +181,16 @@ class _Desk:
                     await connected.set_log_level(self.log.level)
             await trio.sleep(server_offer.RELIST_PAUSE_S)
 
+    async def tell_if_slow(self) -> None:
+        """Clients are told of a server that takes long to connect, and when it is there."""
+        with trio.move_on_after(SLOW_S):
+            await self.calls.connected()
+            return
+        why = self.calls.refusal or f"has not connected within {SLOW_S:g} s"
+        self.offer.rests(f"it {why}; its tools are missing until it is there", None)
+        await self.calls.connected()
+        self.offer.rests("", None)
+
     async def doze(self, after: float | None, connection: trio.CancelScope) -> None:
         """End the connection when nothing was asked for that many seconds; not if None, nor while it is listened to."""
         if after is None:
@@ -251,7 +262,10 @@ async def run(box: Mailbox[McpServerMessage], ctx: Context) -> None:
             nursery.start_soon(desk.serve, nursery.cancel_scope)
             nursery.start_soon(pins.run)
             while True:
-                await _live(desk, server, way, ctx.args["connection"])
+                async with trio.open_nursery() as alive:
+                    alive.start_soon(desk.tell_if_slow)
+                    await _live(desk, server, way, ctx.args["connection"])
+                    alive.cancel_scope.cancel()
                 await desk.sleep()
     except Unusable as error:
         raise _parked(error) from error

@@ -121,6 +121,10 @@ class Calls:
         """Some are in hand."""
         return bool(self._in_hand)
 
+    async def connected(self) -> None:
+        """Wait for a connection."""
+        await self._ready.wait()
+
     def connect(self, connected: Connected) -> None:
         """Those that wait for the connection go on."""
         self._connected = connected

@@ -84,7 +84,7 @@ class Health:
         """Calls that could not be begun: too many, too often, or it is left alone."""
         self.told: Callable[[], None] = _nobody
         """Called when `facts` may have changed; set by the incarnation."""
-        self.rests: Callable[[str, float], None] = _nobody
+        self.rests: Callable[[str, float | None], None] = _nobody
         """Called with why and for how many seconds it is left alone, and with an empty text when it works again; set by
         the incarnation."""
         self._server = server
@@ -144,7 +144,7 @@ class Health:
         before, self.reason = self.breaker.state, ""
         self.breaker.succeeded(probe=probe)
         if before is not State.CLOSED and self.breaker.state is State.CLOSED:
-            self.rests("", 0.0)
+            self.rests("", None)
 
     def failed(self, why: str, *, probe: bool) -> None:
         """A call failed by the server's fault."""

@@ -75,10 +75,12 @@ class Offer:
         for gateway in sorted(self.gateways):
             self._ctx.ref(gateway).offer(self._nothing())
 
-    def rests(self, reason: str, seconds: float) -> None:
-        """The gateways are told that the server is left alone, or (without a reason) that it works again."""
+    def rests(self, reason: str, seconds: float | None) -> None:
+        """The gateways are told that the server is degraded, and for how long at least if that is known; or, without a
+        reason, that it works again."""
+        told = Resting(self._ctx.path, reason, None if seconds is None else round(seconds * 1000))
         for gateway in sorted(self.gateways):
-            self._ctx.ref(gateway).offer(Resting(self._ctx.path, reason, round(seconds * 1000) if reason else None))
+            self._ctx.ref(gateway).offer(told)
 
     async def list_all(self, connected: Connected) -> None:
         """Ask for everything that the server offers. Raises Refused, ServerEnded."""

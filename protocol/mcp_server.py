@@ -246,7 +246,8 @@ class TellTools(msgspec.Struct, frozen=True, tag=True):
 
 
 class Resting(msgspec.Struct, frozen=True, tag=True):
-    """Event: the server failed too often in a row and is left alone for a while, or does its work again."""
+    """Event: the server failed too often in a row and is left alone for a while, or it is slow to connect; or it does
+    its work again."""
 
     path: str
     """Of its actor."""

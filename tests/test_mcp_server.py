@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import subprocess
 import sys
 from contextlib import suppress
@@ -263,6 +264,19 @@ async def test_a_server_that_never_answers_is_given_up() -> None:
         down = await at.next(Down)
         assert "was not connected and listed within 0.3 s" in down.reason
         assert down.parked
+
+
+async def test_a_server_that_is_slow_to_connect_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(mcp_server, "SLOW_S", 0.05)
+    go = tmp_path / "go"
+    os.mkfifo(go)
+    slow = odd("", args=["-c", f"import sys; open({str(go)!r}).read(); sys.argv = ['', 'normal']; {RUN_ODD}"])
+    async with house(slow) as at:
+        at.ref().offer(TellTools(to="front/gateway"))
+        rests: Resting = await at.next(Resting)
+        assert "it has not connected within 0.05 s; its tools are missing" in rests.reason
+        await trio.to_thread.run_sync(go.write_text, "")
+        assert await at.next(Resting) == Resting("mcp/odd", "")
 
 
 async def test_a_call_waits_for_the_connection_within_its_own_deadline() -> None:
