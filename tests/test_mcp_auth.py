@@ -129,15 +129,20 @@ async def test_only_the_browser_that_was_sent_is_believed(tmp_path: Path) -> Non
         sent = parse_qs(urlsplit(question.url or "").query)
         back = sent["redirect_uri"][0]
         assert urlsplit(back).hostname == "127.0.0.1"
-        async with httpx.AsyncClient() as stranger:
-            wrong = await stranger.get(back, params={"code": "secret-code-0", "state": "guessed"})
+        async with httpx.AsyncClient() as browser:
+            wrong = await browser.get(back, params={"code": "secret-code-0", "state": "guessed"})
             assert (wrong.status_code, "no question that is open" in wrong.text) == (400, True)
-            assert (await stranger.get(back, params={"code": "secret-code-0"})).status_code == 400
-            assert (await stranger.get(back.replace("/callback", "/favicon.ico"))).status_code == 404
+            assert (await browser.get(back, params={"code": "secret-code-0"})).status_code == 400
+            assert (await browser.get(back.replace("/callback", "/favicon.ico"))).status_code == 404
             right = {"state": sent["state"][0]}
-            assert (await stranger.post(back, params=right | {"code": "secret-code-0"})).status_code == 404
-        assert auth.grants == []
-        await browse(question.url)
+            assert (await browser.post(back, params=right | {"code": "secret-code-0"})).status_code == 404
+        async with await trio.open_tcp_stream("127.0.0.1", urlsplit(back).port or 0) as stranger:
+            await stranger.send_all(b"\x16\x03\x01 hello\r\n\r\n")
+            assert (await stranger.receive_some()).startswith(b"HTTP/1.1 400 ")
+        async with await trio.open_tcp_stream("127.0.0.1", urlsplit(back).port or 0) as silent:
+            assert auth.grants == []
+            await browse(question.url)  # whoever says nothing is in nobody's way
+            assert await silent.receive_some() == b""
         assert await offered(at) == TOOLS
 
 
