@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import trio
 
 from supervisors.chat_link import Changes, Link
+from supervisors.chat_questions import Form
 from supervisors.chat_talk import Talk
 
 INTERRUPTED = 128 + signal.SIGINT
@@ -40,6 +41,8 @@ class Client:
         """Ctrl-C was pressed in this answer."""
         self.told: set[str] = set()
         """Approvals that were put to the person."""
+        self.forms: dict[str, Form] = {}
+        """Questions that are being put to the person."""
         self.code = 0
         self.asking: trio.CancelScope | None = None
         """The command that runs; Ctrl-C ends it."""

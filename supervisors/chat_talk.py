@@ -74,7 +74,9 @@ class Talk:
         self.outgoing: list[dict[str, Any]] = []
         """Frames to be sent, in order; whoever sends them takes them out."""
         self.asked: dict[str, Frame] = {}
-        """Tool calls that wait for the person, by the id of the approval."""
+        """Tool calls and questions of servers that wait for the person, by the id of the approval or the question."""
+        self._told: dict[str, Frame] = {}
+        """Questions that were answered, by the request_id of the answer."""
         self.answers: dict[str, Frame] = {}
         """Answers to `ask`, by request_id; whoever waits takes them out."""
         self.notes: list[Note | Entered] = []
@@ -121,6 +123,16 @@ class Talk:
             self.outgoing.append({"type": "approve", "approval_id": approval_id, "decision": decision})
         self._changed()
 
+    def answer(self, question_id: str, action: str, content: dict[str, Any]) -> None:
+        """Answer a question: accept, decline or cancel. One that does not fit is asked again."""
+        asked = self.asked.pop(question_id, None)
+        if asked is not None and self.in_step:
+            request_id = self._new_id()
+            self._told[request_id] = asked
+            frame = {"type": "answer", "request_id": request_id, "question_id": question_id, "action": action}
+            self.outgoing.append(frame | ({"content": content} if content else {}))
+        self._changed()
+
     def ask(self, type: str, **fields: Any) -> str:
         """Send a request whose answer comes to `answers` under the returned request_id, also when it fails."""
         request_id = self._new_id()
@@ -164,6 +176,7 @@ class Talk:
         self.in_step = False
         self._sync = ""
         self.outgoing.clear()
+        self._told.clear()
         self.asked.clear()  # what is still open is told after the next welcome
         for request_id in self._asked:
             self.answers[request_id] = _error(LOST)
@@ -195,7 +208,17 @@ class Talk:
             case "session_cleared":
                 self._cleared(frame)
             case "error":
+                told = self._told.pop(frame.request_id or "", None)
+                if told is not None:
+                    self.notes.append(_note(frame.trouble))
+                    if frame.error_code == "INVALID_MESSAGE":
+                        self.asked[told.question_id] = told
                 self._error(frame)
+            case "question" if frame.question_id:
+                self.asked[frame.question_id] = frame
+            case "question_settled":
+                self.asked.pop(frame.question_id, None)
+                self._told.pop(frame.request_id or "", None)
             case "approval_request" if frame.approval_id:
                 self.asked[frame.approval_id] = frame
             case "approval_settled":

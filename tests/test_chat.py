@@ -32,6 +32,8 @@ from tests import forks
 from tests.fakes import Script, Stall, ask_tool, fail, say
 from tests.forks import CHAT, MAIN, ROOT, Child
 from tests.service import LIGHT, Service, front_of, service
+from tests.test_server_asks import asking
+from tests.test_server_requests import FORM, PAGE
 
 ENVIRONMENT = {**os.environ, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1", "PYTHONPATH": str(ROOT)}
 WORDS = [f"w{number} " for number in range(1, 201)]
@@ -421,6 +423,30 @@ async def test_at_a_terminal_the_person_is_asked_whether_a_tool_may_be_called(tm
             await t.until("settled elsewhere")
             await t.until("second")
         await t.prompt()
+        await t.type("\x04")
+        assert await t.process.wait() == 0
+
+
+async def test_at_a_terminal_the_person_answers_what_a_server_asks(tmp_path: Path) -> None:
+    asks = (ask_tool("ask", {"requests": {"form": FORM}}), say("first"), ask_tool("ask", {"requests": {"page": PAGE}}))
+    async with service(tmp_path, *asks, say("second"), servers=asking("newer")) as s, terminal(s) as t:
+        await t.prompt()
+        await t.type("go\r")
+        needs = "/no: decline)\r\n>"
+        assert "ask asks: Who?" in await t.until(needs)
+        await t.type("\r")
+        await t.until("this is needed")
+        await t.until(needs)
+        await t.type("Ada\r")
+        await t.until("first")
+        await t.prompt()
+        assert '"content": {"name": "Ada"}' in s.provider.requests[1].json["messages"][-1]["content"]
+        await t.type("again\r")
+        assert "https://a.example/b" in await t.until("n: no\r\n>")
+        await t.type("n\r")
+        await t.until("second")
+        await t.prompt()
+        assert '"action": "decline"' in s.provider.requests[3].json["messages"][-1]["content"]
         await t.type("\x04")
         assert await t.process.wait() == 0
 

@@ -311,6 +311,28 @@ def test_who_is_asked_decides_once_and_a_lost_connection_is_told_again() -> None
     assert list(talk.asked) == ["pin"], "before it is in step, too"
 
 
+def test_a_question_is_answered_once_and_asked_again_where_the_answer_does_not_fit() -> None:
+    talk = new_talk()
+    into_step(talk)
+    talk.notes.clear()
+    asked = {"type": "question", "question_id": "q", "server": "ask", "message": "Who?", "schema": {}, "turn": 1}
+    hear(talk, asked)
+    talk.answer("q", "accept", {"name": 5})
+    talk.answer("q", "decline", {})
+    [answer] = sent(talk)
+    assert (answer["type"], answer["question_id"], answer["content"]) == ("answer", "q", {"name": 5})
+    wrong = {"type": "error", "error_code": "INVALID_MESSAGE", "error_message": "no", "hint": "again"}
+    hear(talk, {**wrong, "request_id": answer["request_id"]})
+    assert talk.notes == [Note("no", "again", error=True)]
+    assert list(talk.asked) == ["q"]
+    talk.answer("q", "decline", {})
+    [answer] = sent(talk)
+    assert "content" not in answer
+    hear(talk, {"type": "question_settled", "question_id": "q", "outcome": "declined", "request_id": "another"}, asked)
+    hear(talk, {"type": "question_settled", "question_id": "q", "outcome": "declined"})
+    assert not talk.asked
+
+
 def test_notices_are_told() -> None:
     talk = new_talk()
     into_step(talk)
