@@ -266,6 +266,8 @@ class Commands:
 
     async def _hello(self, message: Hello) -> None:
         resume, wanted = message.resume, message.conversation_id
+        if message.frame_ms is not None:
+            self.socket.outbox.frame_s = message.frame_ms / 1000
         stays = wanted is None or wanted == self._conversation.id
         if wanted is not None and not stays:
             try:

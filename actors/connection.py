@@ -137,6 +137,7 @@ async def _websocket(front: Front, stream: trio.SocketStream, head: Head, passed
             outbox = Outbox(replay, stream.socket, nursery)
             if passed is not None:
                 outbox.write(passed.unsent)
+                outbox.frame_s = passed.frame_s
             limit = lambda: front.snapshot.websocket.max_message_size  # noqa: E731 - as it is in force when asked
             wire = Wire(outbox, len(handshake), limit, keeps=several, muted=begun)
             connection = await _shake_hands(wire, nursery)

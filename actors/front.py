@@ -8,6 +8,7 @@ guards its readers from each other: an error while writing to one socket ends th
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Awaitable, Callable, Iterator
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -69,6 +70,9 @@ class Socket:
         """While it is set: the client has just come and may say where it was; live frames wait in their logs."""
         self.follows: set[tuple[str, str]] = set()
         """Servers and addresses of resources that it is told the changes of."""
+        self._pumped_at = -math.inf
+        self._gathers = False
+        """Text waits for the time of its frame."""
         outbox.on_room = self.pump
 
     def tell(self, frame: ServerFrame) -> None:
@@ -111,9 +115,9 @@ class Socket:
 
     def pump(self) -> None:
         """Write what the logs have, as long as the peer keeps up."""
-        if self.paused or self.held is not None:
-            return
         outbox = self.outbox
+        if self.paused or self.held is not None or (outbox.frame_s and self._waits(outbox.frame_s)):
+            return
         while (current := self.log) is not None and not outbox.full:
             if not self.headed:
                 self._begin(current)
@@ -125,6 +129,24 @@ class Socket:
             if not current.finished or current.next is None:
                 return
             self._go_on(current.next)
+
+    def _waits(self, frame_s: float) -> bool:
+        """Only text has come, and it is not time for a frame of it yet: then there will be one."""
+        log, now = self.log, trio.current_time()
+        if log is None or log.finished or not self.behind or type(log.entries[-1]) is bytes:
+            return False
+        left = self._pumped_at + frame_s - now
+        if left <= 0:
+            self._pumped_at = now
+            return False
+        if not self._gathers:
+            self._gathers = True
+            self.outbox.after(left, self._gathered)
+        return True
+
+    def _gathered(self) -> None:
+        self._gathers, self._pumped_at = False, -math.inf
+        self.pump()
 
     def _go_on(self, log: TurnLog) -> None:
         """Read the next log; one that was taken up where it stood from where the client had read it."""

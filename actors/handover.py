@@ -58,6 +58,8 @@ class Passed(msgspec.Struct, frozen=True):
     """What was written to it and did not go out yet."""
     follows: list[tuple[str, str]] = []
     """Servers and addresses of resources that its client is told the changes of."""
+    frame_s: float = 0.0
+    """How often its client wants frames of text."""
 
 
 Take = Callable[[trio.SocketStream, Passed], Awaitable[object]]

@@ -44,6 +44,8 @@ class Outbox(trio.abc.Stream):
         """A close frame went out; no more frames of ours may follow."""
         self.on_room: Callable[[], None] | None = None
         """Called when a full buffer has drained to LOW."""
+        self.frame_s = 0.0
+        """Between two frames of text, if the peer wants fewer than there are pieces."""
         self.received_at = trio.current_time()
         """When bytes last came in."""
         self.progress_at = self.received_at

@@ -147,6 +147,7 @@ async def move(line: Line, frame: str, elsewhere: entering.Elsewhere, discard: C
             rest=wire.untaken + line.replay.left,
             unsent=outbox.release(),
             follows=sorted(line.follows),
+            frame_s=outbox.frame_s,
         )
         line.gone = True  # if it cannot be given now, it is lost: the client comes again
         await _give(passage, line.stream, found)

@@ -7,7 +7,7 @@ frames become text and back is `protocol/client.py`; dialects are codecs over th
 from __future__ import annotations
 
 import datetime
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -41,6 +41,8 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     client: Any = None
     """What the client says of itself; for logs."""
     token: str | None = None
+    frame_ms: Annotated[int, msgspec.Meta(ge=0, le=1000)] | None = None
+    """Text and thinking come in frames at most this often, each with all that came meanwhile; 0: as it comes."""
     request_id: str | None = None
 
 

@@ -32,6 +32,18 @@ async def test_welcome_says_where_one_is_and_what_is_allowed(tmp_path: Path) -> 
         assert "running_turn" not in client.welcome
         [again] = await answer(client, "hello", request_id="h", client={"name": "test"}, token="t")
         assert again == {**client.welcome, "request_id": "h"}
+        [refused] = await answer(client, "hello", frame_ms=2000)
+        assert refused["error_code"] == "INVALID_MESSAGE"
+        assert "frame_ms" in refused["error_message"]
+
+
+async def test_a_client_may_ask_for_fewer_frames_of_text(tmp_path: Path) -> None:
+    words = [f"{number} " for number in range(200)]
+    async with service(tmp_path, say(*words)) as s, s.client() as client:
+        await answer(client, "hello", frame_ms=1000)
+        frames = await client.say("count")
+        assert "".join(f["text"] for f in frames if f["type"] == "assistant_delta") == "".join(words)
+        assert sum(f["type"] == "assistant_delta" for f in frames) < 100
 
 
 async def test_hello_moves_to_another_conversation_or_says_that_there_is_none(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ class Sink:
     def __init__(self) -> None:
         self.data = b""
         self.room = 10**9
+        self.frame_s = 0.0
         self.on_room: Callable[[], None] | None = None
         self.fails = False
         self.later: list[tuple[float, Callable[[], None]]] = []
@@ -235,6 +236,43 @@ async def test_a_held_socket_gets_nothing_until_it_has_said_where_it_was(how: st
         assert len(sink.frames()) == 3
         sink.later[1][1]()
         assert len(sink.frames()) == 4
+
+
+async def test_who_wants_fewer_frames_gets_text_in_lumps_and_all_else_at_once() -> None:
+    house = House()
+    conversation = house.front.conversation("c", "ann")
+    _, sink = house.socket()
+    _, beside = house.socket()
+    for one in house.front.sockets.values():
+        house.front.enter(one, conversation)
+    sink.frame_s = 1000
+    log = begin(conversation, 1)
+
+    def add(text: str) -> None:
+        log.add(text)
+        conversation.pump()
+
+    for text in "abc":
+        add(text)
+    seen = ("turn_started", None), ("assistant_delta", "a")
+    assert tuple((f["type"], f.get("text")) for f in sink.frames()) == seen
+    [(seconds, timer)] = sink.later
+    assert 0 < seconds <= 1000
+    timer()
+    assert (sink.frames()[2]["text"], sink.frames()[2]["seq"]) == ("bc", 3)
+    for text in "de":
+        add(text)
+    tool(log)
+    conversation.pump()
+    assert [(f["type"], f["seq"]) for f in sink.frames()[3:]] == [("assistant_delta", 5), ("tool_execution", 6)]
+    sink.later.pop()[1]()  # nothing has come since
+    assert len(sink.frames()) == 5
+    add("f")
+    add("g")
+    end(conversation)
+    assert [f["type"] for f in sink.frames()[-2:]] == ["assistant_delta", "turn_finished"]
+    assert "".join(f.get("text", "") for f in sink.frames()) == "abcdefg"
+    assert [f["text"] for f in beside.frames() if "text" in f] == [*"abcdefg"]
 
 
 async def test_a_socket_in_trouble_ends_alone() -> None:

@@ -143,6 +143,8 @@ async def test_a_socket_moves_back_and_forth_and_is_told_once_what_is_not_there(
         await a.say("hi")
         await b.say("hi")
         async with one.client("?conversation=new") as walker:
+            await walker.send("hello", frame_ms=7)
+            await walker.until("welcome")
             for home, conversation in ((two, b.conversation), (one, a.conversation), (two, b.conversation)):
                 await walker.send("hello", conversation_id=conversation)
                 assert (await walker.until("welcome"))[-1]["conversation_id"] == conversation
@@ -156,6 +158,7 @@ async def test_a_socket_moves_back_and_forth_and_is_told_once_what_is_not_there(
             assert frames[-1]["conversation_id"] == a.conversation
             assert {f["request_id"] for f in frames} == {"q"}
             assert on(one).count(a.conversation) == 2
+            assert sorted(s.outbox.frame_s for s in one.front.sockets.values()) == [0, 0.007]
             await walker.say("both hear this")
             await a.until("turn_finished", turn=3)
 
