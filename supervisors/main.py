@@ -317,7 +317,8 @@ def restart(arguments: argparse.Namespace) -> int:
         raise CannotStart(f"{arguments.path} was not restarted: {said}") from error
     if part.last_error:
         raise CannotStart(f"{part.path} was restarted and is {part.state} again: {part.last_error}")
-    print(f"{part.path} was restarted and is {part.state}")  # noqa: T201 - this is the command line
+    how = "was restarted and is running" if part.state == "running" else f"is being restarted, and {part.state} now"
+    print(f"{part.path} {how}")  # noqa: T201 - this is the command line
     return 0
 
 
