@@ -120,6 +120,9 @@ def call(number: int, name: str) -> None:
             until = time.monotonic() + float(ARGUMENT)
             while time.monotonic() < until:
                 put(note_again.encode() * 100)
+        case "spins", _:
+            while True:
+                pass
         case "long_names", _:
             return say({"id": number, "result": {"content": [{"type": "text", "text": f"{name[0]} {len(name)}"}]}})
         case "lies", _:
