@@ -24,7 +24,7 @@ CHOICES = "y: yes, this once · a: always · n: no"
 
 def question(asked: Frame) -> str:
     """What is to be decided."""
-    if asked.turn is None:
+    if asked.diff is not None:
         changed = (
             f"? The tool {short(asked.tool_name)} of {short(asked.server)} has changed:\n{clean(asked.diff or '')}"
         )
