@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-LATE_S = 0.4  # the timeout of servers that let a call run into it
+LATE_S = 1.5  # the timeout of servers that let a call run into it
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Fault:
 
 
 STOPPED = "MCP_SERVER_UNAVAILABLE: The tool server"
-SILENT = "…gave no sign of life for 0.4 s"
+SILENT = f"…gave no sign of life for {LATE_S:g} s"
 
 FAULTS = [
     Fault(
