@@ -167,6 +167,7 @@ async def all_faults(folder: Path, caplog: pytest.LogCaptureFixture, share: int)
         os.close(pidfd)
 
 
+@pytest.mark.seconds(90)  # twenty processes, one of which is given four seconds for what it does not answer
 async def test_whatever_a_server_does_its_call_is_answered_and_nobody_else_notices(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
