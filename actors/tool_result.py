@@ -34,15 +34,14 @@ def outcome_of(result: dict[str, Any], cap: int = TEXT_CAP, keep: Keep | None = 
     ok = result.get("isError") is not True
     said = result.get("content")
     blocks = [block for block in said if isinstance(block, dict)] if isinstance(said, list) else []
-    texts = [text for text in map(_text, blocks) if text]
-    references = [reference for reference in map(_reference, blocks[:PARTS]) if reference]
+    told = [_text(block) or (_reference(block) if place < PARTS else "") for place, block in enumerate(blocks)]
     if len(blocks) > PARTS:
-        references.append(f"[{len(blocks)} parts in all]")
+        told.append(f"[{len(blocks)} parts in all]")
     structured = result.get("structuredContent")
     encoded = b"" if structured is None else msgspec.json.encode(structured)
-    if not texts and encoded:
-        texts = [encoded.decode("utf-8", "replace")]
-    text = "\n".join([*texts, *references]).strip()
+    if encoded and not any(map(_text, blocks)):
+        told.insert(0, encoded.decode("utf-8", "replace"))
+    text = "\n".join(filter(None, told)).strip()
     if not text:
         text = "(the tool returned nothing)" if ok else "(the tool failed and did not say why)"
     contents = _contents(blocks[:PARTS], keep)
@@ -50,8 +49,8 @@ def outcome_of(result: dict[str, Any], cap: int = TEXT_CAP, keep: Keep | None = 
         structured = None
         kept = keep(encoded, True) if keep is not None else ""
         contents.append(Content("structured", len(encoded), mime_type="application/json", result_id=kept))
-    told = ToolOutcome(ok=ok, text=bounded(text, cap), structured=structured, contents=contents)
-    return shown(told, text, keep)
+    outcome = ToolOutcome(ok=ok, text=bounded(text, cap), structured=structured, contents=contents)
+    return shown(outcome, text, keep)
 
 
 def shown(outcome: ToolOutcome, whole: str, keep: Keep | None) -> ToolOutcome:

@@ -67,9 +67,9 @@ async def results(at: House, state: Path) -> None:
     outcome = await use(at, "picture")
     assert outcome.text.split("\n") == [
         "look:",
-        "inside",
         "[image image/png, 48 bytes]",
         "[audio audio/wav, 48 bytes]",
+        "inside",
         "[link rich://clock clock]",
     ]
     text, image, audio, resource, link = outcome.contents

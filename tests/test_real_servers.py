@@ -6,6 +6,7 @@ once for all that is asked of it.
 
 from __future__ import annotations
 
+import base64
 import os
 import socket
 import subprocess
@@ -25,10 +26,14 @@ from protocol.mcp_server import (
     AnswerSampling,
     CancelCall,
     Catalogue,
+    CompleteArgument,
     GetPrompt,
     ReadResource,
+    ResourceUpdated,
     SamplingRequest,
+    SubscribeResource,
     ToolProgress,
+    UnsubscribeResource,
     UserQuestion,
 )
 from protocol.watcher import McpServer
@@ -88,6 +93,7 @@ async def everything(at: House, era: str = "legacy") -> None:
     filled = await ref.ask(GetPrompt("args-prompt", {"city": "Rome"}), within=15)
     assert "Rome" in str(filled.messages[0].content.text)
 
+    await rich(at, listed)
     assert (await at.call(LONG, "everything", duration=0.02, steps=2)).ok
     assert (await at.next(ToolProgress)).total == 2.0
     await asks(at)
@@ -98,6 +104,29 @@ async def everything(at: House, era: str = "legacy") -> None:
         ref.offer(CancelCall("c"))
     assert (await at.call("echo", "everything", message="still here")).ok
     assert at.tree.slots["mcp/everything"].incarnation == 1
+
+
+async def rich(at: House, listed: Catalogue) -> None:
+    """Results in parts, templates, completion and subscriptions."""
+    ref = at.ref("everything")
+    before, image, _ = (await at.call("get-tiny-image", "everything")).contents
+    assert (before.type, image.type, image.mime_type) == ("text", "image", "image/png")
+    assert len(base64.b64decode(image.data or "")) == image.size
+    links = (await at.call("get-resource-links", "everything", count=2)).contents
+    assert [part.type for part in links[1:]] == ["resource_link", "resource_link"]
+    said = await at.call("get-annotated-message", "everything", messageType="error", includeImage=True)
+    assert [part.annotations["priority"] for part in said.contents] == [1.0, 0.5]
+    template = listed.templates[0].uri_template
+    uri = template.replace("{resourceId}", "1")
+    assert (await ref.ask(ReadResource(uri), within=15))[0].text
+    ids = CompleteArgument("resourceId", "1", template=template)
+    assert (await ref.ask(ids, within=15)).values == ["1"]
+    people = CompleteArgument("name", "", prompt="completable-prompt", known={"department": "Engineering"})
+    assert "Alice" in (await ref.ask(people, within=15)).values
+    assert await ref.ask(SubscribeResource(uri, "front/gateway"), within=15)
+    await at.call("toggle-subscriber-updates", "everything")
+    assert await at.next(ResourceUpdated) == ResourceUpdated("everything", uri)
+    ref.offer(UnsubscribeResource(uri, "front/gateway"))
 
 
 async def asks(at: House) -> None:

@@ -50,10 +50,10 @@ def test_pictures_sound_and_files_are_named_and_not_included() -> None:
         {"type": "hologram"},
     )
     assert text.split("\n") == [
-        "inside",
         "[image image/png, 1234 bytes]",
         "[audio audio/wav, 1234 bytes]",
         "[file file:///a.bin application/zip, 1234 bytes]",
+        "inside",
         "[link file:///b b]",
         "[hologram that cannot be shown]",
     ]
