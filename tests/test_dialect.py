@@ -69,6 +69,8 @@ class Talk:
     async def until(self, **fields: Any) -> dict[str, Any]:
         while True:
             frame: dict[str, Any] = json.loads(await self.websocket.get_message())
+            if frame.get("type") == "tools_changed":
+                continue  # its server has only just come; when exactly is no part of the golden conversation
             self.frames.append(frame)
             if all(frame.get(key) == value for key, value in fields.items()):
                 return frame
