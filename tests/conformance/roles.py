@@ -20,7 +20,7 @@ from protocol.mcp_server import AnswerQuestion, CallTool, Catalogue, Tool, UserQ
 from protocol.spec import Down
 from tests.conformance.stage import GATEWAY, Stage, Told
 
-PATIENCE_S = 60.0  # for a whole scenario
+PATIENCE_S = 90.0  # for a whole scenario
 BY_TYPE: dict[str, Any] = {"integer": 1, "number": 1, "boolean": True, "object": {}, "array": []}
 NAMED: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "tools_call": [("add_numbers", {"a": 5, "b": 3})],
@@ -135,7 +135,7 @@ async def _answer(stage: Stage, name: str, question: UserQuestion) -> None:
     answer = AnswerQuestion(question.question, "accept", content)
     await stage.tree.ref(f"mcp/{name}").ask(answer, within=10)
     if question.url:
-        async with httpx.AsyncClient(follow_redirects=True) as browser:
+        async with httpx.AsyncClient(follow_redirects=True, timeout=PATIENCE_S) as browser:
             try:
                 await browser.get(question.url)
             except httpx.HTTPError as error:  # it may be over by now
