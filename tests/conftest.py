@@ -69,6 +69,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in LONG)
 
 
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """One process forks for all workers."""
+    if getattr(session.config.option, "numprocesses", None) and "PYTEST_XDIST_WORKER" not in os.environ:
+        forks.begin()
+
+
+def pytest_sessionfinish() -> None:
+    """It ends with the tests."""
+    forks.end()
+
+
 def pytest_xdist_auto_num_workers() -> int:
     """For `-n auto`."""
     return len(os.sched_getaffinity(0)) + MORE_WORKERS
@@ -128,13 +139,6 @@ def nothing_left_behind() -> Iterator[None]:
     new = {fd: name for fd, name in _descriptors().items() if descriptors.get(fd) != name and not forks.belongs(fd)}
     leaked = {fd: name for fd, name in new.items() if name.startswith(("socket:", "pipe:", "anon_inode:[eventpoll]"))}
     assert not leaked, f"the test left descriptors behind: {leaked}"
-
-
-@pytest.fixture(scope="session", autouse=True)
-def no_forks_left() -> Iterator[None]:
-    """What forks ends with the tests."""
-    yield
-    forks.end()
 
 
 @pytest.fixture

@@ -7,8 +7,9 @@ end of the interpreter. What it does not show is the start of an interpreter; a 
     child = await fork(MAIN, ["status"], stdin=null, stdout=write, stderr=write)
     assert await child.wait() == 0
 
-The process that forks runs no loop and has no thread. It is started by the first test that wants a fork, and
-ends, with all that it forked, when pytest does.
+The process that forks runs no loop and has no thread. All workers of pytest share it: the process that starts
+them `begin`s it; without workers the first test does that wants a fork. It ends, with all that it forked, when
+pytest does, and what a worker has started ends with the worker.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import sys
 import tempfile
 import termios
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,11 +83,16 @@ class Child:
 
     def poll(self) -> int | None:
         """Its exit code, if it has ended."""
-        if self.returncode is None and select.select([self._status], [], [], 0)[0]:
+        if self.returncode is None and self._told():
             self.returncode = int(os.read(self._status, 100))
             os.close(self._status)
             os.close(self._pidfd)
         return self.returncode
+
+    def _told(self) -> bool:
+        poll = select.poll()
+        poll.register(self._status, select.POLLIN)
+        return bool(poll.poll(0))
 
     async def wait(self) -> int:
         """Its exit code, when it has ended."""
@@ -95,52 +101,71 @@ class Child:
         return code
 
 
-class Parent:
-    """The process that forks."""
-
-    def __init__(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.socket = ours
-        with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.forks", str(theirs.fileno())], cwd=ROOT, pass_fds=[theirs.fileno()]
-            )
-
-    def fork(self, order: Mapping[str, Any], streams: Sequence[int]) -> Child:
-        read, write = os.pipe()
-        try:
-            socket.send_fds(self.socket, [json.dumps(order).encode()], [*streams, write])
-        finally:
-            os.close(write)
-        said, [pidfd], _, _ = socket.recv_fds(self.socket, 100, 1)
-        os.set_inheritable(pidfd, False)
-        return Child(int(said), pidfd, read)
-
-    def end(self) -> None:
-        self.socket.close()
-        self.process.wait()
+ADDRESS = "TESTS_FORKS"  # environment variable: where the process that forks listens
 
 
-class _Only:
-    parent: Parent | None = None
+class _Here:
+    """What this process has."""
+
     lock = threading.Lock()
+    parent: subprocess.Popen[bytes] | None = None
+    """The process that forks, if it was begun here; it ends when its standard input does."""
+    orders: socket.socket | None = None
+
+
+def begin() -> None:
+    """Start the process that forks, for this process and those that it starts."""
+    address = f"tests-forks-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(f"\0{address}")  # a name without a file
+        listener.listen(100)
+        command = [sys.executable, "-m", "tests.forks", str(listener.fileno())]
+        _Here.parent = subprocess.Popen(command, cwd=ROOT, pass_fds=[listener.fileno()], stdin=subprocess.PIPE)
+    os.environ[ADDRESS] = address
+
+
+def end() -> None:
+    """No more forks from here."""
+    if _Here.orders is not None:
+        _Here.orders.close()
+        _Here.orders = None
+    if _Here.parent is not None:
+        _Here.parent.communicate()
+        _Here.parent = None
+        del os.environ[ADDRESS]
 
 
 def belongs(descriptor: str) -> bool:
     """That descriptor of this process stays open while pytest runs."""
-    return _Only.parent is not None and descriptor == str(_Only.parent.socket.fileno())
+    ours = [] if _Here.orders is None else [_Here.orders.fileno()]
+    if _Here.parent is not None and _Here.parent.stdin is not None:
+        ours.append(_Here.parent.stdin.fileno())
+    return int(descriptor) in ours
 
 
 def pid() -> int:
-    """Of the process that forks, 0 where there is none."""
-    return 0 if _Only.parent is None else _Only.parent.process.pid
+    """Of the process that forks, where it is a child of this one; else 0."""
+    return 0 if _Here.parent is None else _Here.parent.pid
 
 
-def end() -> None:
-    """No more forks."""
-    if _Only.parent is not None:
-        _Only.parent.end()
-        _Only.parent = None
+def _ordered(order: Mapping[str, Any], streams: Sequence[int | None]) -> Child:
+    with _Here.lock:
+        if _Here.orders is None:
+            if ADDRESS not in os.environ:
+                begin()
+            _Here.orders = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            _Here.orders.connect(f"\0{os.environ[ADDRESS]}")
+        null = os.open(os.devnull, os.O_RDWR)
+        read, write = os.pipe()
+        try:
+            given = [null if stream is None else stream for stream in streams]
+            socket.send_fds(_Here.orders, [json.dumps(order).encode()], [*given, write])
+        finally:
+            os.close(write)
+            os.close(null)
+        said, [pidfd], _, _ = socket.recv_fds(_Here.orders, 100, 1)
+        os.set_inheritable(pidfd, False)
+        return Child(int(said), pidfd, read)
 
 
 async def fork(
@@ -164,28 +189,17 @@ async def fork(
         env: its whole environment; as ours by default.
         terminal: it leads a session of its own, and its standard input is the controlling terminal.
     """
+    environment = dict(os.environ if env is None else env)
+    environment.pop(ADDRESS, None)
     order = {
         "code": code,
         "arguments": list(arguments),
         "load": list(load),
-        "env": dict(os.environ if env is None else env),
+        "env": environment,
         "cwd": str(cwd),
         "terminal": terminal,
     }
-
-    streams = (stdin, stdout, stderr)
-
-    def ordered() -> Child:
-        with _Only.lock:
-            if _Only.parent is None:
-                _Only.parent = Parent()
-            null = os.open(os.devnull, os.O_RDWR)
-            try:
-                return _Only.parent.fork(order, [null if stream is None else stream for stream in streams])
-            finally:
-                os.close(null)
-
-    return await trio.to_thread.run_sync(ordered)
+    return await trio.to_thread.run_sync(_ordered, order, (stdin, stdout, stderr))
 
 
 @dataclass(frozen=True)
@@ -228,43 +242,64 @@ async def run(
 # The process that forks.
 
 
-def main(control: int) -> None:
-    """Fork as ordered until the orders end. Returns in each fork, after what it was ordered."""
-    orders = socket.socket(fileno=control)
+def main(number: int) -> None:
+    """Fork as ordered until standard input ends. Returns in each fork, after what it was ordered."""
+    load(SERVICE)
+    listener = socket.socket(fileno=number)
     poll = select.poll()
-    poll.register(control, select.POLLIN)
-    running: dict[int, tuple[int, int]] = {}  # by pidfd: pid, where its exit code is told
+    for waiting in (0, number):
+        poll.register(waiting, select.POLLIN)
+    clients: dict[int, socket.socket] = {}
+    running: dict[int, tuple[int, int, int]] = {}  # by pidfd: pid, where its exit code is told, for which client
     while True:
         for ready, _ in poll.poll():
-            if ready != control:
+            if ready == 0:
+                killed(pid for pid, _, _ in running.values())
+                return
+            if ready == number:
+                client, _ = listener.accept()
+                clients[client.fileno()] = client
+                poll.register(client, select.POLLIN)
+            elif ready in running:
                 poll.unregister(ready)
-                pid, told = running.pop(ready)
+                pid, told, _ = running.pop(ready)
                 tell(told, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
                 os.close(ready)
                 os.close(told)
-                continue
-            said, descriptors, _, _ = socket.recv_fds(orders, MOST, 4)
-            if not said:
-                for pid, _ in running.values():
-                    os.kill(pid, signal.SIGKILL)
-                return
-            order = json.loads(said)
-            for name in order["load"]:
-                importlib.import_module(name)
-            gc.collect()
-            gc.freeze()  # a collection that finds nothing would copy every page
-            pid = os.fork()
-            if not pid:
-                orders.detach()
-                become(order, descriptors)
-                return
-            *streams, told = descriptors
-            for descriptor in streams:
-                os.close(descriptor)
-            pidfd = os.pidfd_open(pid)
-            running[pidfd] = pid, told
-            poll.register(pidfd, select.POLLIN)
-            socket.send_fds(orders, [str(pid).encode()], [pidfd])
+            else:
+                said, descriptors, _, _ = socket.recv_fds(clients[ready], MOST, 4)
+                if not said:
+                    killed(pid for pid, _, client in running.values() if client == ready)
+                    poll.unregister(ready)
+                    clients.pop(ready).close()
+                    continue
+                order = json.loads(said)
+                load(order["load"])
+                gc.collect()
+                gc.freeze()  # a collection that finds nothing would copy every page
+                pid = os.fork()
+                if not pid:
+                    for one in (listener, *clients.values()):
+                        one.detach()
+                    become(order, descriptors)
+                    return
+                *streams, told = descriptors
+                for descriptor in streams:
+                    os.close(descriptor)
+                pidfd = os.pidfd_open(pid)
+                running[pidfd] = pid, told, ready
+                poll.register(pidfd, select.POLLIN)
+                socket.send_fds(clients[ready], [str(pid).encode()], [pidfd])
+
+
+def load(names: Iterable[str]) -> None:
+    for name in names:
+        importlib.import_module(name)
+
+
+def killed(pids: Iterable[int]) -> None:
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
 
 
 def tell(descriptor: int, code: int) -> None:
