@@ -70,7 +70,7 @@ SHOWN_OF_SERVERS = {
     SERVER + "caFile": BY_HTTP + "test_the_authority_of_a_certificate_can_be_named",
     SERVER + "roots": BY_HTTP + "test_it_is_told_its_roots_when_it_asks",
     SERVER + "limits": "tests/test_mcp_server.py::test_a_result_over_its_limit_is_cut_for_the_model",
-    SERVER + "breaker": "tests/test_mcp_server.py::"
+    SERVER + "breaker": "tests/test_server_calls.py::"
     "test_a_server_that_keeps_failing_is_left_alone_and_then_tried_with_one_call",
 }
 """Likewise those of the servers file."""
