@@ -120,6 +120,7 @@ class Poller:
                     self._taken()
                     await trio.lowlevel.checkpoint()
                     until, at = clock() + SLICE_S, trio.current_time()
+            flow = None  # it holds all of its request
             self._taken()
 
     async def follow(self, body: Body, sink: Sink) -> bool:

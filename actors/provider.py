@@ -209,6 +209,8 @@ class Client:
             await answer.leave()
             with trio.CancelScope(shield=True):  # nothing in it waits for a peer
                 await response.aclose()
+            # It and its stream hold each other, and with them the request's body, until a collection comes by.
+            response.stream = httpx.ByteStream(b"")
 
     async def warm(self) -> None:
         """Open connections that a request may soon need; that none can be is left to the request to say."""

@@ -12,9 +12,9 @@ from __future__ import annotations
 import gc
 import sys
 
-YOUNG = 20_000  # containers made and not freed before the youngest are looked at: some megabytes
+YOUNG = 5_000  # containers made and not freed before the youngest are looked at
 MIDDLE = 10  # of those looks before a look at the middle generation, as Python has it
-OLD = 20  # of those before a look at all
+OLD = 10  # of those before a look at all
 TURN_S = 0.0005  # that a thread keeps the interpreter while another wants it
 
 COMMANDS = ("httpx._main", "httpx2._main")

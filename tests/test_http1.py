@@ -5,12 +5,14 @@ The provider is real, and so are its sockets; what it sends and when is written 
 
 from __future__ import annotations
 
+import gc
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import httpcore
+import httpx
 import pytest
 import trio
 import trio.testing
@@ -202,6 +204,22 @@ async def test_a_body_of_many_records_comes_whole_and_in_order(tmp_path: Path) -
             for request in range(1, 5):
                 await h.finished(request)
                 assert [piece.text for piece in h.pieces(request) if isinstance(piece, Text)] == words
+
+
+async def test_what_is_over_is_freed_at_once_and_not_when_a_collection_comes_by() -> None:
+    async with FakeProvider(*[say("a")] * 4) as upstream, harness(provider(upstream.base_url)) as h:
+        gc.collect()
+        gc.disable()
+        try:
+            before = sum(isinstance(kept, httpx.Request | httpx.Response) for kept in gc.get_objects())
+            for request in range(1, 5):
+                h.ask(request, "a long history " * 1000)
+                await h.finished(request)
+            await trio.testing.wait_all_tasks_blocked()
+            after = sum(isinstance(kept, httpx.Request | httpx.Response) for kept in gc.get_objects())
+        finally:
+            gc.enable()
+        assert after <= before
 
 
 async def test_a_request_that_is_cancelled_closes_its_connection_and_others_go_on() -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from tests.bench.options import Options
 from tests.bench.processes import Program, uptime
 from tests.bench.programs import NoCompiler
+from tests.bench.relay import LOADS
 from tests.bench.subjects import Missing
 
 TABLES = ("relay", "ttft", "idle", "store", "retention", "crash", "actors", "mcp", "fronts", "stalls", "flood")
@@ -32,6 +33,7 @@ class Given(argparse.Namespace):
     repetitions: int
     seconds: float
     only: Sequence[str]
+    loads: Sequence[str]
     small: bool
     profile: Path | None
     svg: Path | None
@@ -41,7 +43,15 @@ class Given(argparse.Namespace):
 def main() -> int:
     """Entry point."""
     given = parsed(sys.argv[1:])
-    options = Options(given.repetitions, given.seconds, tuple(given.only), given.small, given.profile, given.svg)
+    options = Options(
+        repetitions=given.repetitions,
+        seconds=given.seconds,
+        only=tuple(given.only),
+        loads=tuple(given.loads),
+        small=given.small,
+        profile=given.profile,
+        svg=given.svg,
+    )
     Program.realtime = given.realtime
     before = uptime()
     try:
@@ -60,6 +70,9 @@ def parsed(arguments: Sequence[str]) -> Given:
     parser.add_argument("--repetitions", type=int, default=5, help="interleaved; the median counts (default: 5)")
     parser.add_argument("--seconds", type=float, default=5.0, help="of one measurement (default: 5)")
     parser.add_argument("--only", nargs="+", default=(), metavar="NAME", help="subjects to measure")
+    parser.add_argument(
+        "--loads", nargs="+", default=(), choices=LOADS, help="relay: which (default: all but the largest)"
+    )
     parser.add_argument("--small", action="store_true", help="few of everything: whether it works")
     parser.add_argument("--profile", type=Path, metavar="DIR", help="put profiles of our service there: relay, store")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="draw it, too: relay, idle")

@@ -16,11 +16,12 @@ class Options(NamedTuple):
     """That one run is measured."""
     only: tuple[str, ...] = ()
     """Subjects; empty: all that are installed."""
+    loads: tuple[str, ...] = ()
+    """Of the table `relay`, by name; empty: the usual ones."""
     small: bool = False
     """Few of everything: whether it works, not how fast it is."""
     profile: Path | None = None
     """A directory for profiles of our service, taken in a run of its own."""
-
     svg: Path | None = None
     """A file for a picture, where the table has one."""
 
