@@ -1,8 +1,9 @@
 """Whether a value fits a JSON Schema that a stranger wrote: the arguments of a call, the structured result of one.
 
 Only the MCP process imports this: `jsonschema` is below the MCP package. Pure, and bounded whatever the schema is: so
-many steps and no more, no address is fetched, no regular expression of a stranger is run (they can take for ever; a
-server checks what it gets itself). What cannot be decided within that fits. Nothing in here raises.
+many steps and no more (what a keyword compares counts, too), no address is fetched, no regular expression of a
+stranger is run (they can take for ever; a server checks what it gets itself). What cannot be decided within that fits.
+Nothing in here raises.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import referencing
 from jsonschema import exceptions, validators
 
 STEPS = 20_000  # keywords that are looked at: some 100 ms
+PARTS = 4  # of a list or an object, which take about as long as a keyword
 MOST_BYTES = 512 * 1024  # of a value; larger ones are not looked at
 UNIQUE_MOST = 500  # items of a list that are compared with each other
 WHY_CHARS = 300  # of a reason
@@ -53,10 +55,18 @@ def mismatch(schema: dict[str, Any], value: object) -> str:
 def _bounded(kind: Any) -> Any:
     """That dialect, without what may take for ever."""
     left = [STEPS]
+    compared: dict[int, int] = {}  # by the identity of a part of the schema, which lives as long as this
 
-    def counted(keyword: _Keyword) -> _Keyword:
+    def cost(name: str, wanted: Any, instance: Any) -> int:
+        if name in ("enum", "const"):  # deep in it, too
+            if id(wanted) not in compared:
+                compared[id(wanted)] = len(msgspec.json.encode(wanted))
+            return 1 + compared[id(wanted)] // (4 * PARTS)
+        return 1 + (_parts(wanted) + _parts(instance)) // PARTS
+
+    def counted(name: str, keyword: _Keyword) -> _Keyword:
         def step(validator: Any, wanted: Any, instance: Any, schema: Any) -> Iterator[Any]:
-            left[0] -= 1
+            left[0] -= cost(name, wanted, instance)
             if left[0] < 0:
                 raise _Enough
             yield from keyword(validator, wanted, instance, schema) or ()
@@ -74,8 +84,12 @@ def _bounded(kind: Any) -> Any:
     own: dict[str, _Keyword] = {"uniqueItems": unique, "additionalProperties": additional}
     for name in ("pattern", "patternProperties", "unevaluatedProperties", "unevaluatedItems"):
         own[name] = _nothing
-    rules = {name: counted(own.get(name, keyword)) for name, keyword in kind.VALIDATORS.items()}
+    rules = {name: counted(name, own.get(name, keyword)) for name, keyword in kind.VALIDATORS.items()}
     return validators.extend(kind, rules)
+
+
+def _parts(value: Any) -> int:
+    return len(value) if isinstance(value, list | dict) else 0
 
 
 def _nothing(*_: Any) -> Iterator[Any]:
