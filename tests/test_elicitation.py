@@ -17,6 +17,7 @@ def form(*required: str, **fields: Any) -> dict[str, Any]:
 TEXT = {"type": "string", "minLength": 2, "maxLength": 4}
 COLOUR = {"type": "string", "enum": ["red", "blue"]}
 TITLED = {"type": "string", "oneOf": [{"const": "r", "title": "Red"}, {"const": "b", "title": "Blue"}]}
+LONG = "a@" + "." * 31_000 + " "  # for an hour, were it looked at
 SEVERAL = {"type": "array", "items": {"enum": ["a", "b", "c"]}, "minItems": 1, "maxItems": 2}
 TITLED_SEVERAL = {"type": "array", "items": {"anyOf": [{"const": "a", "title": "A"}]}}
 
@@ -26,7 +27,7 @@ TITLED_SEVERAL = {"type": "array", "items": {"anyOf": [{"const": "a", "title": "
     [
         (TEXT, ["ab", "abcd", "é😀"], ["a", "abcde", 5, True, ["ab"]], "characters|must be text"),
         ({"type": "string", "minLength": 1}, ["x" * 32_000], ["", "x" * 32_001], "1 to 32000 characters"),
-        ({"type": "string", "format": "email"}, ["a@b.example"], ["a@b", "a b@c.d", "ab"], "an e-mail address"),
+        ({"type": "string", "format": "email"}, ["a@b.example"], ["a@b", "a b@c.d", "ab", LONG], "an e-mail address"),
         ({"type": "string", "format": "uri"}, ["https://a/b", "urn:a"], ["a/b", "http://[", ""], "a URI"),
         ({"type": "string", "format": "date"}, ["2026-02-28"], ["2026-02-30", "today"], "a date"),
         ({"type": "string", "format": "date-time"}, ["2026-02-28T10:00:00Z"], ["2026-02-28", "x"], "date and time"),
