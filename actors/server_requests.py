@@ -29,6 +29,7 @@ from protocol.mcp_server import AnswerQuestion, AnswerSampling, RequestEnded, Sa
 from protocol.spec import Context
 
 OPEN_MAX = 8  # requests of one call that wait at a time; a person answers one after the other
+QUESTIONS_MAX = 50  # of one call in all: a server may take back what it asked, and ask again
 MOST_S = 90_000.0  # for an answer: over the longest `chat.tools.question_timeout`, which the gateway counts
 SAMPLING_MAX = 4 * 1024 * 1024  # bytes of what a model is to be told
 VISIT_S = 120.0  # for a person to do at an address what has to be done there before a call
@@ -49,6 +50,8 @@ class _Running:
     to: str
     """The gateway; empty: nobody can be asked, it is a read or a prompt."""
     clock: CallClock
+    questions: int = 0
+    """How often it had the user asked."""
     sampled: int = 0
     """How often it had a model asked."""
 
@@ -104,6 +107,7 @@ class ServerRequests:
         self._running: dict[Hashable, _Running] = {}
         self._open: dict[str, _Open] = {}
         self._visits: dict[str, _Visit] = {}
+        self._told = False
 
     @property
     def alone(self) -> bool:
@@ -144,6 +148,9 @@ class ServerRequests:
         call, running = self._attributed()
         if wrong := refusal(schema, url):
             raise Unasked(wrong, bad=True)
+        if running.questions >= QUESTIONS_MAX:
+            raise Unasked(f"the user was asked {QUESTIONS_MAX} times in this call already")
+        running.questions += 1
         question = self._new_id()
         asked = UserQuestion(question, self._server, str(call), message[:MESSAGE_MAX], schema, url)
         if elicitation is not None:
@@ -212,11 +219,13 @@ class ServerRequests:
                 (call,) = self._running
         running = self._running.get(call)
         if running is None or not running.to:
-            log.warning(
+            log.log(
+                logging.DEBUG if self._told else logging.WARNING,  # it may ask a thousand times a second
                 "MCP server %r asks for something, and it cannot be told in which call (%d run): declined",
                 self._server,
                 len(self._running),
             )
+            self._told = True
             raise Unasked("it cannot be told in which call this is asked")
         if sum(waiting.call == call for waiting in self._open.values()) >= OPEN_MAX:
             raise Unasked(f"{OPEN_MAX} requests of this call wait already")

@@ -204,6 +204,24 @@ async def test_what_names_no_call_is_declined_while_none_or_several_run_and_then
                 assert (await given[question.call].wait())["form"]["content"]["name"] == question.call
 
 
+async def test_a_server_asks_only_so_often_in_a_call_and_is_warned_of_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(server_requests, "QUESTIONS_MAX", 2)
+    async with asked("older") as at, trio.open_nursery() as nursery:
+        given = begin(nursery, at, a=FORM, b=FORM, c=FORM)
+        for _ in range(2):
+            question = await at.next(UserQuestion)
+            await at.ref("ask").ask(AnswerQuestion(question.question, "decline"), within=5)
+        assert [answer["action"] for answer in (await given.wait()).values()] == ["decline"] * 3
+        assert at.facts("ask")["asked"] == 3
+        for _ in range(2):
+            await at.call("loose", "ask", requests={"form": FORM, "model": MODEL})
+        while len(json.loads((await at.call("told", "ask")).text)) < 2:
+            pass
+    assert sum("cannot be told in which call" in line for line in caplog.messages) == 1
+
+
 async def test_several_calls_run_side_by_side_and_what_is_asked_in_one_of_them_is_declined() -> None:
     async with asked("older") as at, trio.open_nursery() as nursery:
         nursery.start_soon(at.fault, "hold", "ask")
