@@ -22,6 +22,7 @@ from protocol.mcp_server import Catalogue, Prompt, Resource, ResourceTemplate, T
 NAMES_MAX = 5  # of what is wrong, in a line for operators
 NAME_MAX = 64  # characters of one of them
 MOST_BYTES = 4 * 2**20  # of all that a server offers: a message between processes has an end
+INSTRUCTIONS_MAX = 100_000  # characters; the model is told far fewer
 PAGES = 100  # of one list; a server whose list never ends must not hold us
 
 
@@ -73,13 +74,31 @@ async def catalogue(server: str, client: Client, wire: Wire) -> tuple[Catalogue,
         tools=[_tool(tool, wire) for tool in tools],
         resources=[_resource(wire_form(resource)) for resource in resources],
         prompts=[_prompt(wire_form(prompt)) for prompt in prompts],
-        instructions=client.instructions or "",
+        instructions=(client.instructions or "")[:INSTRUCTIONS_MAX],
         templates=[_template(wire_form(template)) for template in templates],
     )
     if len(msgspec.msgpack.encode(found)) > MOST_BYTES:
         problems.append("it has too much to tell: icons, `_meta` and output schemas were left out")
         found = _bare(found)
+        if left_out := _cut(found):
+            problems.append(f"{left_out} more of what it offers was left out: it has far too much to tell")
     return found, problems
+
+
+def _cut(found: Catalogue) -> int:
+    """Leave out what comes after MOST_BYTES, the tools last; how many that are."""
+    left, left_out = MOST_BYTES - len(msgspec.msgpack.encode(found.instructions)), 0
+    lists: list[list[Any]] = [found.tools, found.prompts, found.templates, found.resources]
+    for items in lists:
+        kept = 0
+        for item in items:
+            left -= len(msgspec.msgpack.encode(item))
+            if left < 0:
+                break
+            kept += 1
+        left_out += len(items) - kept
+        del items[kept:]
+    return left_out
 
 
 def _bare(found: Catalogue) -> Catalogue:

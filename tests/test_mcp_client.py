@@ -8,6 +8,7 @@ import pytest
 
 from protocol.mail import Gone
 from protocol.mcp_server import Catalogue
+from protocol.pins import PinningChanged
 from protocol.spec import Down
 from protocol.watcher import ServerLimits
 from tests.mcp_house import ODD_TOOLS, connection, house, names, odd
@@ -51,6 +52,19 @@ async def test_bad_schemas_hide_no_tool_and_are_told(caplog: pytest.LogCaptureFi
 async def test_all_pages_are_listed() -> None:
     async with house(odd("pages")) as at:
         assert names(await at.next(Catalogue)) == [f"tool{page}" for page in range(5)]
+
+
+async def test_what_a_server_has_too_much_of_is_left_out_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with house(odd("resources")) as at:
+        await at.next(Catalogue)
+        import actors.mcp_catalogue as listing  # it imports the MCP package, which the house has done in a thread
+
+        monkeypatch.setattr(listing, "MOST_BYTES", 250)
+        at.ref().offer(PinningChanged())
+        while len((catalogue := await at.next(Catalogue)).tools) == len(ODD_TOOLS):
+            pass
+        assert (len(catalogue.tools), catalogue.prompts) == (1, [])
+        assert "9 more of what it offers was left out" in at.facts()["problem"]
 
 
 async def test_a_list_without_an_end_is_refused() -> None:
