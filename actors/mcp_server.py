@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from actors import server_offer
 from actors.consent import Consent
 from actors.server_calls import Calls
 from actors.server_child import DRAIN_S
@@ -179,7 +178,7 @@ class _Desk:
                 self.told_level = self.log.level
                 with trio.move_on_after(within):
                     await connected.set_log_level(self.log.level)
-            await trio.sleep(server_offer.RELIST_PAUSE_S)
+            await self.offer.rest()
 
     async def tell_if_slow(self) -> None:
         """Clients are told of a server that takes long to connect, and when it is there."""
@@ -218,7 +217,7 @@ class _Desk:
     async def _tell_on(self) -> None:
         while True:
             await self.offer.next(None, 0.0)
-            await trio.sleep(server_offer.RELIST_PAUSE_S)
+            await self.offer.rest()
 
     async def probe(self, connected: Connected, server: str, within: float) -> None:
         """Raise ServerEnded when an idle server is silent and says nothing to a question that needs no thought.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from actors import claims, pending, pins, recovery, rows, saved, waiting
 from actors.fence import Fence
 from actors.schema import Database
@@ -77,6 +79,7 @@ def apply(db: Database, operation: Operation, now: float, fence: Fence) -> objec
             decided = pending.decide(db, operation, now)
             if isinstance(decided, Decided):
                 pins.accept(db, decided, now)
+                return msgspec.structs.replace(decided, pending=pending.told(decided.pending))
             return decided
         case CheckTools():
             return pins.check(db, operation, now)

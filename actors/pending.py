@@ -89,6 +89,13 @@ def from_row(row: Row) -> Pending:
     )
 
 
+def told(pending: Pending) -> Pending:
+    """As others are told of it: without what is kept for the store itself, which may be large."""
+    if not (isinstance(pending.body, dict) and "definition" in pending.body):
+        return pending
+    return msgspec.structs.replace(pending, body={**pending.body, "definition": ""})
+
+
 def _text(value: Any) -> str:
     return msgspec.json.encode(value).decode()
 
@@ -163,14 +170,14 @@ def cancel(db: Database, message: CancelPending, now: float) -> list[Pending]:
         and message.call in ("", pending.call)
         and message.server in ("", pending.server)
     ]
-    return [settle(db, pending, "cancelled", now) for pending in wanted]
+    return [told(settle(db, pending, "cancelled", now)) for pending in wanted]
 
 
 def expire(db: Database, _: ExpirePending, now: float) -> Expired:
     """`ExpirePending`; also forgets what was settled long ago."""
     for row in rows(db, SETTLED_BEFORE, now - KEPT_S, DROP_MAX):
         db.execute(DROP_PENDING, row)
-    expired = [settle(db, from_row(row), "expired", now) for row in rows(db, OVERDUE, now)]
+    expired = [told(settle(db, from_row(row), "expired", now)) for row in rows(db, OVERDUE, now)]
     due = one(db, NEXT_DUE)
     return Expired(expired, math.inf if due is None else due[0])
 
@@ -201,7 +208,7 @@ def read(db: Database, query: ReadPending) -> Pending:
 
 def list_open(db: Database, query: ListPending) -> list[Pending]:
     """`ListPending`."""
-    found = [from_row(row) for owner in dict.fromkeys(query.owners) for row in rows(db, OPEN_OF_OWNER, owner)]
+    found = [told(from_row(row)) for owner in dict.fromkeys(query.owners) for row in rows(db, OPEN_OF_OWNER, owner)]
     if query.conversation is not None:
         found = [pending for pending in found if pending.conversation in ("", query.conversation)]
     return sorted(found, key=lambda pending: pending.made_at)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from actors.mcp_client import Connected
 
 RELIST_PAUSE_S = 0.2  # a server that announces changes in a storm is asked five times a second
+RELIST_MOST = 50  # times that, where it says something else of its tools each time
 CHECK_PAUSE_S = 1.0  # and its resources are looked at once a second
 CHECK_EVERY_S = 300.0  # without a change: files and databases come and go without a word
 
@@ -55,6 +56,8 @@ class Offer:
         self._listed: Catalogue | None = None
         self._problem = ""
         self._readable: frozenset[str] = frozenset()
+        self._found: list[Tool] = []
+        self._pauses = 1
         self._relist = False
         self._recheck = trio.Event()
         self._telling = trio.Lock()
@@ -85,6 +88,7 @@ class Offer:
     async def list_all(self, connected: Connected) -> None:
         """Ask for everything that the server offers. Raises Refused, ServerEnded."""
         found, problems = await connected.catalogue()
+        self._found = found.tools
         self._listed = await self.pins.checked(found) if self.pins is not None else found
         tools = {tool.name: tool for tool in self._listed.tools}
         self._tools(tools)
@@ -99,6 +103,7 @@ class Offer:
         """Wait until there is news, and announce it; lists are asked for within so many seconds, if there is whom."""
         await self.news.wait()
         self.news = trio.Event()
+        before = self._found
         if self._relist and connected is not None:
             self._relist = False
             try:
@@ -106,7 +111,12 @@ class Offer:
                     await self.list_all(connected)
             except (Refused, trio.TooSlowError) as error:  # it still has the tools that it had, as far as we know
                 self._ctx.report(problem=str(error) or f"it did not list its tools again within {within:g} s")
+            self._pauses = min(2 * self._pauses, RELIST_MOST) if self._found != before else 1
         await self.announce()
+
+    async def rest(self) -> None:
+        """A while before the next time, longer and longer for a server that is another each time."""
+        await trio.sleep(self._pauses * RELIST_PAUSE_S)
 
     async def announce(self) -> None:
         """Tell the gateways what is offered now."""

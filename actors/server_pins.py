@@ -67,6 +67,7 @@ class Pins:
         self._again = again
         self._silent = trio.Event()
         self._quarantined: list[str] = []
+        self._waiting = False
 
     async def checked(self, found: Catalogue) -> Catalogue:
         """What may be offered of it."""
@@ -77,9 +78,13 @@ class Pins:
         try:
             answer: Checked = await self._ctx.ref("store/writer").ask(ask, within=ASK_S, again=True)
         except (MailError, Fault) as error:
-            log.warning("MCP server %r: its tools are not offered yet: %s", self._server.name, error)
+            # said once: it goes on until the store is there again
+            level = logging.DEBUG if self._waiting else logging.WARNING
+            log.log(level, "MCP server %r: its tools are not offered yet: %s", self._server.name, error)
+            self._waiting = True
             self._silent.set()
             return msgspec.structs.replace(found, tools=[])
+        self._waiting = False
         if answer.changed:
             log.warning("MCP server %r: these tools have changed: %s", self._server.name, _some(answer.changed))
         held = set(answer.quarantined)

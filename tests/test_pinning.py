@@ -10,12 +10,13 @@ import msgspec
 import pytest
 import trio
 
+from actors import pins
 from actors.pins import difference
 from actors.server_pins import definition, is_pinned, source_of
 from actors.store import MEMORY, Store
 from protocol.errors import Code
 from protocol.mcp_server import Tool
-from protocol.pending import DecidePending, ListGrants, ListPending, OpenPending, ReadPending
+from protocol.pending import SAMPLING, DecidePending, ListGrants, ListPending, OpenPending, Pending
 from protocol.pins import Checked, CheckTools, PinningChanged
 from tests.fakes import say
 from tests.mcp_house import ODD, odd
@@ -101,6 +102,35 @@ def test_another_source_is_another_server_and_less_strict_rules() -> None:
         assert check(s, read=text(), source="other") == Checked([])
 
 
+def test_a_server_that_says_something_else_each_time_costs_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pins, "ASKED_MAX", 3)
+    monkeypatch.setattr(pins, "PINS_MAX", 12)
+    with opened(MEMORY) as s:
+        names = [f"t{number}" for number in range(10)]
+        check(s, **{name: text(name=name) for name in names})
+        for number in range(3):
+            held = check(s, **{name: text(name=name, description=f"{number}") for name in names})
+            assert held.quarantined == names
+            assert [one.state for one in held.news] == ["cancelled"] * (3 if number else 0) + ["open"] * 3
+            assert not any(one.body["definition"] for one in [*held.news, *ask(s, ListPending([""]))])
+        # what was asked for is what counts, and the next ones are asked for then
+        decide(s, held.news[-1].id)
+        held = check(s, **{name: text(name=name, description="2") for name in names})
+        assert (len(held.quarantined), len(held.news), len(ask(s, ListPending([""])))) == (9, 1, 3)
+        # past so many definitions what is new is held back, until another is started
+        more = {name: text(name=name) for name in "abc"}
+        assert check(s, **more).quarantined == ["c"]
+        assert check(s, source="other", **more).quarantined == []
+
+
+def test_what_a_server_wants_a_model_to_be_asked_is_not_over_when_its_tools_change() -> None:
+    with opened(MEMORY) as s:
+        sampling = Pending("s1", "approval", "ann", "files", {}, tool=SAMPLING)
+        do(s, OpenPending(sampling, 60.0))
+        check(s, read=text())
+        assert [one.id for one in ask(s, ListPending(["ann"]))] == ["s1"]
+
+
 def test_who_is_pinned() -> None:
     assert is_pinned(odd("shifts"))
     assert not is_pinned(odd("shifts", pin=False))
@@ -118,6 +148,14 @@ def test_a_difference_is_for_people() -> None:
     assert '+ "description": "Reads.\\nAnd sends.",' in shown
     assert "readOnlyHint" not in shown
     assert len(difference(text(), text(description="x" * 50_000))) < 9000
+    assert "too many" in difference(text(), text(description="x" * 100_000))
+
+
+def test_definitions_that_are_alike_in_too_many_ways_are_not_compared_for_ever() -> None:
+    lines = [number % 110 for number in range(15_000)]
+    shown = difference(text(schema={"enum": lines}), text(schema={"enum": lines[::-1]}))
+    assert "+   39,\n" in shown
+    assert "more lines were not compared" in shown
 
 
 async def offered(s: Service, *names: str) -> None:
@@ -176,8 +214,7 @@ async def test_a_changed_tool_is_not_offered_until_an_operator_agrees(
         request = await asked(client)
         await change(s, client, {"chat": {"tools": {"pinning": "allow"}}})
         await offered(s, "count", "hello")
-        row = await s.ref("store/writer").ask(ReadPending(request["approval_id"]), within=10)
-        assert row.state == "cancelled"
+        await client.until("approval_settled", approval_id=request["approval_id"], outcome="cancelled")
         assert not of_type(await client.alive(), "approval_request")
     # it is as it was agreed to in the next service too, and one that changed meanwhile is found
     says(hello="Says nothing.", count="Counts differently.")
