@@ -185,7 +185,7 @@ class Completion:
         if chunk.search_results:
             self._results = chunk.search_results
         for choice in chunk.choices:
-            if self._not_ours(choice.index):
+            if (choice.index != self._choice or not self._any) and self._not_ours(choice.index):
                 continue
             self._streamed = True
             if choice.error:

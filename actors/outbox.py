@@ -63,21 +63,35 @@ class Outbox(trio.abc.Stream):
 
     def write(self, data: bytes) -> None:
         """Append whole frames; never waits, never raises."""
-        if data and not (self.broken or self.sealed):
+        if self.broken or self.sealed or not data:
+            return
+        if self._buffer:
             self._push(data)
+            return
+        try:
+            sent = os.write(self._sock.fileno(), data)  # as nearly always: all of it, in one go
+        except OSError:
+            self._push(data)  # finds out what is the matter
+            return
+        if sent < len(data):
+            self._keep(memoryview(data)[sent:])
 
     def _push(self, data: bytes | bytearray | memoryview) -> None:
         if self._buffer:
             self._buffer += data
-        else:
-            sent = self._try_send(data)
-            if sent == len(data) or self.broken:
-                return
-            self._buffer += memoryview(data)[sent:]
-            self.progress_at = trio.current_time()
-            if not self._draining:
-                self._draining = True
-                self._nursery.start_soon(self._drain)
+            self._was_full = self._was_full or self.full
+            return
+        sent = self._try_send(data)
+        if sent < len(data) and not self.broken:
+            self._keep(memoryview(data)[sent:])
+
+    def _keep(self, data: memoryview) -> None:
+        """The kernel takes no more for now."""
+        self._buffer += data
+        self.progress_at = trio.current_time()
+        if not self._draining:
+            self._draining = True
+            self._nursery.start_soon(self._drain)
         self._was_full = self._was_full or self.full
 
     def _try_send(self, data: bytes | bytearray | memoryview) -> int:

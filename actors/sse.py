@@ -60,8 +60,13 @@ class Decoder:
         if self._plain:
             # Nearly always it is one event of one line, and nothing else.
             end = len(chunk) - 2
-            if chunk[:6] == b"data: " and chunk.find(b"\n") == end and chunk[-1] == 0x0A and b"\r" not in chunk:
-                self._check(end - 6)
+            if (
+                chunk[:6] == b"data: "
+                and chunk.find(b"\n") == end
+                and chunk[-1] == 0x0A
+                and b"\r" not in chunk
+                and end - 6 <= self._limit
+            ):
                 return [Event(chunk[6:end])]
             self._plain = False
         events = self._feed(chunk)

@@ -115,7 +115,8 @@ class LoopLag(trio.abc.Instrument):
     def before_io_wait(self, timeout: float) -> None:
         """The loop is done with them."""
         now = time.perf_counter()
-        self._worst = max(self._worst, now - self._since)
+        if now - self._since > self._worst:  # not `max`: it is here several times for each delta of a lone stream
+            self._worst = now - self._since
         if now - self._window > LAG_WINDOW_S:
             self._window, self._worst, self._worst_before = now, 0.0, self._worst
 
