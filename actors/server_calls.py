@@ -158,6 +158,7 @@ class Calls:
         scope = trio.CancelScope()
         clock = CallClock(scope, self._server.timeout, CEILING * self._server.timeout)
         call = self._in_hand[key] = _Call(attempt, clock, scope)
+        self._ctx.report(calls=self._health.begun, in_calls=self._health.gate.through)  # one may take an hour
         self.wanted.set()
         nursery.start_soon(self._run, message, key, call, self._box.reply_slot)
 

@@ -245,7 +245,12 @@ def age(seconds: float) -> str:
 
 def render(node: Node) -> str:
     """The tree as text for a terminal; ends with a line break."""
-    return "\n".join(_lines(node, "", "")) + "\n"
+    return "\n".join(_harmless(line) for line in _lines(node, "", "")) + "\n"
+
+
+def _harmless(line: str) -> str:
+    """One line, whatever strangers wrote into it: servers name their tools, and say why they end."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in line)
 
 
 def _lines(node: Node, first: str, rest: str) -> Iterator[str]:

@@ -90,6 +90,12 @@ def test_rendered_for_a_stranger() -> None:
     )
 
 
+def test_what_strangers_wrote_stays_on_its_line_and_moves_no_cursor() -> None:
+    facts: dict[str, str | int | float | bool] = {"quarantined": "a b\n\x1b[2J\u202ec"}
+    node = Node("odd", "mcp/odd", "actor", "running", 7, 1, 0, 1.0, None, "", "", facts=facts)
+    assert render(node).endswith("quarantined: a b\\n\\x1b[2J\\u202ec\n")
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
