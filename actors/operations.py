@@ -18,7 +18,7 @@ from protocol.pending import (
     OpenPending,
     ReadPending,
 )
-from protocol.pins import CheckTools
+from protocol.pins import CheckTools, OnlyServers
 from protocol.writer import (
     Append,
     AppendDeltas,
@@ -83,6 +83,8 @@ def apply(db: Database, operation: Operation, now: float, fence: Fence) -> objec
             return decided
         case CheckTools():
             return pins.check(db, operation, now)
+        case OnlyServers():
+            return pins.only(db, operation, now)
         case CancelPending():
             return pending.cancel(db, operation, now)
         case ExpirePending():

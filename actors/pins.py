@@ -25,7 +25,7 @@ from actors.rows import one, rows
 from actors.schema import Database
 from protocol.errors import Fault
 from protocol.pending import APPROVAL, OPERATORS, Decided, OpenPending, Pending
-from protocol.pins import Checked, CheckTools
+from protocol.pins import Checked, CheckTools, OnlyServers
 
 LASTS_S = 30 * 86400.0  # an approval; then it is asked anew
 ASKED_MAX = 20  # approvals of one server that wait at a time
@@ -37,6 +37,7 @@ DIFF_LINES = 400  # that are compared, from the first that differs on: comparing
 PREFIX = "tool-"  # of the ids of these approvals; there are others without a turn
 NOBODY = Fence()  # what is asked here belongs to no front
 
+OPEN_SERVERS = "SELECT DISTINCT server FROM pending WHERE state = 'open' AND owner = ?"
 FIND_PINS = "SELECT tool, source, digest FROM pin WHERE server = ?"
 COUNT_PINS = "SELECT count(*), coalesce(sum(length(definition)), 0) FROM pin WHERE server = ?"
 DROP_OTHERS = "DELETE FROM pin WHERE server = ? AND source <> ?"
@@ -134,6 +135,12 @@ def _withdrawn(db: Database, server: str, asked: set[str], now: float) -> Iterat
         if pending.id.startswith(PREFIX) and pending.id not in asked:
             db.execute(DROP_PENDING, (pending.id,))
             yield msgspec.structs.replace(told(pending), state="cancelled", settled_at=now)
+
+
+def only(db: Database, message: OnlyServers, now: float) -> list[Pending]:
+    """`OnlyServers`."""
+    gone = {server for (server,) in rows(db, OPEN_SERVERS, OPERATORS)} - set(message.servers)
+    return [pending for server in sorted(gone) for pending in _withdrawn(db, server, set(), now)]
 
 
 def accept(db: Database, decided: Decided, now: float) -> None:

@@ -37,7 +37,7 @@ from protocol.claim import gone
 from protocol.errors import Code, Fault
 from protocol.mail import Mailbox, Reply
 from protocol.pending import Decided, Expired, ExpirePending, Pending, PendingOpened, PendingSettled, WatchPending
-from protocol.pins import Checked, CheckTools, PinningChanged
+from protocol.pins import Checked, CheckTools, OnlyServers, PinningChanged
 from protocol.spec import Context, Down, KeepContext, Parked, Up
 from protocol.watcher import Configured, Subscribe
 from protocol.writer import Entered, FrontGone, InUse, Loaded, Operation, Query, WriterMessage
@@ -77,6 +77,8 @@ class Kept:
         """Who asks which tools may be offered; likewise."""
         self.pinning_mode = "ask"
         """As configured; the strictest until that is known."""
+        self.servers: set[str] | None = None
+        """Those that are enabled; None: not known yet."""
 
 
 @asynccontextmanager
@@ -188,6 +190,9 @@ class Writer:
             elif isinstance(message, Configured):
                 self._sweeper.configure(message.snapshot.storage, message.snapshot.state_dir)
                 self._pin(message.snapshot.tools.pinning)
+                there = {name for name, server in message.snapshot.mcp.servers.items() if server.enabled}
+                if there != self._kept.servers and self._ctx.ref(self._ctx.path).offer(OnlyServers(sorted(there))):
+                    self._kept.servers = there
         if operations:
             try:
                 answers = await self._commit(operations)

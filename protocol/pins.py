@@ -38,5 +38,11 @@ class CheckTools(Request[Checked], frozen=True, tag=True):
     """`chat.tools.pinning`, set by the writer: `ask`; `allow`: what changed is pinned anew; `off`: nothing is kept."""
 
 
+class OnlyServers(Request[list[Pending]], frozen=True, tag=True):
+    """There are no others any more: cancel the approvals of changes of their tools; answers which those were."""
+
+    servers: list[str]
+
+
 class PinningChanged(msgspec.Struct, frozen=True, tag=True):
     """Event: `chat.tools.pinning` is another; ask again."""

@@ -18,7 +18,7 @@ from protocol.contents import Content
 from protocol.errors import FaultBody
 from protocol.mail import Nudge, Request
 from protocol.pending import PendingOperation, PendingQuery, WatchPending
-from protocol.pins import CheckTools
+from protocol.pins import CheckTools, OnlyServers
 from protocol.spec import Down, Up
 from protocol.streamer import ToolCall
 from protocol.watcher import Configured
@@ -456,6 +456,7 @@ Operation = (
     | FrontGone
     | PendingOperation
     | CheckTools
+    | OnlyServers
 )
 """Answered after the commit that holds it; those that wait together share one."""
 

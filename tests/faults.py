@@ -81,6 +81,7 @@ ROWS = [
     Row("store/writer", "ListGrants", "list grants"),
     Row("store/writer", "WatchPending", "watch pending"),
     Row("store/writer", "CheckTools", "check tools"),
+    Row("store/writer", "OnlyServers", "only servers"),
     Row("store/writer", "Configured", "configure"),
     Row("store/writer", "Nudge", "nudge"),
     # The streamer: asked again while nothing was shown, interrupted after that.

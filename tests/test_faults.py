@@ -51,7 +51,7 @@ from protocol.pending import (
     ReadPending,
     WatchPending,
 )
-from protocol.pins import CheckTools, PinningChanged
+from protocol.pins import CheckTools, OnlyServers, PinningChanged
 from protocol.reporter import GetStatus, RestartPart
 from protocol.spec import Child, Down, Group, Status, Up
 from protocol.watcher import GetConfig, GetSnapshot, ListVersions, Rollback, SetConfig, SetLocalModel, Subscribe
@@ -317,6 +317,7 @@ SCENES["read pending"] = asking(WRITER, ReadPending("p"))
 SCENES["list grants"] = asking(WRITER, ListGrants("local"))
 SCENES["watch pending"] = offering(WRITER, WatchPending("front/gateway"))
 SCENES["check tools"] = asking(WRITER, CheckTools("demo", "source", {}, to="mcp/demo"))
+SCENES["only servers"] = asking(WRITER, OnlyServers(["demo"]))
 SETTLED = Pending("tool-x", "approval", "", "demo", {}, tool="add", state="declined")
 SCENES["tool settled"] = offering(DEMO_SERVER, PendingSettled(SETTLED))
 SCENES["pinning changed"] = offering(DEMO_SERVER, PinningChanged())

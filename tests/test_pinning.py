@@ -221,8 +221,12 @@ async def test_a_changed_tool_is_not_offered_until_an_operator_agrees(
     async with service(tmp_path, say("x")) as s, s.client() as client:
         prepared = s.state / "servers_config.json"
         prepared.write_text(json.dumps({"mcpServers": servers}))
-        assert (await asked(client))["tool_name"] == "count"
+        request = await asked(client)
+        assert request["tool_name"] == "count"
         await offered(s, "hello")
+        # nobody need agree to what a server says that is there no more
+        prepared.write_text(json.dumps({"mcpServers": {"odd": {**servers["odd"], "enabled": False}}}))
+        await client.until("approval_settled", approval_id=request["approval_id"], outcome="cancelled")
 
 
 async def test_tools_wait_for_a_store_that_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
