@@ -33,7 +33,6 @@ class Member(ABC):
         self.path = path
         self.parent = parent
         self.policy = Policy.of(spec)
-        self.log = logging.getLogger(".".join(["actors", *path.split("/")]) if path else "actors")
         self.past = Past()
         self.status = Status.PLANNED
         self.incarnation = 0
@@ -49,6 +48,11 @@ class Member(ABC):
         self.last_error = ""
         self.last_error_at: datetime | None = None
         self.ended = trio.Event()
+
+    @property
+    def log(self) -> logging.Logger:
+        """Of its path; asked for where something is logged only, since a logger is kept for ever by its name."""
+        return logging.getLogger(".".join(["actors", *self.path.split("/")]) if self.path else "actors")
 
     @property
     def ready_s(self) -> float | None:

@@ -795,6 +795,15 @@ async def test_a_path_taken_again_while_the_old_slot_drains_gets_the_new_mail() 
         assert seen[2:] == [("new", 3)]
 
 
+async def test_children_that_come_and_go_leave_nothing_behind() -> None:
+    async with running(DYNAMIC) as tree:
+        for number in range(20):
+            await tree.start_child("d", child(f"passing{number}"))
+            await tree.stop_child(f"d/passing{number}")
+        assert not [path for path in tree.slots if "passing" in path]
+    assert not [name for name in logging.Logger.manager.loggerDict if "passing" in name], "a logger is kept for ever"
+
+
 async def test_a_second_start_of_the_same_name_changes_nothing() -> None:
     async with running(DYNAMIC) as tree:
         first = tree.add_child("d", child("x"))
