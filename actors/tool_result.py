@@ -21,7 +21,8 @@ TEXT_CAP = 256 * 1024  # bytes of text for the model: about what the longest con
 KEPT_CHARS = SHOWN_CHARS - 512  # of a text that need not be kept: a word of ours may come before it
 PARTS = 200  # contents of one result; more are told as a number
 
-_DATA_URI = re.compile(r"data:([\w.+-]+/[\w.+-]+)?[\w;=.+-]*;base64,([A-Za-z0-9+/=_-]{64,})")
+# Each part with an end: without one a text that nearly is one takes the square of its length, for hours.
+_DATA_URI = re.compile(r"data:([\w.+-]{1,80}/[\w.+-]{1,80})?[\w;=.+-]{0,120}?;base64,([A-Za-z0-9+/=_-]{64,})")
 
 
 def outcome_of(result: dict[str, Any], cap: int = TEXT_CAP, keep: Keep | None = None) -> ToolOutcome:

@@ -59,6 +59,11 @@ def test_pictures_sound_and_files_are_named_and_not_included() -> None:
     ]
 
 
+def test_what_is_nearly_base64_is_read_in_a_moment() -> None:
+    text = ";base64,data:x/" + "a" * 200_000  # for minutes, once
+    assert said({"type": "text", "text": text}).startswith(text[:100])
+
+
 def test_base64_within_text_is_replaced() -> None:
     assert said({"type": "text", "text": f"see data:image/png;base64,{PIXELS}."}) == "see [image/png, 1234 bytes]."
 
