@@ -15,7 +15,7 @@ import mcp_types as types
 import trio
 from mcp.shared.message import SessionMessage
 
-from actors.mcp_wire import Arrived, Unreadable
+from actors.mcp_wire import Arrived, Unreadable, worth_a_line
 from actors.stdio import Process, TooLong
 
 _ID = re.compile(rb'\s*\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?"id"\s*:\s*(\d{1,18})\s*,')
@@ -70,6 +70,7 @@ class Pipe:
     def _unreadable(self, line: bytes, why: str) -> Unreadable | None:
         """What cannot be read at least fails the request that it answers, if that can be seen."""
         self.skipped += 1
-        log.warning("skipped a line of an MCP server (%d so far): %s: %r", self.skipped, why, line[:80])
+        if worth_a_line(self.skipped):
+            log.warning("skipped a line of an MCP server (%d so far): %s: %r", self.skipped, why, line[:80])
         found = _ID.match(line)
         return None if found is None else Unreadable(int(found[1]), why)

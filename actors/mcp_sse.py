@@ -8,7 +8,6 @@ above a megabyte. What can fail: `ServerEnded`, `Refused`, `Unusable`, raised ou
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -19,9 +18,11 @@ from mcp.shared._httpx_utils import sse_within_origin
 from mcp.shared.message import SessionMessage
 
 from actors.mcp_exchange import Exchange
-from actors.mcp_wire import Arrived
+from actors.mcp_wire import Arrived, worth_a_line
 from actors.server_endpoint import Endpoint
 from actors.server_faults import Refused
+
+INCOMING = 256  # messages that were read and not taken
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +42,8 @@ class Sse:
         self._endpoint = endpoint
         self._posting: trio.Nursery
         self._to = ""
-        # Unbounded, but nothing waits in it: what comes is taken by a task of its own.
-        self._into, self._incoming = trio.open_memory_channel[Arrived](math.inf)
+        # A server that says more than is taken from here waits with its stream.
+        self._into, self._incoming = trio.open_memory_channel[Arrived](INCOMING)
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
@@ -88,7 +89,7 @@ class Sse:
                         self._to = self._within(event.data)
                         task_status.started()
                     elif event.event == "message" and event.data:
-                        self._take(event.data)
+                        await self._take(event.data)
         except httpx2.SSEError as error:
             raise Refused(f"{who}: {error}") from error
         except httpx2.HTTPError as error:
@@ -102,16 +103,19 @@ class Sse:
             raise Refused(f"{self._exchange.who} wants messages to be posted elsewhere, to {there.host!r}.")
         return str(there)
 
-    def _take(self, data: str) -> None:
+    async def _take(self, data: str) -> None:
         try:
-            self._into.send_nowait(types.jsonrpc_message_adapter.validate_json(data, by_name=False))
+            message = types.jsonrpc_message_adapter.validate_json(data, by_name=False)
         except ValueError:
             self.skipped += 1
-            log.warning("skipped a message of an MCP server (%d so far): %r", self.skipped, data[:80])
+            if worth_a_line(self.skipped):
+                log.warning("skipped a message of an MCP server (%d so far): %r", self.skipped, data[:80])
+            return
+        await self._into.send(message)
 
     async def _post(self, message: types.JSONRPCMessage) -> None:
         """An answer in place of the server's, where the message was not taken."""
         content = message.model_dump_json(by_alias=True, exclude_unset=True)
         response = await self._exchange.post(self._to, content=content, headers={"content-type": "application/json"})
         if isinstance(message, types.JSONRPCRequest) and not response.is_success:
-            self._take(response.text)
+            await self._take(response.text)

@@ -30,6 +30,11 @@ Outbox = ContextReceiveStream[SessionMessage]
 Streams = tuple[ContextReceiveStream[SessionMessage | Exception], ContextSendStream[SessionMessage]]
 
 
+def worth_a_line(count: int) -> bool:
+    """Of what comes again and again, as often as a stranger likes: 1, 10, 100, ..."""
+    return str(count).rstrip("0") == "1"
+
+
 class Unreadable(NamedTuple):
     """In place of an answer that cannot be read."""
 

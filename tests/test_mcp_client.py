@@ -78,11 +78,12 @@ async def test_a_failing_list_of_resources_does_not_hide_the_tools() -> None:
         assert at.facts()["problem"] == "resources: Method not found"
 
 
-async def test_garbage_between_messages_is_skipped_and_counted() -> None:
+async def test_garbage_between_messages_is_skipped_and_counted(caplog: pytest.LogCaptureFixture) -> None:
     async with house(odd("garbage")) as at:
         await at.next(Catalogue)
         assert (await at.call("hello")).text == "hello"
         assert at.facts()["skipped_lines"] == 6
+        assert sum("skipped a line" in line for line in caplog.messages) == 1, "it may say as much as it likes"
 
 
 async def test_an_answer_over_the_line_cap_fails_its_call_and_tells_its_size() -> None:
