@@ -17,8 +17,8 @@ MIDDLE = 10  # of those looks before a look at the middle generation, as Python 
 OLD = 10  # of those before a look at all
 TURN_S = 0.0005  # that a thread keeps the interpreter while another wants it
 
-COMMANDS = ("httpx._main", "httpx2._main")
-"""Command lines within libraries, which import what they need wherever it is there: 6 MB and a tenth of a second."""
+UNUSED = ("httpx._main", "httpx2._main", "uvicorn")
+"""What libraries import where it is there, command lines and a web server: of no use here, 10 MB in all, and time."""
 
 _allowed: list[bool] = []
 
@@ -27,7 +27,7 @@ def allow() -> None:
     """This process is ours, from its start to its end."""
     _allowed.append(True)
     sys.setswitchinterval(TURN_S)
-    for name in COMMANDS:
+    for name in UNUSED:
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # Python's way to say that it is not there
 
 

@@ -17,8 +17,8 @@ assert gc.get_threshold()[0] == interpreter.YOUNG
 assert gc.get_freeze_count() > 1000
 assert not [kept for kept in gc.get_objects() if kept is sys.modules]
 assert sys.getswitchinterval() < before[2]
-import actors.provider
-assert not {"rich", "click"} & sys.modules.keys()
+import actors.mcp_connect, actors.provider
+assert not {"rich", "click", "uvicorn.main"} & sys.modules.keys()
 """
 
 
