@@ -81,6 +81,8 @@ class RuntimeFile:
         """The version in force, as far as this object knows."""
         self.unkept = ""
         """Why the last version could not be kept in the history; empty: it is there."""
+        self._parsed: Layer | None = None
+        """What was read last: a start reads the same text twice, and to parse it takes longer than all else."""
 
     @property
     def version(self) -> int:
@@ -90,11 +92,14 @@ class RuntimeFile:
     def read(self, name: str = RUNTIME) -> Layer | None:
         """What the file says now; None when there is none. Raises ConfigurationError."""
         try:
-            return parse(files.read(self.folder / name), name)
+            text = files.read(self.folder / name)
         except FileNotFoundError:
             return None
         except (OSError, Unreadable) as error:
             raise ConfigurationError([f"{name}: {reason(error)}"]) from None
+        if self._parsed is None or (self._parsed.name, self._parsed.text) != (name, text):
+            self._parsed = parse(text, name)
+        return self._parsed
 
     def take(self, layer: Layer, checked: Checked, author: str = "file") -> None:
         """`layer` is in force from now on; if that is a change, it is a version of that author.
