@@ -37,7 +37,7 @@ DIFF_LINES = 400  # that are compared, from the first that differs on: comparing
 PREFIX = "tool-"  # of the ids of these approvals; there are others without a turn
 NOBODY = Fence()  # what is asked here belongs to no front
 
-OPEN_SERVERS = "SELECT DISTINCT server FROM pending WHERE state = 'open' AND owner = ?"
+OPEN_SERVERS = "SELECT server FROM pending WHERE state = 'open' AND owner = ?"
 FIND_PINS = "SELECT tool, source, digest FROM pin WHERE server = ?"
 COUNT_PINS = "SELECT count(*), coalesce(sum(length(definition)), 0) FROM pin WHERE server = ?"
 DROP_OTHERS = "DELETE FROM pin WHERE server = ? AND source <> ?"
