@@ -10,6 +10,8 @@
 - Property tests draw the same examples in every run. `pytest --hypothesis-profile=soak` draws thirty times as
   many, at random; long counts are in tests/soak/, which runs only when it is named.
 - Processes wait for each other more than they compute, so `-n auto` makes more workers than there are cores.
+- Child processes of ours are forks of one that has imported everything (tests/forks.py), but for those that show
+  how an interpreter starts; scenarios that need the same service of several processes share one.
 - Where the environment wants no bytecode beside the sources it is kept in .pytest_cache/: two hundred processes
   that compile everything anew take longer than all tests.
 """
