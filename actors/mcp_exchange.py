@@ -30,6 +30,7 @@ from actors.server_faults import Refused, ServerEnded, Unusable
 from actors.server_refusal import refusal, status_words, unreachable
 
 CONNECT_S = 10.0  # for TCP and TLS
+TELLING = 64  # notifications, and answers to what the server asks, that it takes at a time; it may ask without end
 NOTIFY_S = 5.0  # a notification that the server has not taken by then is given up
 DELETE_S = 1.0  # to tell a server that its session is over
 EXPLAINED = 64 * 1024  # bytes of an error's body that are read
@@ -105,6 +106,7 @@ class Exchange(httpx2.AsyncClient):
         self._doubt = trio.Event()
         self._awaited: dict[int | str, _Awaited] = {}
         self._telling: trio.Nursery | None = None
+        self._places = trio.Semaphore(TELLING)
 
     async def watch(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Raise what ends the connection, as soon as it is known."""
@@ -163,7 +165,8 @@ class Exchange(httpx2.AsyncClient):
         if message.method == "notifications/initialized" or self._telling is None:
             await self._tell(sending)
         else:
-            self._telling.start_soon(self._tell, sending)
+            await self._places.acquire()
+            self._telling.start_soon(self._tell_aside, sending)
         return httpx2.Response(202, request=request)
 
     async def _request(
@@ -184,6 +187,12 @@ class Exchange(httpx2.AsyncClient):
     def _done(self, number: int | str, awaited: _Awaited) -> None:
         if self._awaited.get(number) is awaited:
             del self._awaited[number]
+
+    async def _tell_aside(self, sending: _Sending) -> None:
+        try:
+            await self._tell(sending)
+        finally:
+            self._places.release()
 
     async def _tell(self, sending: _Sending) -> None:
         with trio.move_on_after(NOTIFY_S):

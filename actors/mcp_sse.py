@@ -57,8 +57,14 @@ class Sse:
             nursery.cancel_scope.cancel()
 
     async def send(self, item: SessionMessage) -> None:
-        """Post a message, in a task of its own: some servers answer only when all is done."""
-        self._posting.start_soon(self._post, item.message)
+        """Post a message, in a task of its own: some servers answer only when all is done.
+
+        Not what answers the server, of which only so much is under way at a time.
+        """
+        if isinstance(item.message, types.JSONRPCResponse | types.JSONRPCError):
+            await self._post(item.message)
+        else:
+            self._posting.start_soon(self._post, item.message)
 
     async def arrived(self) -> list[Arrived]:
         """What came since."""

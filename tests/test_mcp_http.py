@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 import pytest
 import trio
+import trio.testing
 
 from actors import mcp_exchange, mcp_server, server_offer
 from protocol.errors import Code
@@ -427,6 +428,21 @@ async def test_a_notification_that_is_not_taken_holds_up_nothing(monkeypatch: py
         await at.next(Catalogue)
         await cancelled(at, server)
         assert await fails(at) == "ok"
+
+
+@pytest.mark.parametrize("path", ["/mcp", "/sse"])
+async def test_a_server_that_asks_without_end_gets_so_many_answers_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setattr(mcp_exchange, "TELLING", 2)
+    async with http_server(faults={"POST": silent}) as server, house(at_url(server, path, type="auto")) as at:
+        await at.next(Catalogue)
+        await server.asked("GET")
+        for number in range(20):
+            await server.tell({"jsonrpc": "2.0", "id": f"p{number}", "method": "ping"})
+        await server.asked("POST", 2)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert server.methods().count("POST") == 2
 
 
 # What nobody may see.
