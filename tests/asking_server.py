@@ -31,7 +31,6 @@ visited: set[str] = set()
 
 def say(message: dict[str, Any]) -> None:
     sys.stdout.buffer.write(json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\n")
-    sys.stdout.buffer.flush()
 
 
 def result(number: int, value: dict[str, Any], *, listed: bool = False) -> None:
@@ -123,3 +122,4 @@ def handle(message: dict[str, Any]) -> None:
 
 for line in sys.stdin.buffer:
     handle(json.loads(line))
+    sys.stdout.buffer.flush()  # all at once: what is asked after an answer is there before the next call

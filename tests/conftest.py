@@ -50,7 +50,7 @@ settings.load_profile("suite")
 # Numbers and words of our own sources are no examples: which modules are loaded would decide about what is drawn.
 providers._get_local_constants = Constants
 
-MORE_WORKERS = 1  # than cores: tests wait for processes and disks; each worker costs 3 s for what it imports
+MORE_WORKERS = 3  # than cores: tests wait for processes and disks; each worker costs 3 s for what it imports
 
 LONG = {"test_processes.py", "test_server_faults.py", "test_approvals.py", "test_bench.py", "test_keys.py"}
 

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import trio
@@ -86,7 +86,8 @@ class Program:
                 waiting += children
         for pid in below:
             if pid not in self._pidfds:
-                self._pidfds[pid] = os.pidfd_open(pid)
+                with suppress(ProcessLookupError):  # it has ended since it was seen
+                    self._pidfds[pid] = os.pidfd_open(pid)
         return below
 
     async def children(self, count: int) -> None:
