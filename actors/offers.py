@@ -41,18 +41,7 @@ def tools(verb: ListTools, catalogues: Catalogues, merged: Merged) -> ToolPage:
     offered = [
         (
             name,
-            OfferedTool(
-                tool_name=name,
-                server=server,
-                name=tool.name,
-                description=tool.description,
-                schema=tool.schema,
-                title=tool.title,
-                output_schema=tool.output_schema,
-                annotations=tool.annotations,
-                icons=tool.icons,
-                meta=tool.meta,
-            ),
+            OfferedTool(tool_name=name, server=server, **msgspec.structs.asdict(tool)),
         )
         for (server, _), name in merged.names().items()
         if server in named and (found := merged.find(name)) is not None and (tool := found[1])
@@ -71,15 +60,7 @@ def prompts(verb: ListPrompts, catalogues: Catalogues) -> Prompts:
     offered = [
         (
             SEPARATOR.join((catalogue.server, prompt.name)),
-            OfferedPrompt(
-                name=prompt.name,
-                server=catalogue.server,
-                description=prompt.description,
-                arguments=prompt.arguments,
-                title=prompt.title,
-                icons=prompt.icons,
-                meta=prompt.meta,
-            ),
+            OfferedPrompt(server=catalogue.server, **msgspec.structs.asdict(prompt)),
         )
         for catalogue in _of(verb.server, catalogues)
         for prompt in catalogue.prompts
