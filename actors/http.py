@@ -60,6 +60,8 @@ class Head(msgspec.Struct, frozen=True):
     """Names in lower case, in order. Values are decoded as latin-1, so any byte is allowed in them."""
     raw: bytes
     """Every byte read so far: the head, and what may have come with it."""
+    version: str = "1.1"
+    """Of HTTP."""
 
     def header(self, name: str) -> str | None:
         """The value of a header, repeated ones joined by `, ` (RFC 9110, section 5.3); None if absent."""
@@ -75,6 +77,7 @@ class Head(msgspec.Struct, frozen=True):
         """It asks to become a WebSocket; whether it does so correctly is for the WebSocket code to say."""
         return (
             self.method == "GET"
+            and self.version != "1.0"  # whose Upgrade is to be ignored: RFC 9110, section 7.8
             and self._has_token("connection", "upgrade")
             and self._has_token("upgrade", "websocket")
         )
@@ -199,6 +202,7 @@ def _head(request: h11.Request, raw: bytes, max_headers: int) -> Head:
         query=fields,
         headers=[(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers],
         raw=raw,
+        version=request.http_version.decode("ascii"),
     )
 
 

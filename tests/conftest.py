@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import logging
 import os
 import sys
 import threading
@@ -141,6 +142,14 @@ def nothing_left_behind() -> Iterator[None]:
     new = {fd: name for fd, name in _descriptors().items() if descriptors.get(fd) != name and not forks.belongs(fd)}
     leaked = {fd: name for fd, name in new.items() if name.startswith(("socket:", "pipe:", "anon_inode:[eventpoll]"))}
     assert not leaked, f"the test left descriptors behind: {leaked}"
+
+
+@pytest.fixture
+def quiet_gateway(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Nothing that a peer does is logged as something that an operator would have to look at."""
+    yield
+    records = [r for r in caplog.get_records("call") if r.name.startswith(("actors.gateway", "actors.front", "trio"))]
+    assert [r.getMessage() for r in records if r.levelno >= logging.WARNING or r.exc_info] == []
 
 
 @pytest.fixture

@@ -43,9 +43,15 @@ def upgrade(port: int, changes: Headers | None = None, path: str = "/ws/chat") -
 
 
 def frame(
-    opcode: int, payload: bytes = b"", *, fin: bool = True, mask: bool = True, length: int | None = None
+    opcode: int,
+    payload: bytes = b"",
+    *,
+    fin: bool = True,
+    mask: bool = True,
+    length: int | None = None,
+    key: bytes = bytes(4),
 ) -> bytes:
-    """One frame; `length` lies about the payload's."""
+    """One frame; `length` lies about the payload's; `key` masks, and one of zeros leaves the payload as it is."""
     size = len(payload) if length is None else length
     head = bytes([(0x80 if fin else 0) | opcode])
     bit = 0x80 if mask else 0
@@ -55,8 +61,9 @@ def frame(
         head += bytes([bit | 126]) + struct.pack("!H", size)
     else:
         head += bytes([bit | 127]) + struct.pack("!Q", size)
-    # a mask of zeros leaves the payload as it is
-    return head + (bytes(4) if mask else b"") + payload
+    if not mask:
+        return head + payload
+    return head + key + (bytes(byte ^ key[at % 4] for at, byte in enumerate(payload)) if any(key) else payload)
 
 
 class Peer:

@@ -11,7 +11,7 @@ import json
 import logging
 import socket
 import struct
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -46,11 +46,7 @@ SMALL = 4096  # bytes of a message, where a test sets the limit
 BIG = "x" * 20_000  # of a delta: thousands of them fill any kernel's buffers
 
 
-@pytest.fixture(autouse=True)
-def no_trouble(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    yield
-    records = [r for r in caplog.get_records("call") if r.name.startswith(("actors.gateway", "actors.front", "trio"))]
-    assert [r.getMessage() for r in records if r.levelno >= logging.WARNING or r.exc_info] == []
+pytestmark = pytest.mark.usefixtures("quiet_gateway")
 
 
 def websocket(**settings: Any) -> dict[str, Any]:
@@ -500,6 +496,11 @@ HEADS: dict[str, tuple[bytes, int]] = {
     "many fields": (b"GET /?" + b"a=b&" * 200 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
     "pipelined": (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" * 20, 200),
     "two lengths": (b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
+    "an upgrade in HTTP/1.0": (upgrade(1).replace(b"HTTP/1.1", b"HTTP/1.0"), 426),
+    "an upgrade of another path": (upgrade(1, path="/ws/chat/other"), 404),
+    "an upgrade by another method": (upgrade(1).replace(b"GET", b"PUT"), 405),
+    "an upgrade with long headers": (upgrade(1, {f"X-{n}": "y" * 1000 for n in range(40)}), 431),
+    "an upgrade with many headers": (upgrade(1, {f"X-{n}": "y" for n in range(100)}), 431),
     "a POST with a body": (b"POST /ws/chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nno matter", 405),
 }
 
