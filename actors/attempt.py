@@ -11,9 +11,10 @@ import math
 
 import trio
 
+from actors.answer import MAX_ERROR_BODY, Answer
 from actors.completion import Completion
 from actors.outlet import Outlet
-from actors.provider import MAX_ERROR_BODY, Answer, Client
+from actors.provider import Client
 from actors.sending import Sending
 from actors.sse import MAX_EVENT, Decoder, EventTooLarge
 from actors.upstream import Turn

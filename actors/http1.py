@@ -86,6 +86,7 @@ class Connection(httpcore.AsyncHTTP11Connection):
 
     _body: Body | None = None
     _lasting = False
+    _unsent = b""
 
     async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
         """As httpcore's, with the body in the extensions where it may be taken."""
@@ -108,6 +109,13 @@ class Connection(httpcore.AsyncHTTP11Connection):
         self._body = Body(wire, framing, self._h11_state.trailing_data[0])
         response.extensions["body"] = self._body
         return response
+
+    async def _send_event(self, event: h11.Event, timeout: float | None = None) -> None:
+        # Head and body leave together: a write of each costs a turn of the scheduler, and the provider a wake.
+        self._unsent += self._h11_state.send(event) or b""
+        if isinstance(event, h11.EndOfMessage):
+            data, self._unsent = self._unsent, b""
+            await self._network_stream.write(data, timeout)
 
     async def _response_closed(self) -> None:
         body, self._body = self._body, None

@@ -1,9 +1,9 @@
-"""HTTP to the providers; the one importer of httpx.
+"""HTTP to the providers; the one importer of httpx, of which only addresses, cookies and trust are used.
 
 One long-lived client per provider, made at its first request and closed when the configuration no longer
-has it and its last request ended. Every failure is a `Complaint`: an unusable setting before anything is
-sent, a connection that fails, one that is not trusted, one that breaks. Bounds: connecting by
-`connect_timeout`, bodies of errors and whole answers in bytes; silence is bounded by the caller.
+has it and its last request ended. Its requests go straight to httpcore's pool of connections. Every failure is a
+`Complaint`: an unusable setting before anything is sent, a connection that fails, one that is not trusted, one that
+breaks. Bounds: connecting by `connect_timeout`, sending by `idle_timeout`; silence is bounded by the caller.
 """
 
 from __future__ import annotations
@@ -11,29 +11,25 @@ from __future__ import annotations
 import importlib
 import logging
 import ssl
-import time
+from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
-from email.utils import parsedate_to_datetime
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 
 import httpcore
 import httpx
 import trio
 
-from actors.chunked import Torn
-from actors.coding import CODINGS, Inflater, Unreadable
-from actors.http1 import Body
-from actors.poller import Poller, Sink
+from actors.answer import FAILURES, Answer, words
+from actors.poller import Poller
 from actors.pool import Pool
 from actors.raw_stream import Backend
 from actors.sending import Sending
-from actors.sse import MAX_EVENT
 from actors.verdict import Complaint
 from actors.warm import Warm
 from protocol.errors import Code
 from protocol.watcher import ClientOptions, Provider
 
-MAX_ERROR_BODY = 64 * 1024  # bytes read of an error's body; its words are in the first of them
 CLOSE_S = 1.0  # bound of closing a client; an idle TLS connection may wait for its peer's farewell
 
 
@@ -43,87 +39,6 @@ log = logging.getLogger(__name__)
 # quote the headers.
 for _name in ("httpx", "httpcore", "hpack"):
     logging.getLogger(_name).setLevel(logging.WARNING)
-
-
-class Answer:
-    """A response whose head has come."""
-
-    def __init__(self, response: httpx.Response, poller: Poller) -> None:
-        self.status = response.status_code
-        self.content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-        self.after_s = _retry_after(response.headers)
-        """Seconds that it asks us to wait before we ask again; None: it does not say."""
-        self.again = response.headers.get("x-should-retry", "").strip().lower() != "false"
-        """Asking again is not forbidden (OpenAI and those that copy it say so)."""
-        codings = {coding.strip().lower() for coding in response.headers.get("content-encoding", "").split(",")}
-        codings -= {"", "identity"}
-        self._unread = "" if len(codings) < 2 and codings <= CODINGS else ", ".join(sorted(codings))[:50]
-        self._inflater = Inflater() if codings else None
-        self._poller = poller
-        # Past httpx, where it may be: its way costs more than all else that is done with a delta.
-        self._body: Body | None = None if codings else response.extensions.get("body")
-        self._chunks = response.aiter_raw()
-
-    @property
-    def flows(self) -> bool:
-        """It can be followed."""
-        return self._body is not None
-
-    async def follow(self, sink: Sink) -> bool:
-        """Hand the rest of the body to the sink as it comes, until that wants no more; True: until its end.
-
-        Many bodies are read by one task: the sink must be quick, and raise nothing. Raises Complaint as `read_some`.
-        """
-        if self._body is None:
-            raise RuntimeError("only an answer that flows is followed")
-        try:
-            return await self._poller.follow(self._body, sink)
-        except (Torn, OSError) as error:
-            raise _torn(error) from error
-
-    async def read_some(self) -> bytes:
-        """Some of the body; b"" at its end. Raises Complaint, LLM_STREAM_BROKEN when the connection breaks."""
-        inflater = self._inflater
-        if inflater is None:
-            return await self._read_raw()
-        if self._unread:
-            raise Complaint(Code.LLM_UNAVAILABLE, "its answer is compressed, which was not asked for", self._unread)
-        try:
-            while not (part := inflater.part()):
-                if not (data := await self._read_raw()):
-                    break
-                inflater.feed(data)
-        except Unreadable:
-            raise Complaint(Code.LLM_STREAM_BROKEN, "the answer is compressed, and not readable", retry=True) from None
-        return part
-
-    async def _read_raw(self) -> bytes:
-        try:
-            return await (anext(self._chunks) if self._body is None else self._body.read())
-        except StopAsyncIteration:
-            return b""
-        except (httpx.HTTPError, httpx.StreamError, Torn, OSError, trio.ClosedResourceError) as error:
-            raise _torn(error) from error
-
-    async def read(self, most: int = MAX_EVENT) -> bytes:
-        """The body, at most `most` bytes of it; what is past that is not read."""
-        body = bytearray()
-        while len(body) < most and (chunk := await self.read_some()):
-            body += chunk
-        return bytes(body[:most])
-
-    async def leave(self) -> None:
-        """Be done with the body, wherever it stands."""
-        if self._body is not None:
-            self._body.close()
-            return
-        # httpx's body is async generators within each other. One that is dropped half-way is finalised by
-        # the garbage collector, outside of our task and with a warning; a read that is cancelled at its
-        # first wait ends them all here. What is buffered until then is little.
-        with trio.CancelScope() as scope, suppress(Complaint):
-            scope.cancel()
-            while await self._read_raw():
-                pass
 
 
 class Client:
@@ -142,33 +57,21 @@ class Client:
             importlib.import_module("actors.http2")  # only where it is wanted: h2 is large
         with _setting("client.ca_file"):
             self._tls = _tls(options, url.scheme == "https")
-        transport = httpx.AsyncHTTPTransport(
-            http2=options.http2,
-            trust_env=False,
-            verify=self._tls,
-            limits=httpx.Limits(
-                max_connections=options.max_connections,
-                max_keepalive_connections=options.max_keepalive_connections,
-                keepalive_expiry=options.keepalive_expiry,
-            ),
-        )
-        # httpx hands no such thing on; tests see that it is used.
         self._warm = Warm(options.keepalive_expiry, None if options.http2 else Backend())
-        if options.http2:
-            transport._pool._network_backend = self._warm
-        else:
-            transport._pool = Pool(
-                ssl_context=self._tls,
-                max_connections=options.max_connections,
-                max_keepalive_connections=options.max_keepalive_connections,
-                keepalive_expiry=options.keepalive_expiry,
-                network_backend=self._warm,
-            )
-        self._http = httpx.AsyncClient(
-            transport=transport,
-            trust_env=False,
-            timeout=httpx.Timeout(None, connect=options.connect_timeout, write=options.idle_timeout),
+        self._pool = (partial(httpcore.AsyncConnectionPool, http2=True) if options.http2 else Pool)(
+            ssl_context=self._tls,
+            max_connections=options.max_connections,
+            max_keepalive_connections=options.max_keepalive_connections,
+            keepalive_expiry=options.keepalive_expiry,
+            network_backend=self._warm,
         )
+        self._cookies = httpx.Cookies()
+        self._fields = {"host": (b"Host", self._url.netloc), "connection": (b"Connection", b"keep-alive")}
+        if self._url.userinfo:
+            user = b64encode(f"{self._url.username}:{self._url.password}".encode())
+            self._fields["authorization"] = b"Authorization", b"Basic " + user
+        self._asked = _on_the_wire(self._url)
+        self._timeouts = {"connect": options.connect_timeout, "write": options.idle_timeout}
 
     @asynccontextmanager
     async def ask(self, body: bytes, sending: Sending) -> AsyncIterator[Answer]:
@@ -176,8 +79,7 @@ class Client:
 
         Raises: Complaint, with `retry` set where nothing of an answer came.
         """
-        request = self._http.build_request("POST", self._url, content=body, headers=sending.headers)
-        async with self._answered(request) as answer:
+        async with self._answered(self._request("POST", self._asked, sending.headers, body)) as answer:
             yield answer
 
     @asynccontextmanager
@@ -185,32 +87,52 @@ class Client:
         """`GET {base_url}/models`; else as `ask`."""
         url = self._url.copy_with(path=self._url.path.removesuffix("/chat/completions") + "/models")
         headers = {**sending.headers, "Accept": "application/json"}
-        async with self._answered(self._http.build_request("GET", url, headers=headers)) as answer:
+        async with self._answered(self._request("GET", _on_the_wire(url), headers)) as answer:
             yield answer
 
+    def _request(
+        self, method: str, url: httpcore.URL, headers: Mapping[str, str], body: bytes | None = None
+    ) -> httpcore.Request:
+        # By hand: httpx's way from a request to its transport and back takes as long as all else that is done with it.
+        fields = dict(self._fields)
+        for name, value in headers.items():
+            if (lowered := name.lower()) != "authorization" or lowered not in fields:
+                fields[lowered] = name.encode("ascii"), value.encode("ascii")
+        if body is not None:
+            fields.setdefault("content-length", (b"Content-Length", b"%d" % len(body)))
+        if len(self._cookies):
+            asked = httpx.Request(method, self._url)
+            self._cookies.set_cookie_header(asked)
+            if cookie := asked.headers.get("cookie"):
+                fields.setdefault("cookie", (b"Cookie", cookie.encode("ascii")))
+        return httpcore.Request(
+            method, url, headers=[*fields.values()], content=body, extensions={"timeout": self._timeouts}
+        )
+
     @asynccontextmanager
-    async def _answered(self, request: httpx.Request) -> AsyncIterator[Answer]:
+    async def _answered(self, request: httpcore.Request) -> AsyncIterator[Answer]:
         try:
-            response = await self._http.send(request, stream=True)
-        except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
+            response = await self._pool.handle_async_request(request)
+        except httpcore.UnsupportedProtocol as error:
             raise Complaint(
-                Code.LLM_NOT_CONFIGURED, "its address cannot be used", _words(error), hint="Check its base_url."
+                Code.LLM_NOT_CONFIGURED, "its address cannot be used", words(error), hint="Check its base_url."
             ) from error
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
             raise _unreachable(error) from error
-        except httpx.HTTPError as error:
+        except FAILURES as error:
             raise Complaint(
-                Code.LLM_UNAVAILABLE, "the connection broke before an answer came", _words(error), retry=True
+                Code.LLM_UNAVAILABLE, "the connection broke before an answer came", words(error), retry=True
             ) from error
         answer = Answer(response, self._poller)
+        if answer.sets_cookies:
+            came = httpx.Response(response.status, headers=response.headers, request=httpx.Request("GET", self._url))
+            self._cookies.extract_cookies(came)
         try:
             yield answer
         finally:
             await answer.leave()
             with trio.CancelScope(shield=True):  # nothing in it waits for a peer
                 await response.aclose()
-            # It and its stream hold each other, and with them the request's body, until a collection comes by.
-            response.stream = httpx.ByteStream(b"")
 
     async def warm(self) -> None:
         """Open connections that a request may soon need; that none can be is left to the request to say."""
@@ -237,7 +159,7 @@ class Client:
     async def close(self) -> None:
         """Close all connections; bounded, also when the caller is being cancelled."""
         with trio.move_on_after(CLOSE_S, shield=True):
-            await self._http.aclose()
+            await self._pool.aclose()
         with trio.move_on_after(CLOSE_S, shield=True):
             await self._warm.aclose()
 
@@ -318,6 +240,10 @@ def _settings(provider: Provider) -> tuple[str, ClientOptions]:
     return provider.base_url, provider.client
 
 
+def _on_the_wire(url: httpx.URL) -> httpcore.URL:
+    return httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
+
+
 @contextmanager
 def _setting(name: str) -> Iterator[None]:
     try:
@@ -337,7 +263,7 @@ def _tls(options: ClientOptions, needed: bool) -> ssl.SSLContext:
     return httpx.create_ssl_context(trust_env=True) if needed else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
-def _unreachable(error: httpx.TransportError) -> Complaint:
+def _unreachable(error: httpcore.ConnectError | httpcore.ConnectTimeout) -> Complaint:
     """No connection came about; where TLS failed, it says so: trying again will not help."""
     cause: BaseException | None = error
     while cause is not None:
@@ -353,33 +279,9 @@ def _unreachable(error: httpx.TransportError) -> Complaint:
             return Complaint(
                 Code.LLM_UNAVAILABLE,
                 "no encrypted connection came about",
-                cause.reason or _words(error),
+                cause.reason or words(error),
                 hint="Check the provider's base_url: does it speak https there?",
                 retryable=False,
             )
         cause = cause.__cause__ or cause.__context__
-    return Complaint(Code.LLM_UNAVAILABLE, "it could not be reached", _words(error), retry=True)
-
-
-def _torn(error: Exception) -> Complaint:
-    return Complaint(
-        Code.LLM_STREAM_BROKEN, "the connection broke in the middle of the answer", _words(error), retry=True
-    )
-
-
-def _words(error: Exception) -> str:
-    return str(error) or type(error).__name__
-
-
-def _retry_after(headers: httpx.Headers) -> float | None:
-    """Seconds to wait, from `retry-after-ms` or `Retry-After` (RFC 9110: seconds or a date)."""
-    try:
-        if value := headers.get("retry-after-ms"):
-            return max(0.0, float(value) / 1000)
-        if not (value := headers.get("retry-after")):
-            return None
-        if value.strip().replace(".", "", 1).isdecimal():
-            return float(value)
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, OverflowError):
-        return None  # unreadable: as if it had not been said
+    return Complaint(Code.LLM_UNAVAILABLE, "it could not be reached", words(error), retry=True)

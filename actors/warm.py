@@ -1,6 +1,6 @@
 """Where a client's connections come from; some are opened before they are needed.
 
-Stands where httpx's transport opens its connections, and hands out what is ready: TCP and TLS, and nothing said
+Stands where httpcore's pool opens its connections, and hands out what is ready: TCP and TLS, and nothing said
 on them. A request that finds nothing opens its own. What was not taken within its time, or was closed by the
 provider meanwhile, is dropped. A handshake that is cancelled closes its connection, which httpcore's own way
 forgets. Opening fails with httpcore's `ConnectError` and `ConnectTimeout`.

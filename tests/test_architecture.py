@@ -72,6 +72,7 @@ IMPORTERS = {
     "prompt_toolkit": {"supervisors/chat_prompt.py"},
     "h2": {"actors/http2.py"},  # and by httpx, where client.http2 is on
     "httpcore": {
+        "actors/answer.py",
         *("actors/http1.py", "actors/http2.py", "actors/pool.py", "actors/provider.py"),
         *("actors/raw_stream.py", "actors/warm.py"),
     },

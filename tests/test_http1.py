@@ -12,7 +12,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import httpcore
-import httpx
 import pytest
 import trio
 import trio.testing
@@ -211,12 +210,12 @@ async def test_what_is_over_is_freed_at_once_and_not_when_a_collection_comes_by(
         gc.collect()
         gc.disable()
         try:
-            before = sum(isinstance(kept, httpx.Request | httpx.Response) for kept in gc.get_objects())
+            before = sum(isinstance(kept, httpcore.Request | httpcore.Response) for kept in gc.get_objects())
             for request in range(1, 5):
                 h.ask(request, "a long history " * 1000)
                 await h.finished(request)
             await trio.testing.wait_all_tasks_blocked()
-            after = sum(isinstance(kept, httpx.Request | httpx.Response) for kept in gc.get_objects())
+            after = sum(isinstance(kept, httpcore.Request | httpcore.Response) for kept in gc.get_objects())
         finally:
             gc.enable()
         assert after <= before

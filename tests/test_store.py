@@ -8,20 +8,24 @@ import resource
 import shutil
 import stat
 import subprocess
+import threading
 from contextlib import closing
 from pathlib import Path
 
 import apsw
 import pytest
+import trio
+import trio.testing
 
 from actors import store
 from actors.schema import Database
-from actors.store import MEMORY, Busy, Fatal, Full, Unavailable
+from actors.store import AT_ONCE, MEMORY, Busy, Fatal, Full, Storage, Store, Unavailable
 from protocol.errors import Code, Fault
 from protocol.writer import (
     Began,
     Done,
     HopEvent,
+    LoadHistory,
     Operation,
 )
 from tests.stores import append, begin, delta, do, events, history, hop, opened, tick
@@ -255,3 +259,39 @@ def test_a_closed_store_is_unavailable() -> None:
         s.close()
         with pytest.raises(Unavailable):
             s.commit([begin()])
+
+
+async def test_what_a_turn_stores_in_memory_is_committed_at_once_unless_the_thread_is_at_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    committing: list[int] = []
+    commit = Store.commit
+
+    def noted(self: Store, batch: list[Operation]) -> list[object]:
+        committing.append(threading.get_ident())
+        return commit(self, batch)
+
+    monkeypatch.setattr(Store, "commit", noted)
+    storage = await Storage.open(MEMORY)
+    try:
+        long: list[Operation] = [begin(), append(*[hop(number, "x" * 100) for number in range(20_000)])]
+        await storage.commit(long)
+        await storage.commit([begin(turn) for turn in range(2, 3 + AT_ONCE)])
+        begun, go_on = threading.Event(), threading.Event()
+
+        def held(self: Store, _: object) -> object:
+            begun.set()
+            return go_on.wait(5)
+
+        monkeypatch.setattr(Store, "query", held)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(storage.query, LoadHistory("ann", "c"), 5.0)
+            while not begun.is_set():
+                await trio.lowlevel.checkpoint()
+            nursery.start_soon(storage.commit, [begin(100)])
+            await trio.testing.wait_all_tasks_blocked()
+            go_on.set()
+        mine = threading.get_ident()
+        assert [ident == mine for ident in committing] == [True, False, False]
+    finally:
+        await storage.aclose()

@@ -85,6 +85,20 @@ async def test_what_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
         assert asked.path == "/v1/chat/completions"
 
 
+async def test_a_name_and_password_in_the_address_and_the_cookies_of_a_provider_are_sent_to_it() -> None:
+    script = Script((*say("a").items,), headers={"Set-Cookie": "route=7; Path=/"})
+    async with FakeProvider(script) as upstream:
+        address = upstream.base_url.replace("//", "//me:p%40ss@")
+        async with harness(provider(address, headers={"Authorization": "Bearer other"})) as h:
+            for request in (1, 2):
+                h.ask(request)
+                await h.finished(request)
+        sent = [asked.headers for asked in upstream.requests]
+        assert [headers["authorization"] for headers in sent] == ["Basic bWU6cEBzcw=="] * 2
+        assert [headers.get("cookie") for headers in sent] == [None, "route=7"]
+        assert all("@" not in headers["host"] for headers in sent)
+
+
 async def test_no_proxy_of_the_environment_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     async with FakeProvider() as proxy, FakeProvider() as upstream:
         for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):

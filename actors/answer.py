@@ -1,0 +1,140 @@
+"""A provider's answer: what its head says, and its body as it comes.
+
+The body of an answer that flows is read past httpcore (actors/http1.py), many bodies by one task (actors/poller.py);
+what is compressed although nobody asked for it is read all the same, if it can be. Bounds are the caller's. Fails with
+`Complaint` LLM_STREAM_BROKEN where the connection breaks, LLM_UNAVAILABLE where the body cannot be read.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from email.utils import parsedate_to_datetime
+
+import httpcore
+import trio
+
+from actors.chunked import Torn
+from actors.coding import CODINGS, Inflater, Unreadable
+from actors.http1 import Body
+from actors.poller import Poller, Sink
+from actors.sse import MAX_EVENT
+from actors.verdict import Complaint
+from protocol.errors import Code
+
+MAX_ERROR_BODY = 64 * 1024  # bytes read of an error's body; its words are in the first of them
+
+FAILURES = httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError
+"""What httpcore raises for a connection that fails."""
+
+
+class Answer:
+    """A response whose head has come."""
+
+    def __init__(self, response: httpcore.Response, poller: Poller) -> None:
+        headers: dict[str, str] = {}
+        for raw_name, raw_value in response.headers:
+            name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
+        self.status = response.status
+        self.content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+        self.after_s = _retry_after(headers)
+        """Seconds that it asks us to wait before we ask again; None: it does not say."""
+        self.again = headers.get("x-should-retry", "").strip().lower() != "false"
+        """Asking again is not forbidden (OpenAI and those that copy it say so)."""
+        codings = {coding.strip().lower() for coding in headers.get("content-encoding", "").split(",")}
+        codings -= {"", "identity"}
+        self._unread = "" if len(codings) < 2 and codings <= CODINGS else ", ".join(sorted(codings))[:50]
+        self._inflater = Inflater() if codings else None
+        self.sets_cookies = "set-cookie" in headers
+        self._poller = poller
+        # Past httpcore, where it may be: its way costs more than all else that is done with a delta.
+        self._body: Body | None = None if codings else response.extensions.get("body")
+        self._chunks = response.aiter_stream()
+
+    @property
+    def flows(self) -> bool:
+        """It can be followed."""
+        return self._body is not None
+
+    async def follow(self, sink: Sink) -> bool:
+        """Hand the rest of the body to the sink as it comes, until that wants no more; True: until its end.
+
+        Many bodies are read by one task: the sink must be quick, and raise nothing. Raises Complaint as `read_some`.
+        """
+        if self._body is None:
+            raise RuntimeError("only an answer that flows is followed")
+        try:
+            return await self._poller.follow(self._body, sink)
+        except (Torn, OSError) as error:
+            raise _torn(error) from error
+
+    async def read_some(self) -> bytes:
+        """Some of the body; b"" at its end. Raises Complaint, LLM_STREAM_BROKEN when the connection breaks."""
+        inflater = self._inflater
+        if inflater is None:
+            return await self._read_raw()
+        if self._unread:
+            raise Complaint(Code.LLM_UNAVAILABLE, "its answer is compressed, which was not asked for", self._unread)
+        try:
+            while not (part := inflater.part()):
+                if not (data := await self._read_raw()):
+                    break
+                inflater.feed(data)
+        except Unreadable:
+            raise Complaint(Code.LLM_STREAM_BROKEN, "the answer is compressed, and not readable", retry=True) from None
+        return part
+
+    async def _read_raw(self) -> bytes:
+        try:
+            return await (anext(self._chunks) if self._body is None else self._body.read())
+        except StopAsyncIteration:
+            return b""
+        except (*FAILURES, Torn, OSError, trio.ClosedResourceError) as error:
+            raise _torn(error) from error
+
+    async def read(self, most: int = MAX_EVENT) -> bytes:
+        """The body, at most `most` bytes of it; what is past that is not read."""
+        body = bytearray()
+        while len(body) < most and (chunk := await self.read_some()):
+            body += chunk
+        return bytes(body[:most])
+
+    async def leave(self) -> None:
+        """Be done with the body, wherever it stands."""
+        if self._body is not None:
+            self._body.close()
+            return
+        # httpcore's body is async generators within each other. One that is dropped half-way is finalised by
+        # the garbage collector, outside of our task and with a warning; a read that is cancelled at its
+        # first wait ends them all here. What is buffered until then is little.
+        with trio.CancelScope() as scope, suppress(Complaint):
+            scope.cancel()
+            while await self._read_raw():
+                pass
+
+
+def _torn(error: Exception) -> Complaint:
+    return Complaint(
+        Code.LLM_STREAM_BROKEN, "the connection broke in the middle of the answer", words(error), retry=True
+    )
+
+
+def words(error: Exception) -> str:
+    """What an error says of itself, or its kind."""
+    return str(error) or type(error).__name__
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds to wait, from `retry-after-ms` or `Retry-After` (RFC 9110: seconds or a date)."""
+    try:
+        if value := headers.get("retry-after-ms"):
+            return max(0.0, float(value) / 1000)
+        if not (value := headers.get("retry-after")):
+            return None
+        if value.strip().replace(".", "", 1).isdecimal():
+            return float(value)
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return None  # unreadable: as if it had not been said
