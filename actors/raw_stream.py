@@ -1,4 +1,4 @@
-"""Connections over plain sockets, below httpcore: written and awaited as ever, read without waiting where that is quicker.
+"""Connections over plain sockets, below httpcore: written and awaited as ever, read without waiting where that is best.
 
 A TLS connection is an `SSLSocket`: a read of it that does not wait costs a microsecond, one through
 `trio.SSLStream` ten. Errors are httpcore's, as from its own backend; `take`, which nobody of httpcore's calls,
