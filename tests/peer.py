@@ -13,7 +13,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import trio
 import trio.testing
@@ -64,6 +64,12 @@ def frame(
     if not mask:
         return head + payload
     return head + key + (bytes(byte ^ key[at % 4] for at, byte in enumerate(payload)) if any(key) else payload)
+
+
+class Served(Protocol):
+    """A running service, however it runs."""
+
+    port: int
 
 
 class Peer:
@@ -149,14 +155,14 @@ class Peer:
 
 
 @asynccontextmanager
-async def dial(s: Service) -> AsyncIterator[Peer]:
+async def dial(s: Served) -> AsyncIterator[Peer]:
     """A TCP connection on which nothing was said."""
     async with await trio.open_tcp_stream("127.0.0.1", s.port) as stream:
         yield Peer(stream)
 
 
 @asynccontextmanager
-async def peer(s: Service, query: str = "", headers: Headers | None = None) -> AsyncIterator[Peer]:
+async def peer(s: Served, query: str = "", headers: Headers | None = None) -> AsyncIterator[Peer]:
     """A peer that is a WebSocket now; the welcome is not read yet."""
     async with dial(s) as p:
         await p.send(upgrade(s.port, headers, f"/ws/chat{query}"))
