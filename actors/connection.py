@@ -1,10 +1,10 @@
-"""One TCP connection of the gateway's port, from its first byte to its end. The importer of trio_websocket.
+"""One TCP connection of the gateway's port, from its first byte to its end.
 
 The guard (`serve`) is the outermost call of the connection's task: whatever a peer does ends this
 connection and nothing else. Reads the head, then answers plain HTTP, or becomes a WebSocket whose every
-byte out goes through one `Outbox`. The library's own server is not used: one bad handshake takes it down.
-It speaks the protocol behind a `Wire`; the handshake is checked, and the connection ended, here.
-Close frames and the last bytes get a bounded time; then the connection is dropped.
+byte out goes through one `Outbox`, and whose bytes in are read by its `Wire`. One task reads, always; another
+handles what came, and is there only while there is something to handle: a socket on which nothing happens costs
+little. Close frames and the last bytes get a bounded time; then the connection is dropped.
 
 Where several fronts run, a WebSocket is served by the one that has its conversation (`actors.passing`): it comes
 from, or goes to, another front with its descriptor, and nothing more is said to its peer here.
@@ -12,19 +12,13 @@ from, or goes to, another front with its descriptor, and nothing more is said to
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import logging
-import re
-import sys
-from collections.abc import AsyncIterator
 
+import msgspec
 import trio
-import trio_websocket
-from wsproto.connection import ConnectionType
-from wsproto.handshake import H11Handshake
 
-from actors import pages, passing, subscribers
+from actors import handshake, pages, passing, subscribers
 from actors.commands import Commands
 from actors.entering import Elsewhere, Place
 from actors.front import MOVED, Front, Socket
@@ -32,7 +26,7 @@ from actors.handover import Passed
 from actors.http import BadRequest, Head, Replay, host_allowed, origin_allowed, read_head, response
 from actors.outbox import Outbox
 from actors.passing import Line
-from actors.wire import Wire
+from actors.wire import ABNORMAL, Wire
 from protocol.client import LOCAL_OWNER, error_frame
 from protocol.errors import Code, Fault
 from protocol.mail import MailError
@@ -40,27 +34,38 @@ from protocol.watcher import WebSocket
 
 log = logging.getLogger("actors.gateway")
 
-HANDSHAKE_S = 10.0  # for the head, and again for the WebSocket handshake; a phone on a bad network takes 3
+HANDSHAKE_S = 10.0  # for the head; a phone on a bad network takes 3
 CLOSE_S = 1.0  # for the close handshake and what still waits to be sent
 STALLED_S = 30.0  # a peer that takes no byte for this long is closed with 1013 and can resume
 LOOKS = 100  # sockets that are looked at before others have a turn
 SWEEP_S = 5.0  # how often sockets are looked at where no ping is due earlier
 INBOX = 8  # frames read ahead of the one that is handled; the rest waits in the peer's TCP buffer
 PING = b"\x89\x00"  # an empty ping frame
-WEBSOCKET_VERSION = "13"  # the only one there is: RFC 6455
-UPGRADE_REQUIRED = 426
-KEY_BYTES = 16  # of Sec-WebSocket-Key, decoded
-ABNORMAL = 1006  # the peer ended without a close frame
 NO_STORE = 1013, "the store is not available, try again later"
-HEAD_END = re.compile(rb"\n\r?\n")
-HANDSHAKE = (
-    b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: %b\r\n\r\n"
-)
-SPENT = H11Handshake(ConnectionType.SERVER)  # one that says nothing, for all whose own is over
+FAILED = 1011, "something failed inside the service"
 
 Settled = Place | Fault | MailError
 """Where a client is to be, or why it can be nowhere."""
+
+
+class Entry(msgspec.Struct):
+    """How a WebSocket begins; kept until its client is welcomed, but for `head`."""
+
+    wanted: str
+    """The conversation that its address names."""
+    dialect: str
+    head: bytes
+    """Of its request, where there are other fronts."""
+    answer: bytes
+    """To its handshake; empty: the peer has had one."""
+    early: bytes
+    """What came with its handshake, or behind `first`."""
+    settled: Settled | None = None
+    first: str | None = None
+    """A message that is handled first: it comes from another front."""
+    unsent: bytes = b""
+    frame_s: float = 0.0
+    follows: list[tuple[str, str]] = []
 
 
 async def serve(front: Front, stream: trio.SocketStream, passed: Passed | None = None) -> None:
@@ -71,31 +76,60 @@ async def serve(front: Front, stream: trio.SocketStream, passed: Passed | None =
     """
     try:
         async with stream:
-            await _serve(front, stream, passed)
+            entry = await _enter(front, stream, passed)
+            if entry is not None:
+                del passed  # it may be large, and would be kept as long as the socket
+                await _websocket(front, stream, entry)
     except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
         log.debug("a connection broke")  # peers reset connections all the time
     except Exception:  # boundary: one connection's trouble is its own
         log.exception("a connection failed and was closed")
 
 
-async def _serve(front: Front, stream: trio.SocketStream, passed: Passed | None) -> None:
+async def _enter(front: Front, stream: trio.SocketStream, passed: Passed | None) -> Entry | None:
+    """How the WebSocket begins; None: it was another request, and is answered, or another front has it."""
     try:
         source = stream if passed is None else Replay(passed.head, stream)
         head = await read_head(source, within=HANDSHAKE_S)
         if head is None:
-            return
-        if passed is not None:
-            await _websocket(front, stream, head, passed)
-            return
-        _check(front, head)
-        if head.wants_websocket and head.path == front.snapshot.websocket.endpoint:
-            await _websocket(front, stream, head, None)
-            return
-        answer = await _page(front, head)
+            return None
+        if passed is None:
+            _check(front, head)
+            if not (head.wants_websocket and head.path == front.snapshot.websocket.endpoint):
+                await _finish(stream, await _page(front, head))
+                return None
+        return await _entry(front, stream, head, passed)
     except BadRequest as bad:
-        headers = [("Sec-WebSocket-Version", WEBSOCKET_VERSION)] if bad.status == UPGRADE_REQUIRED else []
-        answer = response(bad.status, bad.text.encode() + b"\n", "text/plain; charset=utf-8", headers=headers)
-    await _finish(stream, answer)
+        upgrade = bad.status == handshake.UPGRADE_REQUIRED
+        headers = [("Sec-WebSocket-Version", handshake.WEBSOCKET_VERSION)] if upgrade else []
+        await _finish(
+            stream, response(bad.status, bad.text.encode() + b"\n", "text/plain; charset=utf-8", headers=headers)
+        )
+    return None
+
+
+async def _entry(front: Front, stream: trio.SocketStream, head: Head, passed: Passed | None) -> Entry | None:
+    key, early = handshake.accepted(head)
+    settled: Settled | None = None
+    if front.handover is not None:
+        settled = await passing.settle(front, stream, head, LOCAL_OWNER, passed)
+        if settled is None:
+            return None
+    begun = passed is not None and passed.frame is not None
+    entry = Entry(
+        wanted=head.query.get("conversation", ""),
+        dialect=head.query.get("dialect", ""),
+        head=head.raw if front.handover is not None else b"",
+        answer=b"" if begun else await handshake.answered(key),
+        early=early,
+        settled=settled,
+    )
+    if passed is not None:
+        entry.first, entry.unsent, entry.follows = passed.frame, passed.unsent, passed.follows
+        entry.frame_s = passed.frame_s
+        if begun:
+            entry.early = passed.rest
+    return entry
 
 
 async def _page(front: Front, head: Head) -> bytes:
@@ -122,29 +156,16 @@ async def _finish(stream: trio.SocketStream, last: bytes) -> None:
             pass
 
 
-async def _websocket(front: Front, stream: trio.SocketStream, head: Head, passed: Passed | None) -> None:
-    handshake, early = accepted(head)
-    settled: Settled | None = None
-    several = front.handover is not None
-    if several:
-        settled = await passing.settle(front, stream, head, LOCAL_OWNER, passed)
-        if settled is None:
-            return
-    begun = passed is not None and passed.frame is not None
+async def _websocket(front: Front, stream: trio.SocketStream, entry: Entry) -> None:
     try:
         async with trio.open_nursery() as nursery:
-            replay = Replay(handshake + (passed.rest if passed is not None and begun else early), stream)
-            outbox = Outbox(replay, stream.socket, nursery)
-            if passed is not None:
-                outbox.write(passed.unsent)
-                outbox.frame_s = passed.frame_s
-            limit = lambda: front.snapshot.websocket.max_message_size  # noqa: E731 - as it is in force when asked
-            wire = Wire(outbox, len(handshake), limit, keeps=several, muted=begun)
-            connection = await _shake_hands(wire, nursery)
-            if connection is not None:
-                line = Line(front, stream, head, replay, outbox, wire)
-                line.follows.update(passed.follows if passed is not None else ())
-                await _talk(line, connection, nursery, settled, passed.frame if passed is not None else None)
+            outbox = Outbox(stream.socket, nursery)
+            outbox.write(entry.answer + entry.unsent)
+            outbox.frame_s = entry.frame_s
+            several = front.handover is not None
+            wire = Wire(outbox, stream.socket, front.message_limit, early=entry.early, keeps=several)
+            entry.early = entry.answer = entry.unsent = b""
+            await Talk(Line(front, stream, entry.head, outbox, wire), entry, nursery).run()
             nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         # what the peer caused is expected; the rest goes on to the guard
@@ -153,156 +174,152 @@ async def _websocket(front: Front, stream: trio.SocketStream, head: Head, passed
             raise rest from None
 
 
-def accepted(head: Head) -> tuple[bytes, bytes]:
-    """A handshake in plain words for the library, and what the peer sent behind its own.
+class Talk:
+    """What is said over one WebSocket, until one of its ends has enough."""
 
-    The library fails on a peer's handshake in many ways (bytes that are not ASCII, names that are not IDNA)
-    and needs nothing of it but the key. Raises BadRequest: 426 for another version, 400 for a bad key.
-    """
-    version = head.header("sec-websocket-version")
-    if version != WEBSOCKET_VERSION:
-        raise BadRequest(UPGRADE_REQUIRED if version else 400, "this endpoint speaks WebSocket version 13")
-    key = head.header("sec-websocket-key") or ""
-    try:
-        nonce = base64.b64decode(key.encode("latin-1"), validate=True)
-    except ValueError:
-        nonce = b""
-    if len(nonce) != KEY_BYTES:
-        raise BadRequest(400, "Sec-WebSocket-Key is not 16 bytes in base64")
-    end = HEAD_END.search(head.raw)
-    early = head.raw[end.end() :] if end is not None else b""
-    return HANDSHAKE % base64.b64encode(nonce), early
+    __slots__ = ("_changed", "_commands", "_ending", "_entry", "_handling", "_inbox", "_line", "_nursery", "_socket")
 
+    def __init__(self, line: Line, entry: Entry, nursery: trio.Nursery) -> None:
+        self._line = line
+        self._entry: Entry | None = entry
+        self._nursery = nursery
+        self._socket = Socket(line.front.next_number(), line.outbox, self._close)
+        self._commands = Commands(line.front, self._socket, nursery)
+        self._ending: tuple[int, str] | None = None
+        self._inbox: list[str | bytes] | None = None
+        """What was read and not taken yet."""
+        self._handling = False
+        """There is a task that handles it."""
+        self._changed: trio.Event | None = None
+        """Set when one was taken, or that task has ended; while somebody waits for it."""
 
-async def _shake_hands(wire: Wire, nursery: trio.Nursery) -> trio_websocket.WebSocketConnection | None:
-    with trio.move_on_after(HANDSHAKE_S):
-        request = await trio_websocket.wrap_server_stream(
-            nursery,
-            wire,
-            max_message_size=sys.maxsize,  # the library counts characters; the wire counts bytes
-            message_queue_size=INBOX,
-            receive_buffer_size=65536,
-        )
-        connection = await request.accept()
-        # It would be kept for as long as the socket, with a parser of HTTP and all that was said.
-        connection._wsproto.handshake = SPENT
-        return connection
-    return None
+    def _close(self, code: int, reason: str) -> None:
+        self._ending = self._ending or (code, reason)
+        self._nursery.cancel_scope.cancel()
 
-
-async def _talk(
-    line: Line,
-    connection: trio_websocket.WebSocketConnection,
-    nursery: trio.Nursery,
-    settled: Settled | None,
-    first: str | None,
-) -> None:
-    front, outbox, wire = line.front, line.outbox, line.wire
-    ending: list[tuple[int, str]] = []
-    scope = trio.CancelScope()
-
-    def close(code: int, reason: str) -> None:
-        ending.append((code, reason))
-        scope.cancel()
-
-    socket = Socket(front.next_number(), outbox, close)
-    came_with, line.follows = sorted(line.follows), socket.follows
-    try:
-        async with _registered(front, socket):
-            socket.wire = wire
-            with scope:
-                commands = Commands(front, socket, nursery)
-                try:
-                    await _welcome(commands, line.head, settled, begun=first is not None)
-                except (MailError, Fault) as error:
-                    log.warning("a client could not be welcomed: %s", error)
-                    fault = error if isinstance(error, Fault) else Fault(Code.STORAGE_UNAVAILABLE)
-                    socket.tell(error_frame(fault.body))
-                    close(*(MOVED if fault.code is Code.MOVED else NO_STORE))
-                commands.follow_on(came_with)
-                log.info("socket %d: connected, in conversation %s", socket.number, _where(socket))
-                with contextlib.suppress(trio_websocket.ConnectionClosed):
-                    await _read(line, connection, commands, first)
-    except Exception:
-        ending.insert(0, (1011, "something failed inside the service"))
-        raise  # the guard logs it
-    finally:
-        # also when the connection is cancelled: its peer is told why, within CLOSE_S
-        if line.gone:
-            log.info("socket %d: another front has it", socket.number)
-        else:
-            code, reason = ending[0] if ending else _why(wire, connection)
-            log.info("socket %d: closed with %d %s", socket.number, code, reason)
-            await _say_goodbye(line.stream, outbox, wire, code, reason)
-
-
-async def _welcome(commands: Commands, head: Head, settled: Settled | None, *, begun: bool) -> None:
-    if isinstance(settled, Exception):
-        raise settled
-    if settled is not None and begun:
-        commands.arrive(settled)
-    else:
-        await commands.greet(head.query.get("conversation", ""), head.query.get("dialect", ""), settled)
-
-
-@contextlib.asynccontextmanager
-async def _registered(front: Front, socket: Socket) -> AsyncIterator[None]:
-    front.sockets[socket.number] = socket
-    try:
-        yield
-    finally:
-        front.leave(socket)
-        subscribers.leave(front, socket)
-        del front.sockets[socket.number]
-
-
-def _where(socket: Socket) -> str:
-    return socket.conversation.id if socket.conversation is not None else "(none)"
-
-
-async def _read(
-    line: Line, connection: trio_websocket.WebSocketConnection, commands: Commands, first: str | None
-) -> None:
-    if first is not None:
-        await _handle(line, connection, commands, first)
-    while not line.gone:
-        frame = await connection.get_message()
-        line.wire.taken()
-        await _handle(line, connection, commands, frame)
-
-
-async def _handle(
-    line: Line, connection: trio_websocket.WebSocketConnection, commands: Commands, frame: str | bytes
-) -> None:
-    async def discard() -> None:
-        with contextlib.suppress(trio_websocket.ConnectionClosed):
-            while True:
-                await connection.get_message()
-
-    patience = passing.Patience()
-    while True:
+    async def run(self) -> None:
+        """Returns, or is cancelled, when it is over; its peer is told why, within CLOSE_S."""
+        line, socket = self._line, self._socket
+        line.front.sockets[socket.number] = socket
         try:
-            if isinstance(frame, bytes):
-                raise Fault(Code.INVALID_MESSAGE, "Binary frames are not understood; send JSON in text frames.")
-            await commands.handle(frame)
-        except Elsewhere as elsewhere:
-            frame = elsewhere.frame or str(frame)
-            # not while something is owed to this client here: it would get it from nobody
-            if commands.settled and await passing.move(line, frame, elsewhere, discard):
-                return
-            if await patience.wait() or await passing.bury(line.front, elsewhere.entered.front):
+            socket.wire = line.wire
+            self._handle_soon()
+            await self._read()
+        except Exception:
+            self._ending = FAILED
+            raise  # the guard logs it
+        finally:
+            self._nursery.cancel_scope.cancel()
+            with trio.CancelScope(shield=True):
+                while self._handling:  # it has been cancelled; what it does at its end comes before ours
+                    await self._change()
+            line.front.leave(socket)
+            subscribers.leave(line.front, socket)
+            del line.front.sockets[socket.number]
+            if line.gone:
+                log.info("socket %d: another front has it", socket.number)
+            else:
+                code, reason = self._ending or _why(line.wire)
+                log.info("socket %d: closed with %d %s", socket.number, code, reason)
+                await _say_goodbye(line.stream, line.outbox, line.wire, code, reason)
+
+    async def _read(self) -> None:
+        """Always, also while something is handled: pings are answered, and the peer's end is seen."""
+        wire = self._line.wire
+        while (message := wire.next()) is not None or await wire.receive():
+            if message is None:
                 continue
-            commands.socket.close(*MOVED)
-        except Fault as fault:
-            commands.socket.tell(error_frame(fault.body))
-        except RecursionError:
-            deep = Fault(Code.INVALID_MESSAGE, "The frame is nested too deeply.")
-            commands.socket.tell(error_frame(deep.body))
-        except Exception:  # boundary: one frame's trouble is its own
-            log.exception("socket %d: a frame could not be handled", commands.socket.number)
-            commands.socket.tell(error_frame(Fault(Code.INTERNAL).body))
-        await commands.socket.outbox.wait_room()
-        return
+            if self._inbox is None:
+                self._inbox = []
+            self._inbox.append(message)
+            self._handle_soon()
+            while self._inbox is not None and len(self._inbox) > INBOX and not wire.over:
+                await self._change()
+        while self._handling:
+            await self._change()
+
+    async def _change(self) -> None:
+        self._changed = trio.Event()
+        await self._changed.wait()
+
+    def _tell_change(self) -> None:
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
+
+    def _handle_soon(self) -> None:
+        if not self._handling:
+            self._handling = True
+            self._nursery.start_soon(self._handle_all)
+
+    async def _handle_all(self) -> None:
+        line = self._line
+        try:
+            if self._entry is not None:
+                entry, self._entry = self._entry, None
+                await self._begin(entry)
+            while self._inbox and not line.gone and self._ending is None:
+                message = self._inbox.pop(0)
+                line.wire.taken()
+                self._tell_change()
+                await self._handle(message)
+            self._inbox = None
+        except Exception:
+            self._ending = FAILED
+            raise  # the guard logs it
+        finally:
+            self._handling = False
+            self._tell_change()
+
+    async def _begin(self, entry: Entry) -> None:
+        commands, socket = self._commands, self._socket
+        try:
+            if isinstance(entry.settled, Exception):
+                raise entry.settled
+            if entry.settled is not None and entry.first is not None:
+                commands.arrive(entry.settled)
+            else:
+                await commands.greet(entry.wanted, entry.dialect, entry.settled)
+        except (MailError, Fault) as error:
+            log.warning("a client could not be welcomed: %s", error)
+            fault = error if isinstance(error, Fault) else Fault(Code.STORAGE_UNAVAILABLE)
+            socket.tell(error_frame(fault.body))
+            self._close(*(MOVED if fault.code is Code.MOVED else NO_STORE))
+            return
+        entry.settled = None  # the entry is kept as long as the socket
+        commands.follow_on(sorted(entry.follows))
+        where = socket.conversation.id if socket.conversation is not None else "(none)"
+        log.info("socket %d: connected, in conversation %s", socket.number, where)
+        if entry.first is not None:
+            first, entry.first = entry.first, None
+            await self._handle(first)
+
+    async def _handle(self, frame: str | bytes) -> None:
+        line, commands, socket = self._line, self._commands, self._socket
+        patience = passing.Patience()
+        while True:
+            try:
+                if isinstance(frame, bytes):
+                    raise Fault(Code.INVALID_MESSAGE, "Binary frames are not understood; send JSON in text frames.")
+                await commands.handle(frame)
+            except Elsewhere as elsewhere:
+                frame = elsewhere.frame or str(frame)
+                # not while something is owed to this client here: it would get it from nobody
+                if commands.settled and await passing.move(line, frame, elsewhere, sorted(socket.follows)):
+                    return
+                if await patience.wait() or await passing.bury(line.front, elsewhere.entered.front):
+                    continue
+                socket.close(*MOVED)
+            except Fault as fault:
+                socket.tell(error_frame(fault.body))
+            except RecursionError:
+                deep = Fault(Code.INVALID_MESSAGE, "The frame is nested too deeply.")
+                socket.tell(error_frame(deep.body))
+            except Exception:  # boundary: one frame's trouble is its own
+                log.exception("socket %d: a frame could not be handled", socket.number)
+                socket.tell(error_frame(Fault(Code.INTERNAL).body))
+            await line.outbox.wait_room()
+            return
 
 
 async def look_after(front: Front) -> None:
@@ -316,7 +333,7 @@ async def look_after(front: Front) -> None:
             try:
                 if _is_dead(socket, front.snapshot.websocket):
                     log.debug("socket %d: no sign of life", socket.number)
-                    await socket.outbox.aclose()
+                    socket.outbox.close()
             except Exception:  # boundary: one socket's trouble is its own
                 log.exception("socket %d: it could not be looked after", socket.number)
 
@@ -341,14 +358,11 @@ def _is_dead(socket: Socket, settings: WebSocket) -> bool:
     return False
 
 
-def _why(wire: Wire, connection: trio_websocket.WebSocketConnection) -> tuple[int, str]:
+def _why(wire: Wire) -> tuple[int, str]:
     """The close code of an end that was not asked for by us."""
     if wire.refused:
         return 1009, wire.refused
-    closed = connection.closed
-    if closed is None:
-        return 1001, "the service stops"
-    return int(closed.code), closed.reason or ""
+    return wire.closed or (1001, "the service stops")
 
 
 async def _say_goodbye(stream: trio.SocketStream, outbox: Outbox, wire: Wire, code: int, reason: str) -> None:
@@ -358,7 +372,7 @@ async def _say_goodbye(stream: trio.SocketStream, outbox: Outbox, wire: Wire, co
     that comes earlier for a failure. What the peer still sends is dropped, since closing with unread bytes
     would reset the connection, and the close frame with it.
     """
-    wire.stop()
+    wire.over = True
     if outbox.broken or code == ABNORMAL:
         return
     wire.say_close(code, reason)

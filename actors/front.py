@@ -297,6 +297,10 @@ class Front:
         """Only this machine can connect."""
         return self.listening.loopback
 
+    def message_limit(self) -> int:
+        """Bytes that a client's message may have now."""
+        return self.snapshot.websocket.max_message_size
+
     def next_number(self) -> int:
         """A number for a socket; never used twice in this process."""
         return next(self._numbers)

@@ -313,11 +313,6 @@ class Replay(trio.abc.Stream):
         self._raw = raw
         self._stream = stream
 
-    @property
-    def left(self) -> bytes:
-        """What was not given again yet."""
-        return self._raw
-
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         """As `trio.abc.ReceiveStream.receive_some`."""
         if not self._raw:

@@ -1,8 +1,7 @@
-"""The stream below one socket's WebSocket protocol: one ordered buffer for every byte that goes out.
+"""What goes out to one WebSocket: one ordered buffer for every byte that goes out.
 
-Handshake, pongs and close come from the WebSocket library through `send_all`; our text frames through
-`write`. Both append; a non-blocking send follows at once, and what the kernel does not take waits for the
-drain task, which exists only while something waits. So a frame is never cut by a cancelled write, a
+`write` appends whole frames; a non-blocking send follows at once, and what the kernel does not take waits for
+the drain task, which exists only while something waits. So a frame is never cut by a cancelled write, a
 reader that stalls costs its own buffer only, and pongs keep their place among the frames.
 
 Bounded by its users: past `HIGH` bytes `full` is true and frames of a log stay in the log; `on_room` is
@@ -21,23 +20,36 @@ HIGH = 256 * 1024  # bytes that may wait in one socket's buffer before its reade
 LOW = 64 * 1024  # drained to here, readers go on
 
 
-class Outbox(trio.abc.Stream):
-    """Wraps one connection; owns it: closing this closes the connection.
+class Outbox:
+    """Writes to one connection; who is done with it before its owner may close it here.
 
     Args:
-        stream: where bytes come from (what was read ahead first, then the connection).
-        sock: the connection's socket, for sending without waiting.
+        sock: the connection's socket.
         nursery: where the drain task runs while there is something to drain.
     """
 
-    def __init__(self, stream: trio.abc.Stream, sock: trio.socket.SocketType, nursery: trio.Nursery) -> None:
-        self._stream = stream
+    __slots__ = (
+        "_buffer",
+        "_draining",
+        "_nursery",
+        "_room",
+        "_sock",
+        "_was_full",
+        "broken",
+        "frame_s",
+        "on_room",
+        "progress_at",
+        "sealed",
+    )
+
+    def __init__(self, sock: trio.socket.SocketType, nursery: trio.Nursery) -> None:
         self._sock = sock
         self._nursery = nursery
         self._buffer = bytearray()
         self._draining = False
         self._was_full = False
-        self._room = trio.lowlevel.ParkingLot()
+        self._room: trio.lowlevel.ParkingLot | None = None
+        """Once somebody has waited."""
         self.broken = False
         """The connection failed or was closed; whatever is written now is dropped."""
         self.sealed = False
@@ -46,9 +58,7 @@ class Outbox(trio.abc.Stream):
         """Called when a full buffer has drained to LOW."""
         self.frame_s = 0.0
         """Between two frames of text, if the peer wants fewer than there are pieces."""
-        self.received_at = trio.current_time()
-        """When bytes last came in."""
-        self.progress_at = self.received_at
+        self.progress_at = trio.current_time()
         """When the peer last took bytes, or nothing waited."""
 
     @property
@@ -107,7 +117,16 @@ class Outbox(trio.abc.Stream):
     def _break(self) -> None:
         self.broken = True
         self._buffer.clear()
-        self._room.unpark_all()
+        self._tell_room()
+
+    async def _park(self) -> None:
+        if self._room is None:
+            self._room = trio.lowlevel.ParkingLot()
+        await self._room.park()
+
+    def _tell_room(self) -> None:
+        if self._room is not None:
+            self._room.unpark_all()
 
     async def _drain(self) -> None:
         try:
@@ -122,14 +141,14 @@ class Outbox(trio.abc.Stream):
                     del self._buffer[:sent]
                     self.progress_at = trio.current_time()
                 if len(self._buffer) <= LOW:
-                    self._room.unpark_all()
+                    self._tell_room()
                     if self._was_full and not self.broken:
                         self._was_full = False
                         if self.on_room is not None:
                             self.on_room()
         finally:
             self._draining = False
-            self._room.unpark_all()
+            self._tell_room()
 
     def after(self, seconds: float, call: Callable[[], None]) -> None:
         """Call it after that time, unless the connection ends before."""
@@ -138,48 +157,28 @@ class Outbox(trio.abc.Stream):
     async def wait_room(self) -> None:
         """Wait until little is left to send; for answers that only this peer asked for."""
         while self.full and not self.broken:
-            await self._room.park()
-
-    # trio.abc.Stream, for the WebSocket library
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Append bytes of the WebSocket library; waits while the buffer is full. Raises BrokenResourceError."""
-        await trio.lowlevel.checkpoint()
-        if self.broken:
-            raise trio.BrokenResourceError("the connection is gone")
-        self._push(data)
-        await self.wait_room()
-
-    async def wait_send_all_might_not_block(self) -> None:
-        """Wait until little is left to send."""
-        await trio.lowlevel.checkpoint()
-        await self.wait_room()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Bytes from the peer; empty at its end. Raises BrokenResourceError, ClosedResourceError."""
-        data = bytes(await self._stream.receive_some(max_bytes))
-        self.received_at = trio.current_time()
-        return data
+            await self._park()
 
     async def flush(self) -> None:
         """Wait until everything is sent or the connection is broken; to be bounded by the caller."""
         while self._buffer and not self.broken:
             if self._draining:
-                await self._room.park()
+                await self._park()
             else:  # the drain task was cancelled with its nursery, at a stop
                 self._draining = True
                 await self._drain()
 
     def release(self) -> bytes:
-        """Give the connection up; returns what the peer has not taken yet. What is written now is dropped."""
+        """Give the connection up; returns what the peer has not taken yet. Who waits for it here waits no more."""
         unsent = bytes(self._buffer)
         self._break()
+        trio.lowlevel.notify_closing(self._sock)
         return unsent
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
         """Close the connection; what waits is dropped."""
         self._break()
-        await self._stream.aclose()
+        self._sock.close()
 
 
 async def _later(seconds: float, call: Callable[[], None]) -> None:

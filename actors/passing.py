@@ -5,15 +5,14 @@ it is not, its conversations are nobody's in a moment, so the store is asked aga
 then nobody listens where it should, its death was told to nobody, so it is told here. What was passed on once is
 not passed on before its client has moved.
 
-A WebSocket moves between two messages: the library is halted, and what the client has sent behind the message that
-wants it elsewhere goes along unread, and so does what it has not taken yet of what was written to it.
+A WebSocket moves between two messages: it is read no more, and what the client has sent behind the message that
+wants it elsewhere goes along unhandled, and so does what it has not taken yet of what was written to it.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import trio
 
@@ -21,7 +20,7 @@ from actors import entering
 from actors.entering import Place
 from actors.front import Front
 from actors.handover import Passage, Passed
-from actors.http import Head, Replay
+from actors.http import Head
 from actors.outbox import Outbox
 from actors.wire import Wire
 from protocol.errors import Code, Fault
@@ -33,23 +32,20 @@ log = logging.getLogger("actors.gateway")
 SETTLE_S = 10.0  # for a dead front's conversations to be nobody's; the root notices in tens of milliseconds
 PAUSE_S = 0.02  # before the store is asked again, twice as long each time
 PAUSE_MOST_S = 0.5
-HALT_S = 1.0  # for the library to be done with what it has got
 
 
-@dataclass
+@dataclass(slots=True)
 class Line:
     """A connection that is a WebSocket, and what it is made of."""
 
     front: Front
     stream: trio.SocketStream
-    head: Head
-    replay: Replay
+    head: bytes
+    """Of the request that it began with, for another front; empty where there is none."""
     outbox: Outbox
     wire: Wire
     gone: bool = False
     """Another front has it."""
-    follows: set[tuple[str, str]] = field(default_factory=set)
-    """Servers and addresses of resources that its client is told the changes of."""
 
 
 class Patience:
@@ -121,37 +117,29 @@ async def _give(passage: Passage, stream: trio.SocketStream, passed: Passed) -> 
     return True
 
 
-async def move(line: Line, frame: str, elsewhere: entering.Elsewhere, discard: Callable[[], Awaitable[None]]) -> bool:
+async def move(line: Line, frame: str, elsewhere: entering.Elsewhere, follows: list[tuple[str, str]]) -> bool:
     """Pass the WebSocket on, to where `frame` is handled next; False where that front is not there.
 
     Args:
-        discard: takes messages from the library until it is cancelled, or there are no more.
+        follows: servers and addresses of resources that its client is told the changes of.
     """
     passage = await _reach(line.front, elsewhere.entered.front)
     if passage is None:
         return False
     wire, outbox = line.wire, line.outbox
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(discard)  # else the library may wait for room in its queue, and never be done
-            with trio.move_on_after(HALT_S):
-                await wire.halt()
-            nursery.cancel_scope.cancel()
-        if wire.closing or wire.peer_closing or wire.ended or wire.refused or outbox.broken:
-            passage.close()
-            return True  # it is at its end
-        found = Passed(
-            line.head.raw,
-            elsewhere.entered.conversation,
-            frame=elsewhere.frame or frame,
-            rest=wire.untaken + line.replay.left,
-            unsent=outbox.release(),
-            follows=sorted(line.follows),
-            frame_s=outbox.frame_s,
-        )
-        line.gone = True  # if it cannot be given now, it is lost: the client comes again
-        await _give(passage, line.stream, found)
-    except BaseException:
+    wire.halt()
+    if wire.closing or wire.peer_closing or wire.ended or wire.refused or outbox.broken:
         passage.close()
-        raise
+        return True  # it is at its end
+    found = Passed(
+        line.head,
+        elsewhere.entered.conversation,
+        frame=elsewhere.frame or frame,
+        rest=wire.untaken,
+        unsent=outbox.release(),
+        follows=follows,
+        frame_s=outbox.frame_s,
+    )
+    line.gone = True  # if it cannot be given now, it is lost: the client comes again
+    await _give(passage, line.stream, found)
     return True

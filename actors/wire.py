@@ -1,27 +1,30 @@
-"""What the WebSocket library is given instead of the connection: the outbox below, watched in both directions.
+"""One peer's side of a WebSocket: its bytes become messages, its pings are answered, its close frame too.
 
-The library ends a connection abruptly where a client should be told why (it closes at a protocol error
-without a close frame, drops what waits to be sent, and counts a message's characters only after it has
-taken them). So it never gets the real end of the connection in its hands: its `aclose` only notes that it is
-done. The heads of the peer's frames are followed here: a message that announces more bytes than allowed is
-refused before they are taken, and the peer's close frame is noticed. Frames themselves are the library's.
+The heads of its frames are followed before the protocol library sees them: a message that announces more bytes than
+allowed is refused before they are taken, and the peer's close frame is noticed whatever comes before it. Frames
+themselves are the library's (wsproto, whose importer this is); it is there only while a message has come in part, so
+that a socket on which nothing happens costs little.
 
 A connection may move to another front in mid-life. For that the bytes of messages that nobody has handled are kept
-until they are (`taken`), and the other's library gets a handshake whose answer the peer never sees (`muted`).
+until they are (`taken`).
 
-Nothing here fails for what a peer sends; what is wrong with a frame otherwise, the library says.
+Nothing here fails for what a peer sends: what is wrong ends the WebSocket, and `closed` or `refused` say why.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import trio
+from wsproto.frame_protocol import Frame, FrameProtocol, Opcode, ParseFailed
 
 from actors.outbox import Outbox
 
+READ_BYTES = 65_536  # at a time
 MAX_FRAGMENTS = 65_536  # of one message; each costs memory, an empty one too
 MAX_FRAME_HEAD = 14  # bytes; RFC 6455, section 5.2
 MAX_REASON = 123  # bytes of a close frame's reason; RFC 6455, section 5.5
@@ -29,46 +32,84 @@ CONTINUATION, CLOSE = 0x0, 0x8
 CLOSE_FRAME = 0x88  # first byte of an unfragmented close frame
 FINAL = 0x80  # in a frame's first byte: the last one of its message
 MASKED = 0x80
+ABNORMAL = 1006  # the peer ended without a close frame
 
 
-class Wire(trio.abc.Stream):
-    """Wraps an outbox for the WebSocket library.
+class Wire:
+    """Reads one connection; what it answers goes through the outbox.
 
     Args:
-        outbox: owns the connection.
-        handshake: how many bytes come before the first frame.
+        outbox: writes to the connection.
+        sock: the connection's socket.
         limit: bytes that a message may have now.
+        early: what was read of it before.
         keeps: the bytes of messages are kept until they were `taken`.
-        muted: the answer to the handshake is not sent: the peer has had one.
     """
 
+    __slots__ = (
+        "_early",
+        "_ends",
+        "_fragments",
+        "_frames",
+        "_head",
+        "_kept",
+        "_kept_from",
+        "_limit",
+        "_listening_since",
+        "_message",
+        "_outbox",
+        "_parts",
+        "_position",
+        "_protocol",
+        "_received_at",
+        "_skip",
+        "_sock",
+        "_within",
+        "closed",
+        "closing",
+        "ended",
+        "over",
+        "peer_closing",
+        "refused",
+    )
+
     def __init__(
-        self, outbox: Outbox, handshake: int, limit: Callable[[], int], *, keeps: bool = False, muted: bool = False
+        self,
+        outbox: Outbox,
+        sock: trio.socket.SocketType,
+        limit: Callable[[], int],
+        *,
+        early: bytes = b"",
+        keeps: bool = False,
     ) -> None:
         self._outbox = outbox
-        self._handshake = handshake
+        self._sock = sock
         self._limit = limit
-        self._answered = trio.Event()
-        self._receiving: trio.CancelScope | None = None
+        self._early = early
+        self._received_at = -math.inf
         self._listening_since = math.inf
-        self._skip = handshake
-        self._head = bytearray()
+        self._protocol: FrameProtocol | None = None
+        self._frames: Iterator[Frame] | None = None
+        self._parts: list[Any] | None = None
+        """Of the message that has come in part."""
+        self._skip = 0
+        self._head = b""
         """The beginning of a frame's head whose rest has not come yet."""
         self._message = 0
         self._fragments = 0
-        self._muted = muted
+        self._within = False
+        """Fragments of a message have come, and not the last."""
         self._kept: bytearray | None = bytearray() if keeps else None
         """What came since the end of the message that was taken last."""
         self._kept_from = 0
         self._position = 0
         """How many bytes have come, as `_kept_from` and `_ends` count them."""
-        self._ends: list[int] = []
+        self._ends: list[int] | None = [] if keeps else None
         """Where the messages end that have come, or begun to, since that one."""
-        self._halted = False
-        self._idle = trio.Event()
-        """The library is done with all that it got, and gets nothing more."""
+        self.closed: tuple[int, str] | None = None
+        """Code and reason of an end that the peer brought about, once there was one."""
         self.over = False
-        """The library is done, or was told to be: it gets and sends nothing any more."""
+        """Nothing more is taken."""
         self.closing = False
         """A close frame of ours is among what was sent or waits to be."""
         self.peer_closing = False
@@ -81,33 +122,29 @@ class Wire(trio.abc.Stream):
     @property
     def silent_s(self) -> float:
         """Seconds in which the peer could have said something and did not; 0 while nobody listens."""
-        return max(0.0, trio.current_time() - max(self._outbox.received_at, self._listening_since))
+        return max(0.0, trio.current_time() - max(self._received_at, self._listening_since))
 
-    def stop(self) -> None:
-        """The library gets nothing more; afterwards the connection may be read by others."""
-        self.over = True
-        if self._receiving is not None:
-            self._receiving.cancel()
-
-    async def halt(self) -> None:
-        """The library gets nothing more; returns when it has done with what it got. It may still send until then."""
-        self._halted = True
-        if self._receiving is not None:
-            self._receiving.cancel()
-        await self._idle.wait()
+    def halt(self) -> None:
+        """Take nothing more. What came is answered; its messages are for others."""
+        while self.next() is not None:
+            pass
         self.over = True
 
     def taken(self) -> None:
-        """The next message has been handed out by the library: its bytes are needed no more."""
-        if self._kept is not None:
+        """The next message is handled: its bytes are needed no more."""
+        if self._kept is not None and self._ends is not None:
             end = self._ends.pop(0)
             del self._kept[: end - self._kept_from]
             self._kept_from = end
 
     @property
     def untaken(self) -> bytes:
-        """What the library got behind the message that was taken last."""
-        return bytes(self._kept or b"")
+        """What came behind the message that was taken last."""
+        return bytes(self._kept or b"") + self._early
+
+    @property
+    def _done(self) -> bool:
+        return self.over or bool(self.refused) or self.closed is not None
 
     def say_close(self, code: int, reason: str) -> None:
         """Send a close frame, unless there was one."""
@@ -115,30 +152,83 @@ class Wire(trio.abc.Stream):
             self.closing = True
             self._outbox.write(close_frame(code, reason))
 
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Bytes from the peer; empty at its end. Raises BrokenResourceError, ClosedResourceError."""
-        if self.over or self.refused or self._halted:
-            self._idle.set()
-            raise trio.ClosedResourceError("this WebSocket takes nothing more")
-        if self._handshake:
-            max_bytes, self._handshake = self._handshake, 0
-        else:
-            await self._answered.wait()  # the library would lose what comes before its own answer
-        self._listening_since = trio.current_time()
-        try:
-            with trio.CancelScope() as self._receiving:
-                data = await self._outbox.receive_some(max_bytes)
-                kept = self.follow(data)
-                if not data:
-                    self.ended = True
-                    self._idle.set()
-                if kept or not data:
-                    return data[:kept]
-        finally:
-            self._receiving = None
-            self._listening_since = math.inf
-        self._idle.set()
-        raise trio.ClosedResourceError("this WebSocket takes nothing more")
+    async def receive(self) -> bool:
+        """Take in what the peer sends next, for `next`; False: there will be no more."""
+        if not self._done:
+            await self._outbox.wait_room()  # it is to read our answers before it gets more of them
+        if self._done:
+            return False
+        data, self._early = self._early, b""
+        if not data:
+            self._listening_since = trio.current_time()
+            try:
+                # never before it was waited for: who sends without end must leave time for others
+                await trio.lowlevel.wait_readable(self._sock)
+                data = os.read(self._sock.fileno(), READ_BYTES)
+            except BlockingIOError:
+                return True
+            except (OSError, trio.ClosedResourceError):
+                pass  # reset, or given up: it ends as one that says nothing more
+            finally:
+                self._listening_since = math.inf
+            self._received_at = trio.current_time()
+        return self._take_in(data)
+
+    def _take_in(self, data: bytes) -> bool:
+        if not data:
+            self.ended = True
+            self.closed = self.closed or (ABNORMAL, "")
+            return False
+        kept = self.follow(data)
+        if kept:
+            if self._protocol is None:
+                self._protocol = FrameProtocol(client=False, extensions=[])
+            self._protocol.receive_bytes(data[:kept])
+            self._frames = self._protocol.received_frames()
+        return kept > 0
+
+    def next(self) -> str | bytes | None:
+        """The next message of what was taken in; None: no other is there yet."""
+        while self._frames is not None and self._protocol is not None:
+            try:
+                frame = next(self._frames, None)
+            except ParseFailed as wrong:
+                self._end(int(wrong.code), str(wrong))
+                return None
+            if frame is None:
+                self._frames = None
+                if not (self._within or self._skip or self._head):
+                    self._protocol = None
+                return None
+            if (message := self._understood(self._protocol, frame)) is not None:
+                return message
+        return None
+
+    def _understood(self, protocol: FrameProtocol, frame: Frame) -> str | bytes | None:
+        """The message that is whole with this frame."""
+        payload: Any = frame.payload  # of a type that depends on the opcode
+        if frame.opcode is Opcode.PING:
+            self._outbox.write(bytes(protocol.pong(payload)))
+        elif frame.opcode is Opcode.CLOSE:
+            code, reason = payload
+            if not self.closing:
+                self.closing = True
+                self._outbox.write(bytes(protocol.close(code, reason)))
+                self._outbox.sealed = True
+            self._end(int(code), reason)
+        elif frame.opcode is not Opcode.PONG:
+            if self._parts is None:
+                self._parts = []
+            self._parts.append(payload)
+            if frame.message_finished:
+                parts, self._parts = self._parts, None
+                whole: str | bytes = parts[0][:0].join(parts)
+                return whole
+        return None
+
+    def _end(self, code: int, reason: str) -> None:
+        self.closed = code, reason
+        self._protocol = self._frames = self._parts = None
 
     def follow(self, data: bytes) -> int:
         """Follow the heads of the frames; returns how many of the bytes come before a refused message."""
@@ -158,14 +248,16 @@ class Wire(trio.abc.Stream):
             if parsed is None:
                 break
             opcode, head_bytes, self._skip = parsed
-            final = self._head[0] & FINAL
-            self._head.clear()
+            final = bool(self._head[0] & FINAL)
+            self._head = b""
             at += head_bytes - had
-            if self._kept is not None and final and not opcode & CLOSE:
+            if self._ends is not None and final and not opcode & CLOSE:
                 self._ends.append(self._position + at + self._skip)
             if opcode & CLOSE:  # control frames; they may stand between the fragments of a message
                 self.peer_closing |= opcode == CLOSE
-            elif not self._takes(opcode):
+                continue
+            self._within = not final
+            if not self._takes(opcode):
                 kept = min(kept, begun)
         self._position += size
         return kept
@@ -180,30 +272,6 @@ class Wire(trio.abc.Stream):
         elif self._fragments > MAX_FRAGMENTS:
             self.refused = f"a message may have {MAX_FRAGMENTS} fragments"
         return not self.refused
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Bytes of the library: the handshake, pongs, its close frame. Raises Closed-, BrokenResourceError."""
-        if self.over or self.closing:
-            raise trio.ClosedResourceError("this WebSocket sends nothing more")
-        if data and data[0] == CLOSE_FRAME:
-            # sealed before it is sent: a frame of ours that is being made, such as the welcome, must not follow it
-            self.closing = self._outbox.sealed = True
-        self._answered.set()  # the first that it sends is the answer to the handshake
-        if self._muted:
-            self._muted = False
-            await trio.lowlevel.checkpoint()
-            return
-        await self._outbox.send_all(data)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        """Wait until little is left to send."""
-        await self._outbox.wait_send_all_might_not_block()
-
-    async def aclose(self) -> None:
-        """The library is done; the connection itself is closed by who opened it."""
-        self.over = True
-        self._idle.set()
-        await trio.lowlevel.checkpoint()
 
 
 def frame_head(data: bytes | bytearray) -> tuple[int, int, int] | None:

@@ -47,7 +47,7 @@ MCP_PROCESS = {
 
 IMPORTERS = {
     "apsw": {"actors/store.py", "actors/schema.py", "actors/rows.py", "actors/recovery.py", "actors/database_file.py"},
-    "trio_websocket": {"actors/connection.py", "supervisors/chat_link.py"},
+    "trio_websocket": {"actors/handshake.py", "supervisors/chat_link.py"},
     "httpx": {"actors/provider.py"},
     "httpx2": {
         *("actors/mcp_exchange.py", "actors/mcp_http.py", "actors/mcp_sse.py"),

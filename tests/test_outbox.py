@@ -33,7 +33,7 @@ async def connected() -> AsyncIterator[tuple[Outbox, trio.SocketStream, trio.Nur
         await listener.accept() as stream,
         trio.open_nursery() as tasks,
     ):
-        yield Outbox(stream, stream.socket, tasks), peer, tasks
+        yield Outbox(stream.socket, tasks), peer, tasks
         tasks.cancel_scope.cancel()
 
 
@@ -61,7 +61,7 @@ async def test_what_fits_is_sent_at_once_without_a_task() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-async def test_the_librarys_bytes_and_ours_keep_their_order_whatever_the_peer_takes(seed: int) -> None:
+async def test_bytes_keep_their_order_whatever_the_peer_takes(seed: int) -> None:
     rng = random.Random(seed)
     sizes = [rng.choice([1, 100, 5000, 60_000, 400_000]) for _ in range(60)]
     parts = [bytes([number]) * size for number, size in enumerate(sizes)]
@@ -70,10 +70,9 @@ async def test_the_librarys_bytes_and_ours_keep_their_order_whatever_the_peer_ta
 
         async def write() -> None:
             for part in parts:
+                outbox.write(part)
                 if rng.random() < 0.3:
-                    await outbox.send_all(part)
-                else:
-                    outbox.write(part)
+                    await outbox.wait_room()
                 if rng.random() < 0.3:
                     await trio.lowlevel.checkpoint()
 
@@ -130,22 +129,10 @@ async def test_waiting_for_room_is_until_little_is_left_and_flushing_until_nothi
         async with trio.open_nursery() as nursery:
             nursery.start_soon(flushed)
             nursery.start_soon(room)
-            nursery.start_soon(outbox.wait_send_all_might_not_block)
             await trio.testing.wait_all_tasks_blocked()
             assert not order
             await read(peer, 2 * HIGH)
         assert order == ["room", "flushed"]
-
-
-async def test_a_cancelled_send_cuts_no_bytes() -> None:
-    async with connected() as (outbox, peer, _):
-        with trio.CancelScope() as scope:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(outbox.send_all, b"a" * 2 * HIGH)
-                await trio.testing.wait_all_tasks_blocked()
-                scope.cancel()
-        outbox.write(b"b")
-        assert await read(peer, 2 * HIGH + 1) == b"a" * 2 * HIGH + b"b"
 
 
 async def test_a_reset_in_the_middle_ends_everything_that_waits() -> None:
@@ -163,8 +150,6 @@ async def test_a_reset_in_the_middle_ends_everything_that_waits() -> None:
         assert not called, "there is no room in what is broken"
         outbox.write(b"dropped")
         assert outbox.waiting == 0
-        with pytest.raises(trio.BrokenResourceError):
-            await outbox.send_all(b"dropped")
         await trio.testing.wait_all_tasks_blocked()
         assert not tasks.child_tasks
 
@@ -174,7 +159,7 @@ async def test_closing_drops_what_waits_and_leaves_no_task() -> None:
         outbox.write(b"x" * 4 * HIGH)
         await trio.testing.wait_all_tasks_blocked()
         assert tasks.child_tasks
-        await outbox.aclose()
+        outbox.close()
         await trio.testing.wait_all_tasks_blocked()
         assert not tasks.child_tasks
         assert outbox.broken
@@ -183,25 +168,35 @@ async def test_closing_drops_what_waits_and_leaves_no_task() -> None:
         await outbox.wait_room()
 
 
-async def test_after_the_close_frame_only_the_library_may_write() -> None:
+async def test_after_the_close_frame_nothing_is_written() -> None:
     async with connected() as (outbox, peer, _):
+        outbox.write(b"close")
         outbox.sealed = True
         outbox.write(b"a frame of ours")
-        await outbox.send_all(b"close")
         assert await read(peer, 5) == b"close"
         assert outbox.waiting == 0
+        outbox.close()
+        assert not await peer.receive_some()
 
 
-async def test_bytes_come_from_the_stream_and_their_end_too() -> None:
+async def test_who_gives_the_connection_up_wakes_who_reads_it_and_gets_what_did_not_go_out() -> None:
     async with connected() as (outbox, peer, _):
-        await peer.send_all(b"hello")
-        assert await outbox.receive_some() == b"hello"
-        await peer.send_eof()
-        assert await outbox.receive_some(10) == b""
+        data = bytes(range(256)) * HIGH
+        outbox.write(data)
+
+        async def reads() -> None:
+            with pytest.raises(trio.ClosedResourceError):
+                await trio.lowlevel.wait_readable(outbox._sock)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(reads)
+            await trio.testing.wait_all_tasks_blocked()
+            unsent = outbox.release()
+        assert await read(peer, len(data) - len(unsent)) + unsent == data
 
 
 @pytest.mark.autojump
-async def test_it_knows_when_the_peer_last_took_or_sent_something() -> None:
+async def test_it_knows_when_the_peer_last_took_something() -> None:
     async with connected() as (outbox, peer, _):
         await trio.sleep(10)  # virtual
         outbox.write(b"x" * 4 * HIGH)
@@ -212,10 +207,6 @@ async def test_it_knows_when_the_peer_last_took_or_sent_something() -> None:
         assert outbox.progress_at == blocked, "more to send is no progress"
         await read(peer, 4 * HIGH + 1)
         assert outbox.progress_at >= blocked + 10
-        assert outbox.received_at < blocked
-        await peer.send_all(b"ping")
-        await outbox.receive_some()
-        assert outbox.received_at >= blocked + 10
 
 
 # Through the service: what a socket may cost that reads nothing.

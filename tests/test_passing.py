@@ -342,6 +342,7 @@ async def test_a_front_that_is_replaced_keeps_its_turns_to_their_end_and_lets_go
                 # who was connected, but had not said where to yet, is sent on; nobody else comes
                 await astray.send(upgrade(one.port, path=f"/ws/chat?conversation={idle.conversation}"))
                 assert "101" in await astray.head()
+                await astray.until("welcome")
                 assert on(two) == [idle.conversation]
                 with pytest.raises(OSError, match="all attempts to connect"):
                     await trio.open_tcp_stream("127.0.0.1", one.port)

@@ -1,12 +1,15 @@
-"""The wire below the WebSocket library: frames' heads at any split, refusals, close frames."""
+"""One peer's side of a WebSocket: frames' heads and messages at any split, refusals, pings, close frames."""
 
 from __future__ import annotations
 
-from typing import cast
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 import trio
-import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,11 +18,12 @@ from actors.wire import MAX_FRAGMENTS, Wire, close_frame, frame_head
 from tests.peer import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, frame
 
 LIMIT = 70_000
+NO_SOCKET: trio.socket.SocketType = None  # type: ignore[assignment]  # following frames touches no connection
 
 
 def wire(limit: int = LIMIT) -> Wire:
     unused: Outbox = None  # type: ignore[assignment]  # following frames touches no connection
-    return Wire(unused, 0, lambda: limit)
+    return Wire(unused, NO_SOCKET, lambda: limit)
 
 
 def follow(data: bytes, *cuts: int, limit: int = LIMIT) -> tuple[Wire, int]:
@@ -144,13 +148,13 @@ def bytes_of(kind: str, sizes: list[int]) -> bytes:
 def test_what_was_not_taken_is_what_came_behind_the_last_message_that_was(
     sequence: list[tuple[str, list[int]]], data: st.DataObject
 ) -> None:
-    stream, ends = b"handshake", []
+    stream, ends = b"", []
     for kind, sizes in sequence:
         stream += bytes_of(kind, sizes)
         if kind == "message":
             ends.append(len(stream))
     unused: Outbox = None  # type: ignore[assignment]  # following frames touches no connection
-    followed = Wire(unused, len(b"handshake"), lambda: LIMIT, keeps=True)
+    followed = Wire(unused, NO_SOCKET, lambda: LIMIT, keeps=True)
     at = taken = 0
     while at < len(stream):
         size = data.draw(st.sampled_from([1, 2, 7, 60, 130, 500]))
@@ -162,47 +166,81 @@ def test_what_was_not_taken_is_what_came_behind_the_last_message_that_was(
         assert followed.untaken == stream[ends[taken - 1] if taken else 0 : at]
 
 
-class Sent:
-    """An outbox that notes what is sent, and gives what the test has put there."""
-
-    def __init__(self) -> None:
-        self.data = b""
-        self.came, self.gives = trio.open_memory_channel[bytes](10)
-        self.received_at = 0.0
-
-    async def send_all(self, data: bytes) -> None:
-        await trio.lowlevel.checkpoint()
-        self.data += data
-
-    async def receive_some(self, _: int | None) -> bytes:
-        return await self.gives.receive()
+# Through a real connection.
 
 
-@pytest.mark.autojump
-async def test_a_peer_that_has_had_an_answer_gets_no_second_one_and_a_halted_library_is_done_with_all() -> None:
-    below = Sent()
-    over = Wire(cast(Outbox, below), 2, lambda: LIMIT, keeps=True, muted=True)
-    got: list[bytes] = []
+@asynccontextmanager
+async def connected(**options: Any) -> AsyncIterator[tuple[Wire, trio.SocketStream]]:
+    """A wire, and its peer's end."""
+    ours, theirs = socket.socketpair()
+    peer = trio.SocketStream(trio.socket.from_stdlib_socket(theirs))
+    async with peer, trio.open_nursery() as tasks:
+        with trio.socket.from_stdlib_socket(ours) as sock:
+            yield Wire(Outbox(sock, tasks), sock, lambda: LIMIT, **options), peer
+            tasks.cancel_scope.cancel()
 
-    async def library() -> None:
-        got.append(await over.receive_some(2))
-        await over.send_all(b"HTTP/1.1 101")
-        got.append(await over.receive_some(2))
-        await trio.sleep(1)  # virtual
-        await over.send_all(b"pong")
-        with pytest.raises(trio.ClosedResourceError):
-            await over.receive_some(2)
 
-    await below.came.send(b"hs")
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(library)
-        await trio.testing.wait_all_tasks_blocked()
-        await below.came.send(frame(PING))
-        await trio.testing.wait_all_tasks_blocked()
-        await over.halt()
-        assert below.data == b"pong", "it has answered what it got"
-        assert got == [b"hs", frame(PING)]
-        await below.came.send(b"more")
-        with pytest.raises(trio.ClosedResourceError):
-            await over.send_all(b"late")
-    assert below.gives.receive_nowait() == b"more", "who comes next reads on"
+async def messages_of(wire: Wire) -> list[str | bytes]:
+    """All, until it is over."""
+    found: list[str | bytes] = []
+    while (message := wire.next()) is not None or await wire.receive():
+        if message is not None:
+            found.append(message)
+    return found
+
+
+@pytest.mark.parametrize("cut", range(1, 60, 7))
+async def test_messages_are_whole_whatever_came_when_and_pings_are_answered_between_them(cut: int) -> None:
+    data = frame(TEXT, "grüße".encode()) + frame(TEXT, b"tw", fin=False) + frame(PING, b"p")
+    data += frame(CONTINUATION, b"o") + frame(BINARY, b"\xff\x00") + frame(TEXT) + frame(CLOSE, b"\x03\xe8bye")
+    async with connected(early=data[:cut]) as (wire, peer):
+        await peer.send_all(data[cut:])
+        assert await messages_of(wire) == ["grüße", "two", b"\xff\x00", ""]
+        assert wire.closed == (1000, "bye")
+        assert bytes(await peer.receive_some()) == b"\x8a\x01p\x88\x05\x03\xe8bye"
+
+
+async def test_between_messages_no_parser_is_kept_and_within_one_it_is() -> None:
+    async with connected() as (wire, peer):
+        for data, kept in (
+            (frame(TEXT, b"a"), False),
+            (frame(TEXT, b"a", fin=False), True),
+            (frame(PING), True),
+            (frame(CONTINUATION, b"b"), False),
+            (frame(PONG), False),
+            (frame(TEXT, b"long")[:4], True),
+        ):
+            await peer.send_all(data)
+            assert await wire.receive()
+            while wire.next() is not None:
+                pass
+            assert (wire._protocol is not None) == kept
+
+
+async def test_an_end_without_a_close_frame_and_a_refusal_say_why() -> None:
+    async with connected() as (wire, peer):
+        await peer.send_all(frame(TEXT, b"a") + frame(TEXT, b"", length=LIMIT + 1))
+        assert await messages_of(wire) == ["a"]
+        assert "a message may have" in wire.refused
+    async with connected() as (wire, peer):
+        await peer.send_all(frame(TEXT, b"a"))
+        await peer.send_eof()
+        assert await messages_of(wire) == ["a"]
+        assert wire.ended
+        assert wire.closed == (1006, "")
+
+
+async def test_one_that_is_halted_has_answered_what_it_got_and_leaves_the_rest_to_others() -> None:
+    async with connected(keeps=True) as (wire, peer):
+        rest = frame(PING, b"p") + frame(TEXT, b"c")
+        await peer.send_all(frame(TEXT, b"a") + frame(TEXT, b"b") + rest)
+        assert await wire.receive()
+        assert [wire.next(), wire.next()] == ["a", "b"]
+        wire.taken()
+        wire.taken()
+        wire.halt()
+        assert bytes(await peer.receive_some()) == b"\x8a\x01p"
+        assert wire.untaken == rest
+        await peer.send_all(b"more")
+        assert not await wire.receive()
+        assert os.read(wire._sock.fileno(), 100) == b"more", "who comes next reads on"
