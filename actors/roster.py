@@ -39,8 +39,12 @@ async def keep(_: KeepContext) -> AsyncIterator[Known]:
 
 
 async def run(box: Mailbox[RosterMessage], ctx: Context) -> None:
-    """The actor. `ctx.args` may hold `first`, which is waited for before the first servers are started."""
+    """The actor. `ctx.args` may hold `first`, which is waited for before the first servers are started.
+
+    It is ready before: this process takes connections once its parts are ready, and `first` may wait for one.
+    """
     watcher = ctx.ref("watcher")
+    ctx.ready()
     if (first := ctx.args.get("first")) is not None:
         await first()
     apply(await watcher.ask(GetSnapshot(), within=START_S, again=True), ctx)

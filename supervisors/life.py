@@ -260,7 +260,7 @@ class Life:
 def command(role: str, control: int) -> list[str]:
     """The program and its arguments."""
     safe = [] if _trusts_working_directory() else ["-P"]
-    return [sys.executable, *safe, "-m", "supervisors.worker", role, "--control", str(control)]
+    return [sys.executable, *safe, "-m", "supervisors.worker", role, str(control)]
 
 
 def _trusts_working_directory() -> bool:

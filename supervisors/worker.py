@@ -1,4 +1,4 @@
-"""A process of the service: `python -m supervisors.worker ROLE --control FD` runs that role's part of the tree.
+"""A process of the service: `python -m supervisors.worker ROLE FD` runs that role's part of the tree.
 
 Started by `supervisors.process`, which sends the orders over the control socket and decides about its end:
 signals to the whole group of the service (Ctrl-C, a service manager's SIGTERM) are not for it. When the parent
@@ -10,7 +10,6 @@ Exit codes: 0 after an ordered stop, 70 a core part kept failing, 71 its parent 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import faulthandler
 import importlib
@@ -49,15 +48,12 @@ NOT_OURS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 def main() -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(prog="supervisors.worker", description="A process of a running service.")
-    parser.add_argument("role")
-    parser.add_argument("--control", type=int, required=True, metavar="FD")
-    arguments = parser.parse_args()
+    _, _, descriptor = sys.argv  # as `supervisors.life` writes them; the role is there for who reads `ps`
     faulthandler.enable()
     interpreter.allow()
     for number in NOT_OURS:
         signal.signal(number, _nothing)  # not SIG_IGN: what we start would inherit that
-    control = socket.socket(fileno=arguments.control)
+    control = socket.socket(fileno=int(descriptor))
     control.set_inheritable(False)
     leash.put_on(control)
     sys.exit(run(control))

@@ -5,13 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import trio
+
+from protocol.mail import Mailbox
 from protocol.mcp_server import CallTool
-from protocol.spec import Status
+from protocol.spec import Child, Context, Group, Status
+from protocol.watcher import GetSnapshot
+from supervisors.supervisor import running
+from supervisors.tree import servers
 from tests.fakes import say
 from tests.http_servers import http_server
 from tests.mcp_house import ODD
 from tests.service import LIGHT, Service, connected, front_of, service
+from tests.streaming import provider, snapshot
 
 
 def write_servers(s: Service, servers: Mapping[str, object], **settings: object) -> None:
@@ -93,3 +101,19 @@ async def test_a_crashed_roster_leaves_its_servers_alone(tmp_path: Path) -> None
         await s.tree.restart("roster")
         assert s.tree.slots["mcp/demo"] is demo
         assert demo.incarnation == 1
+
+
+async def test_it_is_ready_before_servers_may_start() -> None:
+    may_start, asked = trio.Event(), trio.Event()
+
+    async def watcher(box: Mailbox[Any], _: Context) -> None:
+        async for message in box:
+            if isinstance(message, GetSnapshot):
+                asked.set()
+                box.reply(snapshot(provider("http://127.0.0.1:9/v1")))
+
+    tree = Group("all", (Child("watcher", watcher), *servers({"first": may_start.wait})))
+    async with running(tree):  # which begins when the roster is ready
+        assert not asked.is_set()
+        may_start.set()
+        await asked.wait()
