@@ -1,6 +1,6 @@
 """HTTP/1.1 connections whose bodies are read past httpcore, many events per wake instead of one chain per chunk.
 
-httpcore opens, pools and closes connections, sends requests and reads heads (by h11), as ever. The body of a
+httpcore opens, pools and closes connections and reads heads (by h11), as ever. A request is sent here. The body of a
 plain success on a `RawStream` is offered as `extensions["body"]` of the response: a `Body`, dechunked by our own
 code; whoever takes it never iterates the response. All else is httpcore's: errors, encoded bodies,
 other backends. There is no public seam for that: the class is put where httpcore looks it up, as in http2.py;
@@ -10,6 +10,9 @@ tests/test_http1.py fails if it does not look there any more.
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncIterable
+from contextlib import suppress
+from typing import cast
 
 import h11
 import httpcore
@@ -70,7 +73,8 @@ class Body:
 
     async def read(self) -> bytes:
         """As `take`, but waits. Raises Torn, OSError, trio.ClosedResourceError."""
-        await trio.lowlevel.checkpoint()
+        if not self._early:  # which has been waited for already
+            await trio.lowlevel.checkpoint()
         while (data := self.take()) is None:
             await self.wire.wait()
         return data
@@ -86,11 +90,29 @@ class Connection(httpcore.AsyncHTTP11Connection):
 
     _body: Body | None = None
     _lasting = False
-    _unsent = b""
 
     async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
         """As httpcore's, with the body in the extensions where it may be taken."""
-        response = await super().handle_async_request(request)
+        if self._state not in (http11.HTTPConnectionState.NEW, http11.HTTPConnectionState.IDLE):
+            raise httpcore.ConnectionNotAvailable
+        # What httpcore has between here and the head (locks, traces, a write per event) takes twice as long as both.
+        self._request_count += 1
+        self._state, self._expire_at = http11.HTTPConnectionState.ACTIVE, None
+        patience = request.extensions.get("timeout", {})
+        try:
+            with suppress(httpcore.WriteError):  # servers may answer, and close, before they have read all
+                await self._network_stream.write(await self._encoded(request), patience.get("write"))
+            version, status, reason, fields, _ = await self._receive_response_headers(request)
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await self._response_closed()
+            raise
+        response = httpcore.Response(
+            status,
+            headers=fields,
+            content=http11.HTTP11ConnectionByteStream(self, request),
+            extensions={"http_version": version, "reason_phrase": reason, "network_stream": self._network_stream},
+        )
         wire = self._network_stream.get_extra_info("wire")
         if not isinstance(wire, RawStream) or response.status != 200 or request.method not in {b"GET", b"POST"}:
             return response
@@ -110,12 +132,20 @@ class Connection(httpcore.AsyncHTTP11Connection):
         response.extensions["body"] = self._body
         return response
 
-    async def _send_event(self, event: h11.Event, timeout: float | None = None) -> None:
-        # Head and body leave together: a write of each costs a turn of the scheduler, and the provider a wake.
-        self._unsent += self._h11_state.send(event) or b""
-        if isinstance(event, h11.EndOfMessage):
-            data, self._unsent = self._unsent, b""
-            await self._network_stream.write(data, timeout)
+    async def _encoded(self, request: httpcore.Request) -> bytes:
+        """Head and body, to leave together: a write of each costs a turn of the scheduler, and the provider a wake."""
+        try:
+            parts = [
+                self._h11_state.send(
+                    h11.Request(method=request.method, target=request.url.target, headers=request.headers)
+                )
+            ]
+        except h11.LocalProtocolError as error:
+            raise httpcore.LocalProtocolError(error) from error
+        async for part in cast(AsyncIterable[bytes], request.stream):
+            parts.append(self._h11_state.send(h11.Data(part)))
+        parts.append(self._h11_state.send(h11.EndOfMessage()))
+        return b"".join(part for part in parts if part)
 
     async def _response_closed(self) -> None:
         body, self._body = self._body, None

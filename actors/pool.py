@@ -13,6 +13,7 @@ import time
 from collections import deque
 
 import httpcore
+from httpcore._async.connection import AsyncHTTPConnection
 from httpcore._async.connection_pool import AsyncPoolRequest
 from httpcore._async.interfaces import AsyncConnectionInterface
 
@@ -39,6 +40,15 @@ class _Requests(list[AsyncPoolRequest]):
         self.left.append(request)
 
 
+class _Connection(AsyncHTTPConnection):
+    """httpcore's; once it is open, a request waits for nothing."""
+
+    async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
+        if self._connection is None:
+            return await super().handle_async_request(request)
+        return await self._connection.handle_async_request(request)
+
+
 class Pool(httpcore.AsyncConnectionPool):
     """httpcore's, for HTTP/1.1 connections."""
 
@@ -50,6 +60,14 @@ class Pool(httpcore.AsyncConnectionPool):
         self._idle: dict[AsyncConnectionInterface, None] = {}
         """Those that wait for a request, the one that has waited longest first."""
         self._swept_at = 0.0
+
+    def create_connection(self, origin: httpcore.Origin) -> AsyncConnectionInterface:
+        """As httpcore's."""
+        return _Connection(origin, self._ssl_context, self._keepalive_expiry, network_backend=self._network_backend)
+
+    async def _close_connections(self, closing: list[AsyncConnectionInterface]) -> None:
+        if closing:  # mostly there is none, and httpcore's makes a scope all the same
+            await super()._close_connections(closing)
 
     def _assign_requests_to_connections(self) -> list[AsyncConnectionInterface]:
         requests, closing = self._requests, list[AsyncConnectionInterface]()

@@ -13,6 +13,7 @@ import select
 import socket
 import ssl
 from collections.abc import Iterable
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import httpcore
@@ -20,6 +21,9 @@ import trio
 from httpcore._backends.trio import TrioBackend  # the public name of it picks a backend anew for each connection
 
 MOST = 64 * 1024  # bytes of one read; a TLS record has at most 16 KiB, so one never stays behind unseen
+
+BLOCKED = BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError
+"""Nothing can be done now without waiting."""
 
 _BUFFER = memoryview(bytearray(MOST))  # shared by all: nothing waits between the read and the copy of what came
 
@@ -59,7 +63,7 @@ class RawStream(httpcore.AsyncNetworkStream):
         """What has come; b"" at the end, None if nothing has. Raises OSError."""
         try:
             count = self._sock.recv_into(_BUFFER)
-        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+        except BLOCKED:
             return None  # part of a TLS record is nothing yet either
         return _BUFFER[:count].tobytes()
 
@@ -69,9 +73,14 @@ class RawStream(httpcore.AsyncNetworkStream):
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """At most `max_bytes`; b"" at the end. Raises httpcore.ReadError, ReadTimeout."""
+        await trio.lowlevel.checkpoint_if_cancelled()
         try:
-            with trio.fail_after(math.inf if timeout is None else timeout):
-                await trio.lowlevel.checkpoint()
+            with suppress(*BLOCKED):
+                data = self._sock.recv(max_bytes)
+                await trio.lowlevel.cancel_shielded_checkpoint()
+                return data
+            # A scope only where there is something to wait for, and an end of it.
+            with nullcontext() if timeout is None else trio.fail_after(timeout):
                 while True:
                     try:
                         return self._sock.recv(max_bytes)
@@ -85,11 +94,15 @@ class RawStream(httpcore.AsyncNetworkStream):
             raise httpcore.ReadError(str(error)) from error
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """All of it. Raises httpcore.WriteError, WriteTimeout."""
+        """All of it; waits only where it is not taken at once. Raises httpcore.WriteError, WriteTimeout."""
+        await trio.lowlevel.checkpoint_if_cancelled()
         try:
-            with trio.fail_after(math.inf if timeout is None else timeout):
-                await trio.lowlevel.checkpoint()
-                rest = memoryview(buffer)
+            rest = memoryview(buffer)
+            with suppress(*BLOCKED):
+                rest = rest[self._sock.send(rest) :]
+            if not rest:
+                return
+            with nullcontext() if timeout is None else trio.fail_after(timeout):
                 while rest:
                     try:
                         rest = rest[self._sock.send(rest) :]
