@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 ROOT = Path(__file__).resolve().parents[2]
+WORKER = b"supervisors.worker"
 TICKS = os.sysconf("SC_CLK_TCK")
 PAGE_KB = os.sysconf("SC_PAGE_SIZE") // 1024
 NICE = -15  # of what is started, where that is allowed
@@ -166,6 +167,23 @@ def cpu_s(pid: int) -> float:
             continue  # it has just ended: its parent has its time
         ticks += sum(map(int, fields[11:15]))  # utime, stime, and those of its ended children
     return ticks / TICKS
+
+
+def roles(pid: int) -> dict[str, int]:
+    """The service's processes: their numbers by role; `root` is the first."""
+    found: dict[str, int] = {}
+    for member in family(pid):
+        try:
+            words = Path(f"/proc/{member}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue  # it has just ended
+        found[words[words.index(WORKER) + 1].decode() if WORKER in words else "root"] = member
+    return found
+
+
+def own_cpu_s(pid: int) -> float:
+    """Processor seconds of one process alone, to the nanosecond: its clock, numbered as in clock_getcpuclockid(3)."""
+    return time.clock_gettime(~pid << 3 | 2)
 
 
 def rss_kb(pid: int) -> int:

@@ -1,28 +1,29 @@
 """The store: durable messages a second, and what storing running answers costs the service.
 
 The first table is the writer alone, with 100 producers (tests/bench/producers.py), each of which waits for its
-commit; runs are interleaved. The second is the whole service under 100 paced streams, in which `persist_deltas` is
-switched on and off by turns while they run: the difference is what a tick of 200 ms and its commits cost. Beside it
-the same with a store in memory.
+commit; runs are interleaved. The second is the whole service under 100 paced streams, once with each type of store,
+in which `persist_deltas` is switched on and off by turns while they run: what a tick of 200 ms and its commits cost
+all processes, and of them the store and the fronts. `--only writer` or `--only service` makes one of the tables.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from tests.bench.figures import spread, table
 from tests.bench.options import Options
-from tests.bench.processes import python, started
-from tests.bench.programs import Programs, Script, compiled, load, upstream
+from tests.bench.processes import own_cpu_s, python, roles, started
+from tests.bench.programs import Load, Programs, Script, compiled, load, upstream
 from tests.bench.relay import END_S, Cost, Kind, begin, window_of
-from tests.bench.subjects import OURS, ours, settings, write_settings
+from tests.bench.subjects import Running, ours, settings, write_settings
 
 PRODUCERS = 100
 STREAMS = 100
-RATE = 20  # the tick's cost hardly depends on it, and the rest of the service's does
+RATE = 50
 START_S = 30.0  # for the producers' process to begin and to end
 ALONE = {
     "turns, auto_persist": ("auto_persist", "turns"),
@@ -32,8 +33,9 @@ ALONE = {
 }
 """The first table's rows: type of the store, what is sent."""
 CHANGED_S = 1.5  # for an edit of the configuration to be in force everywhere
-ON, OFF, MEMORY_STORE = "persist_deltas on", "persist_deltas off", "store in memory"
-"""The second table's rows."""
+TYPES = ("auto_persist", "memory")
+WRITER, SERVICE = "writer", "service"
+"""The tables, as `--only` names them."""
 
 
 class Stored(NamedTuple):
@@ -47,17 +49,30 @@ class Stored(NamedTuple):
     """Per message, to the disk."""
 
 
+class Within(NamedTuple):
+    """A window of the whole service."""
+
+    cost: Cost
+    store: float
+    """Cores that its process has used."""
+    fronts: float
+
+
 def run(options: Options) -> str:
     """Both tables."""
-    alone: dict[str, list[Stored]] = {name: [] for name in ALONE}
-    for number in range(options.repetitions):
-        for name, (kind, what) in ALONE.items():
-            alone[name].append(produce(kind, what, options))
-            options.say(f"{number + 1}. {name}: {alone[name][-1]}")
-    with compiled() as programs:
-        within = switched(programs, options)
-        within[MEMORY_STORE] = switched(programs, options, OURS["memory"].changes)[ON]
-    return "\n\n".join((told_alone(alone), told_within(within, options.of(STREAMS, 5))))
+    tables: list[str] = []
+    if not options.only or WRITER in options.only:
+        alone: dict[str, list[Stored]] = {name: [] for name in ALONE}
+        for number in range(options.repetitions):
+            for name, (kind, what) in ALONE.items():
+                alone[name].append(produce(kind, what, options))
+                options.say(f"{number + 1}. {name}: {alone[name][-1]}")
+        tables.append(told_alone(alone))
+    if not options.only or SERVICE in options.only:
+        with compiled() as programs:
+            within = {key: found for kind in TYPES for key, found in switched(programs, options, kind).items()}
+        tables.append(told_within(within, options.of(STREAMS, 5)))
+    return "\n\n".join(tables)
 
 
 def produce(kind: str, what: str, options: Options) -> Stored:
@@ -77,32 +92,42 @@ def produce(kind: str, what: str, options: Options) -> Stored:
     )
 
 
-def switched(programs: Programs, options: Options, changes: Mapping[str, Any] | None = None) -> dict[str, list[Cost]]:
-    """One run of the service, measured with deltas stored and without by turns."""
+def switched(programs: Programs, options: Options, storage: str) -> dict[str, list[Within]]:
+    """One run of the service, measured with deltas stored and without by turns: by what the rows are called."""
     kind = Kind("", options.of(STREAMS, 5), RATE, 0)
     windows = 2 * options.repetitions
     tokens = int(RATE * (options.seconds + CHANGED_S + 0.5) * windows)
     script = Script(RATE, tokens, tokens // 10)
-    found: dict[str, list[Cost]] = {ON: [], OFF: []}
+    chat: dict[str, Any] = {"storage": {"type": storage}}
+    found: dict[str, list[Within]] = {}
     with (
         upstream(programs) as source,
-        ours(source, script, changes) as service,
+        ours(source, script, {"chat": chat}) as service,
         load(programs, service.port, service.path, kind.streams, script) as streams,
     ):
         assert service.state is not None
         begin(source, streams)
         source.release()
         for window in range(windows):
-            name = (ON, OFF)[window % 2]
-            persistence = {"persist_deltas": name == ON}
-            wanted = {**(changes or {}), "chat": {**(changes or {}).get("chat", {})}}
-            wanted["chat"]["service"] = {"streaming": {"persistence": persistence}}
-            write_settings(service.state, settings(source, script, wanted))
+            deltas = window % 2 == 0
+            chat["service"] = {"streaming": {"persistence": {"persist_deltas": deltas}}}
+            write_settings(service.state, settings(source, script, {"chat": chat}))
             time.sleep(CHANGED_S)
-            found[name].append(window_of(service, streams, options.seconds))
+            name = f"{storage}, persist_deltas {'on' if deltas else 'off'}"
+            found.setdefault(name, []).append(measured(service, streams, options.seconds))
             options.say(f"{window + 1}. {name}: {found[name][-1]}")
         streams.finish(END_S)
     return found
+
+
+def measured(service: Running, streams: Load, seconds: float) -> Within:
+    """So many seconds of running streams. Raises Stuck, Wrong."""
+    processes, began = roles(service.pid), time.monotonic()
+    used = {role: -own_cpu_s(pid) for role, pid in processes.items()}
+    cost = window_of(service, streams, seconds)
+    took = time.monotonic() - began
+    cores = {role: (used[role] + own_cpu_s(pid)) / took for role, pid in processes.items()}
+    return Within(cost, cores["store"], sum(cores[role] for role in cores if role.startswith("front")))
 
 
 def told_alone(alone: Mapping[str, list[Stored]]) -> str:
@@ -121,19 +146,25 @@ def told_alone(alone: Mapping[str, list[Stored]]) -> str:
     return table(heads, rows)
 
 
-def told_within(within: Mapping[str, list[Cost]], streams: int) -> str:
+def told_within(within: Mapping[str, list[Within]], streams: int) -> str:
     """The second table."""
-    plain = within[OFF]
+    least = min((median(run.cost.cores for run in runs) for runs in within.values()), default=0.0)
+
+    def share(cores: list[float]) -> str:
+        return spread([100 * one * 100 / streams for one in cores], 2)
+
     rows = [
         (
             name,
-            spread([run.cores * 100 for run in runs]),
-            spread([run.cpu_us for run in runs]),
-            spread([(run.cores - other.cores) * 100 * 100 / streams for run, other in zip(runs, plain, strict=True)]),
-            spread([run.p50_ms for run in runs], 2),
-            spread([run.p99_ms for run in runs], 2),
+            share([run.cost.cores for run in runs]),
+            share([run.cost.cores - least for run in runs]),
+            share([run.store for run in runs]),
+            share([run.fronts for run in runs]),
+            spread([run.cost.cpu_us for run in runs]),
+            spread([run.cost.p50_ms for run in runs], 2),
+            spread([run.cost.p99_ms for run in runs], 2),
         )
         for name, runs in within.items()
     ]
-    more = "% of a core more than without, per 100 streams"
-    return table((f"{streams} streams of {RATE}/s", "% of a core", "µs CPU/token", more, "p50 ms", "p99 ms"), rows)
+    heads = (f"{streams} streams of {RATE}/s", "all", "more than the least", "store", "fronts", "µs CPU/token")
+    return table((*heads, "p50 ms", "p99 ms"), rows) + "\n\nProcesses: % of a core per 100 streams."

@@ -17,7 +17,7 @@ from statistics import median
 
 import pytest
 
-from tests.bench.processes import PAGE_KB, family
+from tests.bench.processes import PAGE_KB, roles
 from tests.bench.programs import NoCompiler, Script, compiled, load, upstream
 from tests.bench.subjects import Running, ours
 
@@ -31,16 +31,10 @@ ALLOWED_KB = 4096 if SECONDS >= 1200 else 32_768  # beside it: the allocator's s
 
 def sizes(service: Running) -> dict[str, int]:
     """Resident memory of each process in KiB, by its role."""
-    found: dict[str, int] = {}
-    for pid in family(service.pid):
-        try:
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-        except OSError:
-            continue  # it has just ended
-        role = words[words.index(b"supervisors.worker") + 1].decode() if b"supervisors.worker" in words else "root"
-        found[role] = pages * PAGE_KB
-    return found
+    return {
+        role: int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_KB
+        for role, pid in roles(service.pid).items()
+    }
 
 
 @pytest.mark.seconds(SECONDS + 180)
