@@ -67,7 +67,9 @@ class Asking:
             ways = route(self._request, self._llm)
             total_s = ways[0][0].client.total_timeout
             # All tries and the waits between them: who asked waits for the whole.
-            with trio.move_on_after(float("inf") if total_s is None else total_s):
+            if total_s is None:
+                return await self._along(ways)
+            with trio.move_on_after(total_s):
                 return await self._along(ways)
             if self._completion.complete:
                 return self._completion.finish()  # only its usage or end mark was still waited for

@@ -74,6 +74,8 @@ class Commands:
         tasks: where what takes long goes on beside the frames that come after it; ends with the socket.
     """
 
+    __slots__ = ("_asides", "_first", "_tasks", "front", "owner", "socket", "writer")
+
     def __init__(self, front: Front, socket: Socket, tasks: trio.Nursery) -> None:
         self.front = front
         self.socket = socket

@@ -68,7 +68,7 @@ class Socket:
         """Turn and seq that the client has seen of a turn that has no log here yet."""
         self.held: object = None
         """While it is set: the client has just come and may say where it was; live frames wait in their logs."""
-        self.follows: set[tuple[str, str]] = set()
+        self.follows: dict[tuple[str, str], None] = {}
         """Servers and addresses of resources that it is told the changes of."""
         self._pumped_at = -math.inf
         self._gathers = False

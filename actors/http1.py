@@ -85,6 +85,9 @@ class Body:
             self.wire.close()
 
 
+SPENT = h11.Connection(h11.CLIENT)  # in the place of all whose own is over: one that is used again gets its own anew
+
+
 class Connection(httpcore.AsyncHTTP11Connection):
     """As httpcore's, but for what the module's head says."""
 
@@ -130,6 +133,7 @@ class Connection(httpcore.AsyncHTTP11Connection):
         self._lasting = response.extensions["http_version"] == b"HTTP/1.1" and b"close" not in b",".join(said)
         self._body = Body(wire, framing, self._h11_state.trailing_data[0])
         response.extensions["body"] = self._body
+        self._h11_state = SPENT  # what it knows of this exchange is not needed while the body flows
         return response
 
     async def _encoded(self, request: httpcore.Request) -> bytes:

@@ -13,7 +13,7 @@ import logging
 import ssl
 from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from functools import partial
 
 import httpcore
@@ -73,22 +73,18 @@ class Client:
         self._asked = _on_the_wire(self._url)
         self._timeouts = {"connect": options.connect_timeout, "write": options.idle_timeout}
 
-    @asynccontextmanager
-    async def ask(self, body: bytes, sending: Sending) -> AsyncIterator[Answer]:
+    def ask(self, body: bytes, sending: Sending) -> AbstractAsyncContextManager[Answer]:
         """Send one request, a JSON text; the answer's head has come when the block begins, all is closed when it ends.
 
         Raises: Complaint, with `retry` set where nothing of an answer came.
         """
-        async with self._answered(self._request("POST", self._asked, sending.headers, body)) as answer:
-            yield answer
+        return self._answered(self._request("POST", self._asked, sending.headers, body))
 
-    @asynccontextmanager
-    async def list_models(self, sending: Sending) -> AsyncIterator[Answer]:
+    def list_models(self, sending: Sending) -> AbstractAsyncContextManager[Answer]:
         """`GET {base_url}/models`; else as `ask`."""
         url = self._url.copy_with(path=self._url.path.removesuffix("/chat/completions") + "/models")
         headers = {**sending.headers, "Accept": "application/json"}
-        async with self._answered(self._request("GET", _on_the_wire(url), headers)) as answer:
-            yield answer
+        return self._answered(self._request("GET", _on_the_wire(url), headers))
 
     def _request(
         self, method: str, url: httpcore.URL, headers: Mapping[str, str], body: bytes | None = None

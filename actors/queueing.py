@@ -15,7 +15,8 @@ class Queuer:
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
-        self._wake = trio.Event()
+        self._wake: trio.Event | None = None
+        """While it waits."""
         self._pass = Pass(self._woken)
         gate.join(self._pass, trio.current_time())
 
@@ -29,9 +30,10 @@ class Queuer:
         while not self._pass.admitted:
             # Only the first watches the clock: the others are woken when they have become it.
             until = self._gate.due(trio.current_time()) if self._gate.is_first(self._pass) else NEVER
+            self._wake = trio.Event()
             with trio.move_on_at(until):
                 await self._wake.wait()
-            self._wake = trio.Event()
+            self._wake = None
             self._gate.opened(trio.current_time())
 
     def leave(self) -> None:
@@ -40,4 +42,5 @@ class Queuer:
         self._gate.opened(trio.current_time())
 
     def _woken(self) -> None:
-        self._wake.set()
+        if self._wake is not None:
+            self._wake.set()

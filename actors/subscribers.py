@@ -24,7 +24,7 @@ async def follow(front: Front, socket: Socket, server: str, uri: str, ask: Ask) 
     if (server, uri) not in socket.follows and len(socket.follows) >= MOST:
         raise Fault(Code.OVERLOADED, f"This socket has subscribed to {MOST} resources already.")
     front.followers.setdefault((server, uri), set()).add(socket.number)
-    socket.follows.add((server, uri))
+    socket.follows[server, uri] = None
     try:
         await ask(SubscribeResource(uri, to=front.ctx.path))
     except Fault:
@@ -34,7 +34,7 @@ async def follow(front: Front, socket: Socket, server: str, uri: str, ask: Ask) 
 
 def unfollow(front: Front, socket: Socket, server: str, uri: str) -> None:
     """It is not told any more."""
-    socket.follows.discard((server, uri))
+    socket.follows.pop((server, uri), None)
     followers = front.followers.get((server, uri))
     if followers is None:
         return

@@ -66,7 +66,8 @@ class Mailbox(Generic[M]):
         self._down = False
         self._held = False
         self._reader: trio.lowlevel.Task | None = None
-        self._senders = trio.lowlevel.ParkingLot()
+        self._senders: trio.lowlevel.ParkingLot | None = None
+        """Once somebody has waited for room."""
         self._current: Reply | None = None
         self._in_hand: set[Reply] = set()
         self._hand: object = None
@@ -99,6 +100,8 @@ class Mailbox(Generic[M]):
     async def wait_for_room(self) -> None:
         """Wait until a message could be queued; returns also when the mailbox closes."""
         while len(self._queue) >= self.limit and not (self._closed or self._down):
+            if self._senders is None:
+                self._senders = trio.lowlevel.ParkingLot()
             await self._senders.park()
 
     @property
@@ -216,7 +219,7 @@ class Mailbox(Generic[M]):
     def close(self) -> None:
         """No more messages; the actor's loop ends after the backlog."""
         self._closed = True
-        self._senders.unpark_all()
+        self._end_waits()
         self._wake()
 
     def hold(self) -> None:
@@ -229,6 +232,10 @@ class Mailbox(Generic[M]):
         self._held = self._closed = self._down = False
         self._budget = BATCH
 
+    def _end_waits(self) -> None:
+        if self._senders is not None:
+            self._senders.unpark_all()
+
     def set_down(self, down: bool) -> None:
         """While down (parked, retired) nothing is taken: the backlog's askers get Gone now."""
         self._down = down
@@ -238,7 +245,7 @@ class Mailbox(Generic[M]):
                     reply.fault(Gone(self.path))
             self.counters.dead += len(self._queue)
             self._queue.clear()
-            self._senders.unpark_all()
+            self._end_waits()
 
     def abandon_in_hand(self) -> None:
         """The incarnation died: askers of what it had in hand get Gone."""
