@@ -10,7 +10,6 @@ What can fail: a process; its supervisor starts it again, and the others wait fo
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 import os
 import secrets
@@ -19,22 +18,21 @@ import signal
 import socket
 import tempfile
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import trio
 
-from protocol.claim import FrontId
 from protocol.reporter import PartState
 from protocol.spec import Backoff, Child, Group, Intensity, OnLimit
-from supervisors import by_hand, door, isolated, orphans, tree
+from supervisors import by_hand, door, orphans, tree
 from supervisors.address import is_loopback, listen, published, url
 from supervisors.exchange import Exchange
 from supervisors.inline import Start
 from supervisors.plan import Plan
 from supervisors.process import child
+from supervisors.roles import BACK
 from supervisors.service import Stop, live
 from supervisors.status import with_processes
 from supervisors.succession import Succession
@@ -43,7 +41,6 @@ from supervisors.systemd import Manager
 
 log = logging.getLogger("supervisors.main")
 
-BACK = ("store", "llm", "mcp")  # in start order; stopped after the fronts, in reverse
 PREFIX = "mcp-actors-run-"  # of the directory of a run
 MB = 2**20
 RSS_LIMITS = {"store": 2048 * MB, "llm": 2048 * MB, "mcp": 2048 * MB, "front": 2048 * MB}
@@ -51,9 +48,6 @@ RSS_LIMITS = {"store": 2048 * MB, "llm": 2048 * MB, "mcp": 2048 * MB, "front": 2
 OFTEN = Intensity(restarts=20, period_s=10.0)
 PARK_S = 10.0  # between two tries of a front that keeps failing
 SOON = Backoff(cap_s=0.5)  # a start takes longer than the pause before it; who dies too often is told by its intensity
-FIRST_S = 1.5  # for the parts that clients need to be there before MCP servers are started
-LOOK_S = 0.02  # between two looks whether they are
-GATEWAY = "/gateway"
 REPORT_S = 1.0  # for a process to say how its part is
 QUIET_S = {"llm": 60.0}  # of that, for answers that its successor cannot go on with
 GRACE_S = {"store": 20.0, "llm": 75.0, "mcp": 20.0, "front": 20.0}  # for an ordered stop of each
@@ -134,7 +128,7 @@ class Run:
         kind = role.rstrip("0123456789")
         plan = Plan(
             role=role,
-            make="supervisors.placement:part",
+            make="supervisors.roles:part",
             args=args,
             fds=fds or {},
             snapshot=lambda: self.start.snapshot,
@@ -215,39 +209,3 @@ def runtime_directory(state: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):
             (state / "runtime").unlink(missing_ok=True)
-
-
-def part(role: str, args: Mapping[str, Any]) -> Group:
-    """In a process: its part of the tree, with the sockets that it inherited."""
-    if "gateway" in args:
-        args["exchange"].keep(*BACK)  # what they offer, and whether they are up, is shown to clients
-        listeners = [
-            trio.SocketListener(trio.socket.from_stdlib_socket(socket.socket(fileno=number)))
-            for name, number in sorted(args["fds"].items())
-            if name.startswith("tcp")
-        ]
-        given = dict(args["gateway"])
-        door_path = given.pop("door")
-        gateway = {
-            **given,
-            "listeners": listeners,
-            "moved": _nobody,
-            "front": str(FrontId(given.pop("run"), role, args["incarnation"])),
-            "source": partial(importlib.import_module("actors.doorbell").ring, door_path),
-        }
-        return tree.part(role, {"gateway": gateway})
-    if role == "mcp":
-        others = partial(others_first, args["exchange"])
-        return tree.part(role, {"roster": {"apart": isolated.apart(args["exchange"]), "first": others}})
-    return tree.part(role, args)
-
-
-async def others_first(exchange: Exchange) -> None:
-    """Until a front is there, or for FIRST_S: servers, and what they need here, take the cores that a start needs."""
-    with trio.move_on_after(FIRST_S):
-        while not any(path.endswith(GATEWAY) for port in exchange.ports for path in port.actors):  # noqa: ASYNC110 - once
-            await trio.sleep(LOOK_S)
-
-
-def _nobody(host: str, port: int) -> None:
-    """The root knows."""

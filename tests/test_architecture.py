@@ -11,11 +11,12 @@ import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from protocol.spec import Child, Group
-from supervisors.tree import product
+from supervisors.tree import part, product
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = ("actors", "protocol", "Servers", "supervisors")
@@ -153,16 +154,37 @@ def test_names_in_the_tree_resolve() -> None:
             assert callable(getattr(importlib.import_module(module), function)), dotted
 
 
-def test_front_does_not_load_what_it_must_not_carry() -> None:
+HEAVY = ("apsw", "asyncio", "h11", "httpcore", "httpx", "httpx2", "mcp", "mcp_types", "pydantic", "xllamacpp", "yaml")
+CARRIED = {
+    "front": {"h11"},
+    "store": {"apsw", "asyncio"},  # asyncio: apsw's own trio support imports it
+    "llm": {"h11", "httpcore", "httpx"},
+    "mcp": set[str](),  # until there is a server to connect to
+}
+"""Of these, what a process has loaded when it is ready."""
+
+
+@pytest.mark.parametrize("role", CARRIED)
+def test_a_process_carries_its_own_concern_only(role: str) -> None:
+    names = [str(child.run).partition(":")[0] for child in children(part(role, Args()))]
     code = (
-        "import sys, actors.gateway, actors.session;"
-        "names = ('mcp', 'mcp_types', 'httpx', 'httpx2', 'apsw', 'yaml', 'pydantic', 'xllamacpp');"
-        "print([m for m in names if m in sys.modules])"
+        f"import sys, {', '.join(['supervisors.worker', 'supervisors.roles', *names])};"
+        f"print(*(name for name in {HEAVY} if name in sys.modules));"
+        "print(*(name for name in ('argparse', 'supervisors.placement') if name in sys.modules))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=20, cwd=ROOT, check=True
     )
-    assert done.stdout.strip() == "[]"
+    heavy, needless = done.stdout.splitlines()
+    assert set(heavy.split()) == CARRIED[role]
+    assert not needless
+
+
+class Args(dict[str, Any]):
+    """For each actor, none."""
+
+    def __missing__(self, _: str) -> Any:
+        return {}
 
 
 def test_every_direct_dependency_is_pinned_and_has_its_reason() -> None:

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.bench import idle, relay, retention, store, ttft
+from tests.bench import idle, relay, retention, start, store, ttft
 from tests.bench.__main__ import TABLES, parsed
 from tests.bench.figures import spread, table
 from tests.bench.options import Options
@@ -92,6 +92,15 @@ def test_messages_of_many_producers_are_counted() -> None:
     stored = store.produce("memory", "turns", TINY)
     assert stored.messages_s > 0
     assert stored.written_kb == 0
+
+
+def test_a_start_is_told_with_its_processes(programs: Programs) -> None:
+    with upstream(programs) as source:
+        begun = start.measure(source, "without servers")
+    assert 0 < begun.listening_s <= begun.ready_s <= begun.offered_s
+    assert begun.ready_cpu_s > 0
+    assert {"root", "store", "llm", "mcp"} < begun.rss_mb.keys()
+    assert min(begun.rss_mb.values()) > 1
 
 
 def test_every_table_of_the_command_line_is_there() -> None:

@@ -19,7 +19,7 @@ from tests.bench.programs import NoCompiler
 from tests.bench.relay import LOADS
 from tests.bench.subjects import Missing
 
-TABLES = ("relay", "ttft", "idle", "store", "retention", "crash", "actors", "mcp", "fronts", "stalls", "flood")
+TABLES = ("relay", "ttft", "idle", "store", "retention", "crash", "actors", "mcp", "fronts", "stalls", "flood", "start")
 """Each is a module here with `run(options) -> str`."""
 
 

@@ -18,13 +18,13 @@ from websockets.sync.client import connect
 
 from tests.bench.crash import tree
 from tests.bench.figures import spread, table
-from tests.bench.mcp import OFFERED_S, flat
 from tests.bench.options import Options
 from tests.bench.processes import Stuck
 from tests.bench.programs import Programs, Script, compiled, upstream
 from tests.bench.relay import BEGIN_S
 from tests.bench.retention import WITHIN_MS, WITHIN_RATIO
 from tests.bench.stalls import Pair, address, ask, change, middle, script_of, streaming, windows
+from tests.bench.start import OFFERED_S, flat
 from tests.bench.subjects import Running, ours
 
 STREAMS = 100

@@ -25,6 +25,8 @@ WORKER = b"supervisors.worker"
 TICKS = os.sysconf("SC_CLK_TCK")
 PAGE_KB = os.sysconf("SC_PAGE_SIZE") // 1024
 NICE = -15  # of what is started, where that is allowed
+KEPT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+"""Of the environment: nobody who cares for speed and memory compiles at each start, which takes much of both."""
 END_S = 30.0  # for a program to end after it was told to; then it is killed
 
 
@@ -54,7 +56,7 @@ class Program:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             cwd=ROOT,
-            env={**os.environ, **(env or {})},
+            env={**KEPT, **(env or {})},
             start_new_session=True,
         )
         # before it starts threads or processes, which inherit it
