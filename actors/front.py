@@ -446,7 +446,7 @@ class Front:
         """Text came: enough of it does not wait for the store's tick; nor, beside other fronts, does the first."""
         if not log.attached:
             return
-        if log.unstored_chars >= self.snapshot.service.deltas.min_chars:
+        if (deltas := self.snapshot.service.deltas).persist_deltas and log.unstored_chars >= deltas.min_chars:
             self.flush.set()
         if not log.marked and self.id and log.entries:
             log.marked = True

@@ -49,6 +49,16 @@ async def test_persist_deltas_false_stores_no_text_of_a_running_answer(tmp_path:
         assert "AppendDeltas" not in messages
 
 
+async def test_where_no_text_is_stored_much_of_it_wakes_nobody(tmp_path: Path) -> None:
+    persistence = {"persist_deltas": False, "interval_ms": 60_000, "min_chars": 100}
+    settings = {"chat": {"service": {"streaming": {"persistence": persistence}}}}
+    async with service(tmp_path, say(*["x" * 150] * 9), settings=settings) as s, s.client() as client:
+        waited_for = front_of(s).flush
+        await client.say("hi")
+        assert front_of(s).flush is waited_for
+        assert not waited_for.is_set()
+
+
 async def test_much_text_does_not_wait_for_the_tick(tmp_path: Path) -> None:
     persistence = {"persist_deltas": True, "interval_ms": 60_000, "min_chars": 100}
     settings = {"chat": {"service": {"streaming": {"persistence": persistence}}}}
