@@ -23,6 +23,7 @@ from typing import IO, Any
 
 import trio
 
+from actors.allowance import Allowance
 from actors.redaction import written_as
 from actors.server_faults import ServerEnded, Unusable
 
@@ -131,6 +132,7 @@ class Process:
             with self._popen:  # closes its pipes and reaps it
                 raise
         self._framing = Lines(command.line_cap)
+        self._allowance = Allowance(trio.current_time())
         self._tail = bytearray()
         self._stdout_ended, self._stderr_ended = trio.Event(), trio.Event()
 
@@ -142,12 +144,20 @@ class Process:
             await self._closed("its standard input", error)
 
     async def lines(self) -> list[bytes | TooLong]:
-        """The next complete lines of its standard output, none or more. Raises ServerEnded at its end."""
-        chunk = await self._read(self._stdout)
+        """The next complete lines of its standard output, none or more. Raises ServerEnded at its end.
+
+        Whoever says more than its allowance is read the later.
+        """
+        most = self._allowance.most
+        if (wait_s := self._allowance.wait_s(trio.current_time())) > 0:
+            await trio.sleep(wait_s)
+        chunk = await self._read(self._stdout, most)
         if not chunk:
             self._stdout_ended.set()
             await self._closed("its standard output", None)
-        return self._framing.feed(chunk)
+        found = self._framing.feed(chunk)
+        self._allowance.read(len(chunk), len(found))
+        return found
 
     def last_words(self, most: int = TAIL_SHOWN) -> str:
         """The end of its standard error as text of at most that many characters, secrets blacked out."""
@@ -173,9 +183,9 @@ class Process:
         await trio.sleep(CLOSED_GRACE_S)
         raise ServerEnded(f"MCP server {self._command.name!r} closed {what}.{self._quoted()}") from error
 
-    async def _read(self, pipe: trio.lowlevel.FdStream) -> bytes:
+    async def _read(self, pipe: trio.lowlevel.FdStream, most: int | None = None) -> bytes:
         try:
-            return bytes(await pipe.receive_some())
+            return bytes(await pipe.receive_some(most))
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return b""  # a pipe that cannot be read any more has ended
 

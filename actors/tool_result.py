@@ -85,10 +85,11 @@ def bounded(text: str, cap: int = TEXT_CAP) -> str:
     if ";base64," in text:
         text = _DATA_URI.sub(lambda found: f"[{found[1] or 'data'}, {decoded_size(found[2])} bytes]", text)
     # Lone surrogates cannot be sent to anybody.
-    data = text.encode("utf-8", "replace")
+    data = text[: cap + 1].encode("utf-8", "replace")  # a character has a byte at least
     if len(data) <= cap:
         return data.decode()
-    return f"{data[:cap].decode('utf-8', 'ignore')}\n[cut here: these are the first {cap} of {len(data)} bytes]"
+    size = len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
+    return f"{data[:cap].decode('utf-8', 'ignore')}\n[cut here: these are the first {cap} of {size} bytes]"
 
 
 def _contents(blocks: list[dict[str, Any]], keep: Keep | None) -> list[Content]:

@@ -20,6 +20,7 @@ GOOD: dict[str, Any] = {"type": "object", "properties": {"who": {"type": "string
 TOOLS: list[Any] = [
     {"name": name, "description": name, "inputSchema": GOOD} for name in ("hello", "die", "hang", "count")
 ]
+CALM_S = 0.5
 LOUD = {"level": "info", "data": "x" * 200}
 CAPABILITIES: dict[str, Any] = {
     "bad_resources": {"resources": {}},
@@ -106,6 +107,8 @@ def call(number: int, name: str) -> None:
         case "unreadable", _:
             put(b'{"jsonrpc":"2.0","id":%d,"result":{"content":[{"type":"text","text":"\xff"}]}}\n' % number)
             return
+        case "big" | "floods", "count":  # as long a call, without all that
+            time.sleep(CALM_S)  # that is what it does
         case "big", _:
             text = "x" * int(ARGUMENT or 5_000_000)
             return say({"id": number, "result": {"content": [{"type": "text", "text": text}]}})

@@ -1,7 +1,8 @@
 """What a tool server can do to others: how late the deltas of running streams are while it floods us.
 
 Another conversation's tool returns 50 MB again and again, or fills its standard output with notifications as fast as
-they are taken. Each is measured in a service of its own, in windows that take turns: without it, with it. The server
+they are taken. Each is measured in a service of its own, in windows that take turns: without it (calls of half a second
+that return a word, one after the other), with it. The server
 is `tests/odd_servers.py`; what it sends is parsed by the process of all servers, and `isolate` gives it one of its own.
 """
 
@@ -29,7 +30,7 @@ from tests.bench.subjects import Running, ours
 
 STREAMS = 100
 RATE = 50
-CALLING = Script(0, 1, tool="hello")
+FLOODING, CALM = Script(0, 1, tool="hello"), Script(0, 1, tool="count")
 ODD = str(Path(__file__).parents[1] / "odd_servers.py")
 KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "results of 50 MB": ("big", "50000000", {}),
@@ -79,10 +80,16 @@ def measure(
         streaming(programs, source, service, streams, script) as running,
     ):
         offered(service)
-        change(service, {"bench": {"model": CALLING.model}})  # what runs goes on with the other one
+
+        def calls(how: Script) -> None:
+            caller.end()
+            change(service, {"bench": {"model": how.model}})  # what runs goes on with the other one
+            caller.begin()
+
         caller = Caller(service)
         try:
-            return windows(running, seconds, caller.begin, caller.end), caller.calls
+            calls(CALM)
+            return windows(running, seconds, lambda: calls(FLOODING), lambda: calls(CALM)), caller.calls
         finally:
             caller.end()
 
