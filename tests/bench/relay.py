@@ -22,7 +22,7 @@ from tests.bench import profiles
 from tests.bench.figures import spread, table
 from tests.bench.options import Options
 from tests.bench.picture import Chart, svg
-from tests.bench.processes import Stuck, cpu_s, rss_kb
+from tests.bench.processes import TICKS, Stuck, cpu_s, rss_kb
 from tests.bench.programs import Load, Programs, Script, Upstream, Wrong, compiled, load, upstream
 from tests.bench.subjects import TITLES, USUAL, Missing, Running, ours, subject
 
@@ -175,6 +175,7 @@ def window_of(service: Running, streams: Load, seconds: float) -> Cost:
 def cost_of(service: Running, marked: dict[str, Any], used_s: float) -> Cost:
     """What the load client saw, for so much processor time."""
     tokens = max(marked["tokens"], 1)
+    used_s = max(used_s, 1 / TICKS)  # less than that is not seen
     return Cost(
         cpu_us=used_s / tokens * 1e6,
         cores=used_s / marked["seconds"],
