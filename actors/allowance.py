@@ -8,10 +8,10 @@ It may assume one reader, and a clock that does not go back.
 
 from __future__ import annotations
 
-BYTES_S = 16e6  # a tenth of a core
-BURST = 16e6  # bytes: whoever says less is never slowed down
-MESSAGE = 16_000  # bytes that cost as much as a message of any size does
-PIECE = 64_000  # of that weight at once: others wait for less than half a millisecond
+BYTES_S = 10e6  # a tenth of a core
+BURST = 10e6  # bytes: whoever says less is never slowed down
+MESSAGE = 8_000  # bytes that cost as much as a message of any size does
+PIECE = 40_000  # of that weight at once: others wait for less than half a millisecond
 MOST = 65_536  # bytes of a read
 LEAST = 64
 

@@ -93,13 +93,9 @@ async def connect(
         elif isinstance(message, types.ResourceUpdatedNotification):
             updated(str(message.params.uri))
 
-    async def on_log(params: types.LoggingMessageNotificationParams) -> None:
-        logged(params.level, params.logger or "", params.data)
-
     asking = Asking(requests)
     options: dict[str, Any] = {
         "message_handler": on_message,
-        "logging_callback": on_log,
         "elicitation_callback": asking.elicit if elicitation else None,
         "sampling_callback": asking.sample if sampling else None,
         "sampling_capabilities": types.SamplingCapability(tools=types.SamplingToolsCapability()),
@@ -110,13 +106,16 @@ async def connect(
     auth = authorizer(link, consent) if isinstance(link, Endpoint) and consent is not None else None
     retreat = False
     try:
-        async with _shaken(name, _carrier(link, auth), era, probe_s, link.clean, consent, options) as (client, wire):
+        async with _shaken(name, _carrier(link, auth), era, probe_s, link.clean, logged, consent, options) as (
+            client,
+            wire,
+        ):
             yield Connected(name, client, wire, asking, result_cap)
     except* Older as group:
         log.info("MCP server %r is asked in the way before streamable HTTP: %s", name, _first(group))
         retreat = True
     if retreat and isinstance(link, Endpoint):
-        async with _shaken(name, Sse(link, auth), era, probe_s, link.clean, consent, options) as (client, wire):
+        async with _shaken(name, Sse(link, auth), era, probe_s, link.clean, logged, consent, options) as (client, wire):
             yield Connected(name, client, wire, asking, result_cap)
 
 
@@ -133,6 +132,7 @@ async def _shaken(
     era: Era,
     probe_s: float,
     clean: Callable[[str], str],
+    logged: Callable[[str, str, object], None],
     consent: Consent | None,
     options: dict[str, Any],
 ) -> AsyncIterator[tuple[Client, Wire]]:
@@ -142,7 +142,7 @@ async def _shaken(
         known = ", ".join(KNOWN_PROTOCOL_VERSIONS)
         raise Unusable(f"MCP server {name!r}: version {version} of the protocol is not known here, only {known}.")
     older = era.legacy or version in HANDSHAKE_PROTOCOL_VERSIONS or carrier.transport == "sse"
-    wire = Wire(carrier, min(probe_s, PROBE_S), version, clean)
+    wire = Wire(carrier, min(probe_s, PROBE_S), version, clean, logged)
     if consent is not None:
         consent.probe(wire.paused)
     client = Client(wire.open(), mode="legacy" if older else "auto", **options)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, get_args
 
 import mcp_types as types
 import trio
@@ -23,6 +23,7 @@ from actors.server_requests import CALL
 from actors.tool_schema import Beside, repaired_page
 
 LOST = -31001  # code of an error in place of an answer that was lost on the way: what the request did is unknown
+_LOG, _LEVELS = "notifications/message", frozenset[str](get_args(types.LoggingLevel))
 OUTGOING = 256  # messages that wait for a server that does not read; later ones wait with their callers
 
 Inbox = ContextSendStream[SessionMessage | Exception]
@@ -83,9 +84,18 @@ class Wire:
         probe_s: seconds after which an unanswered `server/discover` is answered in the server's place.
         version: the only one that may be spoken; empty: whichever is found.
         clean: takes out of an error what nobody may see: a server may say back what it was given.
+        logged: takes level, logger (or nothing) and data of what the server logs. The package, which tells it too,
+            starts a task for each line, and there are servers that log without end.
     """
 
-    def __init__(self, carrier: Carrier, probe_s: float, version: str = "", clean: Callable[[str], str] = str) -> None:
+    def __init__(
+        self,
+        carrier: Carrier,
+        probe_s: float,
+        version: str = "",
+        clean: Callable[[str], str] = str,
+        logged: Callable[[str, str, object], None] = lambda level, logger, data: None,
+    ) -> None:
         self.bad_tools = 0
         """Tools without a name, left out of listings so far."""
         self.mended: list[str] = []
@@ -102,6 +112,7 @@ class Wire:
         self._probe_s = probe_s
         self._version = version
         self._clean = clean
+        self._logged = logged
         self._probe: tuple[types.RequestId, trio.CancelScope] | None = None
         self._patience = trio.CancelScope()
         self._listing: set[types.RequestId] = set()
@@ -163,9 +174,22 @@ class Wire:
                 arrived = await self.carrier.arrived()
                 self.heard_at = trio.current_time()
                 for item in arrived:
-                    await to_session.send(self._passed(item))
+                    if not self._is_log(item):
+                        await to_session.send(self._passed(item))
         finally:
             self.closed = True  # from now on the package tells callers of a closed connection
+
+    def _is_log(self, item: Arrived) -> bool:
+        """It was something logged, and has been told. What is not as it should be the package complains of."""
+        if not isinstance(item, types.JSONRPCNotification) or item.method != _LOG:
+            return False
+        match item.params:
+            case {"level": str(level), "data": data, **others} if level in _LEVELS:
+                logger = others.get("logger")
+                if logger is None or isinstance(logger, str):
+                    self._logged(level, logger or "", data)
+                    return True
+        return False
 
     def _passed(self, item: Arrived) -> SessionMessage:
         if isinstance(item, Unreadable):

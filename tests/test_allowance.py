@@ -45,7 +45,7 @@ async def test_a_server_that_floods_its_output_gets_to_say_little_at_a_time() ->
     code = "import sys\nline = b'x' * 99 + b'\\n'\nwhile True: sys.stdout.buffer.write(line * 100)"
     said = list[int]()
     async with running(Command(name="x", argv=(sys.executable, "-S", "-c", code), cwd="/", env={})) as process:
-        while sum(said) < 1.5 * BURST / MESSAGE:
+        while len(said) < 20:
             said.append(len(await process.lines()))
-    assert said[0] > 100  # at first all that is there
-    assert max(said[-20:]) <= 2 * PIECE / MESSAGE
+    assert max(said) > 10 * PIECE / MESSAGE  # at first all that is there
+    assert max(said[-10:]) <= 2 * PIECE / MESSAGE
