@@ -1,10 +1,10 @@
 """HTTP/1.1 connections whose bodies are read past httpcore, many events per wake instead of one chain per chunk.
 
-httpcore opens, pools and closes connections and reads heads (by h11), as ever. A request is sent here. The body of a
-plain success on a `RawStream` is offered as `extensions["body"]` of the response: a `Body`, dechunked by our own
-code; whoever takes it never iterates the response. All else is httpcore's: errors, encoded bodies,
-other backends. There is no public seam for that: the class is put where httpcore looks it up, as in http2.py;
-tests/test_http1.py fails if it does not look there any more.
+httpcore opens, pools and closes connections, and reads what is not plain (by h11), as ever. A request is sent here,
+and the head of a plain answer is read here (actors/heads.py). The body of a plain success on a `RawStream` is offered
+as `extensions["body"]` of the response: a `Body`, dechunked by our own code; whoever takes it never iterates the
+response. All else is httpcore's: errors, encoded bodies, other backends. There is no public seam for that: the class
+is put where httpcore looks it up, as in http2.py; tests/test_http1.py fails if it does not look there any more.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import httpcore
 import trio
 from httpcore._async import connection, http11
 
+from actors import heads
 from actors.chunked import Chunked, Framing, Sized, Unsized
 from actors.raw_stream import RawStream
 
@@ -85,7 +86,11 @@ class Body:
             self.wire.close()
 
 
-SPENT = h11.Connection(h11.CLIENT)  # in the place of all whose own is over: one that is used again gets its own anew
+Exchanged = tuple[bytes, int, bytes, list[tuple[bytes, bytes]], bytes]
+"""Version, status, reason and fields of an answer, and what came with them of its body."""
+
+SPENT = h11.Connection(h11.CLIENT)
+"""In the place of all whose own is over; one that is needed again is made anew."""
 
 
 class Connection(httpcore.AsyncHTTP11Connection):
@@ -101,11 +106,9 @@ class Connection(httpcore.AsyncHTTP11Connection):
         # What httpcore has between here and the head (locks, traces, a write per event) takes twice as long as both.
         self._request_count += 1
         self._state, self._expire_at = http11.HTTPConnectionState.ACTIVE, None
-        patience = request.extensions.get("timeout", {})
+        wire = self._network_stream.get_extra_info("wire")
         try:
-            with suppress(httpcore.WriteError):  # servers may answer, and close, before they have read all
-                await self._network_stream.write(await self._encoded(request), patience.get("write"))
-            version, status, reason, fields, _ = await self._receive_response_headers(request)
+            version, status, reason, fields, early = await self._exchanged(request, isinstance(wire, RawStream))
         except BaseException:
             with trio.CancelScope(shield=True):
                 await self._response_closed()
@@ -116,7 +119,6 @@ class Connection(httpcore.AsyncHTTP11Connection):
             content=http11.HTTP11ConnectionByteStream(self, request),
             extensions={"http_version": version, "reason_phrase": reason, "network_stream": self._network_stream},
         )
-        wire = self._network_stream.get_extra_info("wire")
         if not isinstance(wire, RawStream) or response.status != 200 or request.method not in {b"GET", b"POST"}:
             return response
         headers = {name.lower(): value.strip().lower() for name, value in response.headers}
@@ -131,24 +133,39 @@ class Connection(httpcore.AsyncHTTP11Connection):
             framing = Unsized()
         said = [value.lower() for name, value in [*request.headers, *response.headers] if name.lower() == b"connection"]
         self._lasting = response.extensions["http_version"] == b"HTTP/1.1" and b"close" not in b",".join(said)
-        self._body = Body(wire, framing, self._h11_state.trailing_data[0])
+        self._body = Body(wire, framing, early)
         response.extensions["body"] = self._body
         self._h11_state = SPENT  # what it knows of this exchange is not needed while the body flows
         return response
 
-    async def _encoded(self, request: httpcore.Request) -> bytes:
-        """Head and body, to leave together: a write of each costs a turn of the scheduler, and the provider a wake."""
+    async def _exchanged(self, request: httpcore.Request, direct: bool) -> Exchanged:
+        """Head and body leave together: a write of each costs a turn of the scheduler, and the provider a wake."""
+        patience = request.extensions.get("timeout", {})
+        body = b"".join([part async for part in cast(AsyncIterable[bytes], request.stream)])
+        head = heads.written(request.method, request.url.target, request.headers, body) if direct else None
+        with suppress(httpcore.WriteError):  # servers may answer, and close, before they have read all
+            await self._network_stream.write(
+                self._encoded(request, body) if head is None else head + body, patience.get("write")
+            )
+        if head is not None:
+            came = await self._network_stream.read(self.READ_NUM_BYTES, patience.get("read"))
+            if not came:
+                raise httpcore.RemoteProtocolError("Server disconnected without sending a response.")
+            if (plain := heads.read(came)) is not None:
+                return b"HTTP/1.1", 200, plain.reason, plain.fields, came[plain.end :]
+            self._encoded(request, body)  # so that it knows of the request to which that is an answer
+            self._h11_state.receive_data(came)
+        return await self._receive_response_headers(request)
+
+    def _encoded(self, request: httpcore.Request, body: bytes) -> bytes:
+        if self._h11_state is SPENT:
+            self._h11_state = h11.Connection(h11.CLIENT, self.MAX_INCOMPLETE_EVENT_SIZE)
+        events = h11.Data(body), h11.EndOfMessage()
         try:
-            parts = [
-                self._h11_state.send(
-                    h11.Request(method=request.method, target=request.url.target, headers=request.headers)
-                )
-            ]
+            asked = h11.Request(method=request.method, target=request.url.target, headers=request.headers)
+            parts = [self._h11_state.send(event) for event in (asked, *events)]
         except h11.LocalProtocolError as error:
             raise httpcore.LocalProtocolError(error) from error
-        async for part in cast(AsyncIterable[bytes], request.stream):
-            parts.append(self._h11_state.send(h11.Data(part)))
-        parts.append(self._h11_state.send(h11.EndOfMessage()))
         return b"".join(part for part in parts if part)
 
     async def _response_closed(self) -> None:
@@ -157,7 +174,6 @@ class Connection(httpcore.AsyncHTTP11Connection):
             # A body that was taken past h11 is one that h11 still waits for: that closes the connection.
             await super()._response_closed()
             return
-        self._h11_state = h11.Connection(h11.CLIENT, self.MAX_INCOMPLETE_EVENT_SIZE)
         self._state = http11.HTTPConnectionState.IDLE
         if self._keepalive_expiry is not None:
             self._expire_at = time.monotonic() + self._keepalive_expiry
