@@ -38,7 +38,7 @@ class Allowance:
     @property
     def most(self) -> int:
         """Bytes to read at once."""
-        return MOST if self._left > 0 else max(LEAST, int(PIECE / self._weight))
+        return min(MOST, max(LEAST, int(max(PIECE, self._left) / self._weight)))
 
     def read(self, size: int, messages: int) -> None:
         """So many bytes were read, with the ends of so many messages."""
