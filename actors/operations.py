@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from actors import claims, pending, pins, recovery, rows, saved, waiting
+from actors import claims, pending, pins, recovery, rows, saved, ticks, waiting
 from actors.fence import Fence
 from actors.schema import Database
 from protocol.pending import (
@@ -55,7 +55,7 @@ def apply(db: Database, operation: Operation, now: float, fence: Fence) -> objec
         case Append():
             return rows.append(db, operation, now, fence)
         case AppendDeltas():
-            return rows.append_deltas(db, operation, fence)
+            return ticks.append_deltas(db, operation, fence)
         case Enter():
             entered = rows.enter(db, operation, now, fence)
             return waiting.entered(db, operation.front, entered) if isinstance(entered, Entered) else entered

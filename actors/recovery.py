@@ -15,16 +15,15 @@ from __future__ import annotations
 from functools import reduce
 from typing import Any
 
+from actors import ticks
 from actors.annotations import annotations_of
 from actors.claims import held, holders
 from actors.fence import Fence
 from actors.pending import orphaned
 from actors.rows import (
     ALL_OPEN,
-    DELTAS,
     OPEN_TURNS,
     SET_FRONT,
-    Row,
     add_events,
     events_between,
     find_end,
@@ -52,10 +51,12 @@ def recover(db: Database, now: float, fence: Fence) -> int:
     for front in holders(db):
         if fence.was_left(front):
             closed += _let_go(db, front, now, again=not fence.is_gone(front))
-    for conversation, turn, state, _, _, name, front in rows(db, ALL_OPEN):
-        if state == "running" and not front and not calls_of(db, conversation, name, turn):
-            _close(db, conversation, turn, name, now)
-            closed += 1
+    running = [
+        (turn, name)
+        for conversation, turn, state, _, _, name, front in rows(db, ALL_OPEN)
+        if state == "running" and not front and not calls_of(db, conversation, name, turn)
+    ]
+    closed += _close(db, running, now)
     orphaned(db, now, fence.is_gone, operators=True)
     return closed
 
@@ -74,9 +75,10 @@ def _let_go(db: Database, front: str, now: float, *, again: bool) -> int:
     Args:
         again: a turn that had shown nothing waits to be asked again.
     """
-    gone, closed = parsed(front), 0
+    gone = parsed(front)
     if gone is None:
         return 0
+    running: list[tuple[int, str]] = []
     for conversation, name, holder in held(db, gone):
         life = parsed(holder)
         if life is None or life.life > gone.life:
@@ -85,15 +87,14 @@ def _let_go(db: Database, front: str, now: float, *, again: bool) -> int:
             if state != "running" or calls_of(db, conversation, name, turn):
                 continue  # it waits to be run, or for a person
             if not (again and _ask_again(db, conversation, turn, name)):
-                _close(db, conversation, turn, name, now)
-                closed += 1
+                running.append((turn, name))
         db.execute(SET_FRONT, ("", conversation))
-    return closed
+    return _close(db, running, now)
 
 
 def _ask_again(db: Database, conversation: int, turn: int, name: str) -> bool:
     end = find_end(db, name, turn)
-    if end is None or end.last > 1 or end.seq or end.deltas:
+    if end is None or end.last > 1 or end.seq or end.tick:
         return False  # something of it was shown, or a tool was called
     (lost,) = one(db, LOST, conversation, turn) or (0,)
     if lost + 1 >= ASKS:
@@ -102,15 +103,20 @@ def _ask_again(db: Database, conversation: int, turn: int, name: str) -> bool:
     return True
 
 
-def _close(db: Database, conversation: int, turn: int, name: str, now: float) -> None:
-    end = find_end(db, name, turn)
-    if end is not None:
-        stored = [row.event for row in events_between(db, conversation, turn, turn)]
-        deltas = rows(db, DELTAS, conversation, turn)
-        add_events(db, end, ending(stored, deltas, end.seq + SEQ_GAP), now)
+def _close(db: Database, running: list[tuple[int, str]], now: float) -> int:
+    """End those turns (turn, id of its conversation) as interrupted; answers how many they are."""
+    ends = [end for turn, name in running if (end := find_end(db, name, turn)) is not None]
+    texts = ticks.texts(db, {(end.conversation, end.turn): end.tick for end in ends if end.tick})
+    for end in ends:
+        stored = [row.event for row in events_between(db, end.conversation, end.turn, end.turn)]
+        parts = texts.get((end.conversation, end.turn), [])
+        seq = max([end.seq, *(part.seq for part in parts)])
+        deltas = [(part.hop, part.text, part.thinking) for part in parts if part.hop > end.hop]
+        add_events(db, end, ending(stored, deltas, seq + SEQ_GAP), now)
+    return len(running)
 
 
-def ending(stored: list[Event], deltas: list[Row], seq: int) -> list[Event]:
+def ending(stored: list[Event], deltas: list[tuple[int, str, str]], seq: int) -> list[Event]:
     """The events that close an interrupted turn; pure.
 
     Args:

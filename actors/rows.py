@@ -5,7 +5,7 @@ catches the driver's errors. An operation that cannot be done answers a `Fault` 
 written nothing, so it never costs the others in its transaction anything.
 
 Every operation may come twice, also long after the first time, and changes nothing the second time:
-begun turns are known by `request_id`, appended events by `key`, deltas by `seq`. A closed turn takes
+begun turns are known by `request_id`, appended events by `key`, text (`actors.ticks`) by `seq`. A closed turn takes
 nothing more; and from a front no conversation takes what is not its own (`actors.fence`). The SQL is in
 constants, and a test asks the planner that each is bound by an index.
 """
@@ -17,17 +17,16 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from actors import ticks
 from actors.fence import Fence, moved
 from actors.schema import Database, SQLiteValue
 from protocol.errors import Code, Fault
 from protocol.writer import (
     Append,
-    AppendDeltas,
     Began,
     BeginTurn,
     Closed,
     ConversationPage,
-    Delta,
     Done,
     Enter,
     Entered,
@@ -76,8 +75,10 @@ FIND_TURN = (
     "JOIN turn ON turn.conversation = conversation.n WHERE conversation.id = ? AND turn.turn = ?"
 )
 SET_STATE = "UPDATE turn SET state = ? WHERE conversation = ? AND turn = ?"
-SET_REACHED = "UPDATE turn SET hop = ?, seq = ? WHERE conversation = ? AND turn = ?"
-SET_ENDED = "UPDATE turn SET hop = ?, seq = ?, state = ?, messages = 1 + ? WHERE conversation = ? AND turn = ?"
+SET_REACHED = "UPDATE turn SET hop = ?, seq = ?, tick = ? WHERE conversation = ? AND turn = ?"
+SET_ENDED = (
+    "UPDATE turn SET hop = ?, seq = ?, state = ?, messages = 1 + ?, tick = 0 WHERE conversation = ? AND turn = ?"
+)
 # One statement, as each costs 2 us. A turn has tens of events: looking through them for a key beats an index.
 FIND_END = (
     "SELECT turn.conversation, turn.turn, state, hop, seq, "
@@ -85,7 +86,7 @@ FIND_END = (
     "ORDER BY pos DESC LIMIT 1), "
     "EXISTS (SELECT 1 FROM event "
     "WHERE event.conversation = turn.conversation AND event.turn = turn.turn AND key = ?), "
-    "EXISTS (SELECT 1 FROM delta WHERE delta.conversation = turn.conversation AND delta.turn = turn.turn), front "
+    "tick, front "
     "FROM conversation JOIN turn ON turn.conversation = conversation.n WHERE conversation.id = ? AND turn.turn = ?"
 )
 END_PENDING = (
@@ -94,8 +95,6 @@ END_PENDING = (
 )
 FIND_CALL = "SELECT 1 FROM event WHERE conversation = ? AND turn = ? AND kind = 'tool_started' LIMIT 1"
 ADD_EVENT = "INSERT INTO event (conversation, turn, pos, key, kind, at, body) VALUES (?, ?, ?, ?, ?, ?, ?)"
-ADD_DELTA = "INSERT OR IGNORE INTO delta (conversation, turn, seq, hop, text, thinking) VALUES (?, ?, ?, ?, ?, ?)"
-DROP_DELTAS = "DELETE FROM delta WHERE conversation = ? AND turn = ? AND hop <= ?"
 TURNS_BEFORE = "SELECT turn FROM turn WHERE conversation = ? AND turn < ? ORDER BY turn DESC LIMIT ?"
 TURNS_AFTER = "SELECT turn FROM turn WHERE conversation = ? AND turn > ? AND turn < ? ORDER BY turn LIMIT ?"
 SIZES = "SELECT turn, sum(octet_length(body)) FROM event WHERE conversation = ? AND turn BETWEEN ? AND ? GROUP BY turn"
@@ -107,12 +106,11 @@ ALL_OPEN = (
     "SELECT turn.conversation, turn.turn, state, seq, owner, id, front FROM turn JOIN conversation "
     "ON conversation.n = turn.conversation WHERE state IN ('queued', 'running') ORDER BY turn.conversation, turn.turn"
 )
-DELTAS = "SELECT hop, text, thinking FROM delta WHERE conversation = ? AND turn = ? ORDER BY seq"
 
 Row = tuple[Any, ...]
 NO_CONVERSATION = "There is no such conversation."
 NO_TURN = "There is no such turn."
-LAST_TURN = LAST_HOP = 2**63 - 1
+LAST_TURN = 2**63 - 1
 
 
 def one(db: Database, sql: str, *bindings: SQLiteValue) -> Row | None:
@@ -244,8 +242,8 @@ class End(NamedTuple):
     """Position of its last event."""
     repeated: int
     """An event came under the key that was asked for."""
-    deltas: int
-    """Some are stored."""
+    tick: int
+    """First of the rows that text of its running hop is in; 0: none is stored."""
     front: str
     """Whose its conversation is."""
 
@@ -270,7 +268,7 @@ def append(db: Database, message: Append, now: float, fence: Fence) -> Done | Fa
 
 def add_events(db: Database, end: End, events: list[Event], now: float, key: str | None = None) -> None:
     """Append to an open turn; what comes after a `Closed` is dropped."""
-    conversation, turn, _, hop, seq, last, _, _, _ = end
+    conversation, turn, _, hop, seq, last, _, tick, _ = end
     closed: Closed | None = None
     for pos, event in enumerate(events, last + 1):
         _add_event(db, conversation, turn, pos, event, now, key)
@@ -290,10 +288,15 @@ def add_events(db: Database, end: End, events: list[Event], now: float, key: str
         db.execute(SET_CLOSED, (now, answered, conversation))
         if answered:  # where no tool was called nothing waits for a person
             db.execute(END_PENDING, (now, conversation, turn))
+        tick = 0
     elif (hop, seq) != (end.hop, end.seq):
-        db.execute(SET_REACHED, (hop, seq, conversation, turn))
-    if end.deltas and (closed is not None or hop > end.hop):
-        db.execute(DROP_DELTAS, (conversation, turn, hop if closed is None else LAST_HOP))
+        if tick and hop > end.hop:
+            # A call that begins with it is past all its text, and nothing of the next hop can have been shown yet.
+            reached, tick = ticks.left(db, (conversation, turn), hop, tick) if seq == end.seq else (seq, 0)
+            seq = max(seq, reached)
+        db.execute(SET_REACHED, (hop, seq, tick, conversation, turn))
+    if tick != end.tick:
+        ticks.drop(db)
 
 
 def _add_event(
@@ -302,29 +305,6 @@ def _add_event(
     body = msgspec.json.encode(event).decode()
     kind = type(event).__struct_config__.tag
     db.execute(ADD_EVENT, (conversation, turn, pos, key, kind, now, body))
-
-
-def append_deltas(db: Database, message: AppendDeltas, fence: Fence) -> Done | Fault:
-    """`AppendDeltas`."""
-    if (fault := fence.refuses(message.front, "")) is not None:
-        return fault
-    for delta in message.deltas:
-        _add_delta(db, delta, message.front)
-    return Done()
-
-
-def _add_delta(db: Database, delta: Delta, front: str) -> None:
-    found = one(db, FIND_TURN, delta.conversation, delta.turn)
-    if found is None or found[1] not in OPEN or delta.hop <= found[2]:
-        return  # the turn is over, or the hop's whole text is stored: a late tick has nothing to add
-    conversation, _, hop, seq, holder = found
-    if front and holder != front:
-        return
-    if delta.text or delta.thinking:
-        row = (conversation, delta.turn, delta.seq, delta.hop, delta.text, delta.thinking)
-        db.execute(ADD_DELTA, row)
-    if delta.seq > seq:
-        db.execute(SET_REACHED, (hop, delta.seq, conversation, delta.turn))
 
 
 # History.

@@ -6,12 +6,13 @@ edited: a change is a new step at the end. A file that is newer than this progra
 program's, is refused untouched (`Unfit`).
 
 Where rows live: `conversation.n` is a small integer that everything else is keyed by, so the long ids that
-clients see are stored once. Turns and deltas are clustered by conversation; events are in the order of their
-writing, with an index by (conversation, turn, position).
+clients see are stored once. Turns are clustered by conversation; events are in the order of their writing, with
+an index by (conversation, turn, position), and so is the text of running answers, a row for each tick.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import apsw
@@ -228,8 +229,38 @@ def _granted(db: Database) -> None:
     db.execute("CREATE INDEX granted_tool ON granted (server, tool)")
 
 
+def _ticks(db: Database) -> None:
+    # Text of running answers, see actors.ticks. What an older program left of such is one row.
+    db.execute(
+        """
+        CREATE TABLE tick (
+            n INTEGER PRIMARY KEY,
+            body TEXT NOT NULL -- JSON: a list of [conversation, turn, seq, hop, text, thinking]
+        ) STRICT;
+        ALTER TABLE turn ADD COLUMN tick INTEGER NOT NULL DEFAULT 0; -- first row with text of its running hop
+        CREATE INDEX turn_tick ON turn (tick) WHERE tick > 0;
+        """
+    )
+    left = db.execute("SELECT conversation, turn, seq, hop, text, thinking FROM delta").fetchall()
+    if left:
+        db.execute("INSERT INTO tick VALUES (1, ?)", (json.dumps(left),))
+        db.execute("UPDATE turn SET tick = 1 WHERE (conversation, turn) IN (SELECT conversation, turn FROM delta)")
+    db.execute("DROP TABLE delta")
+
+
 Step = Callable[[Database], None]
-MIGRATIONS: tuple[Step, ...] = (_conversations, _turns, _deltas, _saved, _events, _claims, _pending, _pins, _granted)
+MIGRATIONS: tuple[Step, ...] = (
+    _conversations,
+    _turns,
+    _deltas,
+    _saved,
+    _events,
+    _claims,
+    _pending,
+    _pins,
+    _granted,
+    _ticks,
+)
 """Step number n (from 1) makes `user_version` n."""
 
 

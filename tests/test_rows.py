@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors import claims, pending, pins, recovery, retention, rows, saved, transcript
-from actors.schema import Database, migrate
+from actors import claims, pending, pins, recovery, retention, rows, saved, ticks, transcript
+from actors.retention import Limits
+from actors.schema import migrate
 from actors.store import MEMORY, Store
 from protocol.errors import Code, Fault
 from protocol.mail import Request
@@ -44,7 +45,7 @@ from protocol.writer import (
     Unfinished,
     UserEvent,
 )
-from tests.stores import append, ask, begin, closed, delta, do, events, history, hop, opened, tick, whole
+from tests.stores import append, ask, begin, closed, delta, do, events, history, hop, opened, sweep, tick, whole
 
 # One turn, kept.
 
@@ -250,23 +251,65 @@ def test_queued_turns_wait_run_or_are_closed(tmp_path: Path) -> None:
 # Deltas.
 
 
+def kept(of: Store, since: int = 1, turn: tuple[int, int] = (1, 1)) -> list[str]:
+    return [part.text for part in ticks.texts(of.db, {turn: since})[turn]]
+
+
+def rows_of_text(of: Store) -> int:
+    return len(of.db.execute("SELECT n FROM tick").fetchall())
+
+
 def test_a_hop_supersedes_its_deltas_and_the_end_drops_them() -> None:
-    made: list[Database] = []
-
-    def kept() -> list[object]:
-        return [row[0] for row in made[0].execute("SELECT text FROM delta ORDER BY conversation, turn, seq")]
-
-    with opened(MEMORY, made.append) as s:
+    with opened(MEMORY) as s:
         do(s, begin())
-        do(s, tick(delta(2, "a"), delta(5, "b"), delta(7, "c", hop=2)))
-        assert kept() == ["a", "b", "c"]
+        do(s, tick(delta(2, "a"), delta(5, "b")))
+        do(s, tick(delta(7, "c", hop=2)))
+        assert kept(s) == ["a", "b", "c"]
         do(s, append(hop(1, "ab"), key="1"))
-        assert kept() == ["c"]
+        assert kept(s) == ["c"]
         do(s, tick(delta(6, "late", hop=1), delta(9, "d", hop=2)))
-        assert kept() == ["c", "d"]
-        do(s, append(closed(), key="2"))
-        do(s, tick(delta(10, "later", hop=3)))
-        assert kept() == []
+        do(s, tick(delta(9, "repeated", hop=2)))
+        assert kept(s) == ["c", "d"]
+        do(s, append(hop(2, "cd"), ToolStarted("c1", "m1", 10, "x", "s", "{}"), key="2"))
+        assert rows_of_text(s) == 0, "a call that begins says that all of the hop is known"
+        do(s, tick(delta(12, "e", hop=3)))
+        do(s, append(closed(), key="3"))
+        do(s, tick(delta(13, "later", hop=4)))
+        assert rows_of_text(s) == 0
+
+
+def test_text_is_a_row_a_tick_and_goes_when_no_older_answer_runs() -> None:
+    with opened(MEMORY) as s:
+        for name in "cde":
+            do(s, begin(conversation=name))
+        do(s, tick(delta(1, "c1")))
+        for seq in (2, 3):
+            do(s, tick(*(delta(seq, f"{name}{seq}", conversation=name) for name in "cde")))
+        assert rows_of_text(s) == 3
+        do(s, append(closed(), conversation="d"))
+        assert rows_of_text(s) == 3, "an older answer is in all of them"
+        do(s, append(closed()))
+        assert rows_of_text(s) == 2
+        assert kept(s, turn=(3, 1)) == ["e2", "e3"]
+        do(s, append(closed(), conversation="e"))
+        assert rows_of_text(s) == 0
+
+
+def test_text_of_a_conversation_that_is_gone_is_not_that_of_the_next_with_its_number() -> None:
+    with opened(MEMORY) as s:
+        do(s, begin())
+        do(s, tick(delta(1, "runs on")))
+        do(s, begin(conversation="d"))
+        do(s, tick(delta(1, "of one that goes", conversation="d")))
+        do(s, append(closed(), conversation="d"))
+        assert sweep(s, Limits(max_sessions=0)).conversations == 1
+        do(s, begin(conversation="e"))
+        do(s, tick(delta(1, "of the next", conversation="e")))
+        assert [part.conversation for part in ticks.texts(s.db, {(2, 1): 1})[2, 1]] == [2], "the number is the same"
+        assert s.recover() == 2
+        end = [row.event for row in history(s, "e").events][-1]
+        assert isinstance(end, Closed)
+        assert end.message == "of the next"
 
 
 # Once or twice.
@@ -422,7 +465,7 @@ BOUND = ("INDEX turn_open", "INDEX conversation_front", "INDEX pending_due")
 
 
 @pytest.mark.parametrize(
-    "module", [rows, saved, retention, claims, recovery, pending, pins], ids=lambda module: module.__name__
+    "module", [rows, ticks, saved, retention, claims, recovery, pending, pins], ids=lambda module: module.__name__
 )
 def test_every_statement_is_bound_by_an_index(module: ModuleType) -> None:
     wanted = {

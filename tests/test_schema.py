@@ -8,7 +8,11 @@ from pathlib import Path
 import apsw
 import pytest
 
+from actors import rows
+from actors.recovery import SEQ_GAP
 from actors.schema import APPLICATION_ID, MIGRATIONS, Unfit, inspect, migrate
+from protocol.writer import Append, Closed, HopEvent
+from tests.stores import closed, do, history, opened
 
 
 def tables(db: apsw.Connection) -> list[tuple[str, str]]:
@@ -63,6 +67,34 @@ def test_what_was_said_before_there_were_saves_is_counted_and_named(tmp_path: Pa
         assert [row[0] for row in turns] == [2, 1, 2, 1, 1]
         assert old.execute("SELECT title, messages FROM conversation").fetchall() == [("two lines", 6), ("", 1)]
     old.close()
+
+
+def test_text_of_answers_that_an_older_program_did_not_finish_is_theirs(tmp_path: Path) -> None:
+    path = str(tmp_path / "chat.db")
+    text = '"two"\nlines, a \x00 and \U0001f600'
+    with apsw.Connection(path) as old:
+        migrate(old, MIGRATIONS[:9])
+        for n, name in enumerate("cde", 1):
+            rows.add_conversation(old, name, "ann", float(n))
+            turn = (n, 1, "r1", "running", int(name == "d"), 7)
+            old.execute(
+                "INSERT INTO turn (conversation, turn, request_id, state, hop, seq) VALUES (?, ?, ?, ?, ?, ?)", turn
+            )
+            body = '{"type":"user","content":"hi","request_id":"r1","streaming":true}'
+            old.execute(rows.ADD_EVENT, (n, 1, 1, None, "user", 1.0, body))
+        for row in ((1, 1, 5, 1, text, "hm"), (1, 1, 7, 1, ", the end", ""), (2, 1, 7, 2, "second", "")):
+            old.execute(
+                "INSERT INTO delta (conversation, turn, seq, hop, text, thinking) VALUES (?, ?, ?, ?, ?, ?)", row
+            )
+    old.close()
+    with opened(path) as s:
+        do(s, Append("d", 1, "k", [closed()]))
+        assert s.recover() == 2
+        ends = [[row.event for row in history(s, name).events] for name in "ce"]
+        assert [end[-2].content for end in ends[:1] if isinstance(end[-2], HopEvent)] == [text + ", the end"]
+        assert [end[-1].message for end in ends if isinstance(end[-1], Closed)] == [text + ", the end", ""]
+        assert {end[-1].seq for end in ends if isinstance(end[-1], Closed)} == {SEQ_GAP + 7, SEQ_GAP + 8}
+        assert s.db.execute("SELECT count(*) FROM tick").fetchone() == (0,)
 
 
 def test_a_failing_step_leaves_the_whole_version_before_it(tmp_path: Path) -> None:
