@@ -258,7 +258,7 @@ class Talk:
             if self._entry is not None:
                 entry, self._entry = self._entry, None
                 await self._begin(entry)
-            while self._inbox and not line.gone and self._ending is None:
+            while self._inbox and not line.wire.over and self._ending is None:
                 message = self._inbox.pop(0)
                 line.wire.taken()
                 self._tell_change()

@@ -6,7 +6,7 @@ themselves are the library's (wsproto, whose importer this is); it is there only
 that a socket on which nothing happens costs little.
 
 A connection may move to another front in mid-life. For that the bytes of messages that nobody has handled are kept
-until they are (`taken`).
+until they are (`taken`); pings are not: they have been answered.
 
 Nothing here fails for what a peer sends: what is wrong ends the WebSocket, and `closed` or `refused` say why.
 """
@@ -25,7 +25,9 @@ from wsproto.frame_protocol import Frame, FrameProtocol, Opcode, ParseFailed
 from actors.outbox import Outbox
 
 READ_BYTES = 65_536  # at a time
-MAX_FRAGMENTS = 65_536  # of one message; each costs memory, an empty one too
+AT_ONCE = 64  # frames that are read before others have a turn; a read may bring ten thousand empty ones
+MAX_PARTS = 1024  # of a message before they are joined; each costs more than its bytes, and may have one only
+MAX_FRAGMENTS = 65_536  # of one message; each costs time, an empty one too
 MAX_FRAME_HEAD = 14  # bytes; RFC 6455, section 5.2
 MAX_REASON = 123  # bytes of a close frame's reason; RFC 6455, section 5.5
 CONTINUATION, CLOSE = 0x0, 0x8
@@ -47,11 +49,13 @@ class Wire:
     """
 
     __slots__ = (
+        "_control",
         "_early",
         "_ends",
         "_fragments",
         "_frames",
         "_head",
+        "_joined",
         "_kept",
         "_kept_from",
         "_limit",
@@ -59,7 +63,6 @@ class Wire:
         "_message",
         "_outbox",
         "_parts",
-        "_position",
         "_protocol",
         "_received_at",
         "_skip",
@@ -92,6 +95,8 @@ class Wire:
         self._frames: Iterator[Frame] | None = None
         self._parts: list[Any] | None = None
         """Of the message that has come in part."""
+        self._joined = 0
+        """How many of them, the first ones, were joined of many."""
         self._skip = 0
         self._head = b""
         """The beginning of a frame's head whose rest has not come yet."""
@@ -100,12 +105,13 @@ class Wire:
         self._within = False
         """Fragments of a message have come, and not the last."""
         self._kept: bytearray | None = bytearray() if keeps else None
-        """What came since the end of the message that was taken last."""
+        """Of messages, what came since the end of the one that was taken last."""
         self._kept_from = 0
-        self._position = 0
-        """How many bytes have come, as `_kept_from` and `_ends` count them."""
+        """How many bytes of messages came before."""
+        self._control: bytes | None = None
+        """While the last frame that began is none of a message: what has come of it."""
         self._ends: list[int] | None = [] if keeps else None
-        """Where the messages end that have come, or begun to, since that one."""
+        """Where the messages end that have come, or begun to, since that one; counted as `_kept_from` is."""
         self.closed: tuple[int, str] | None = None
         """Code and reason of an end that the peer brought about, once there was one."""
         self.over = False
@@ -126,8 +132,8 @@ class Wire:
 
     def halt(self) -> None:
         """Take nothing more. What came is answered; its messages are for others."""
-        while self.next() is not None:
-            pass
+        while self._frames is not None:
+            self.next()
         self.over = True
 
     def taken(self) -> None:
@@ -139,8 +145,9 @@ class Wire:
 
     @property
     def untaken(self) -> bytes:
-        """What came behind the message that was taken last."""
-        return bytes(self._kept or b"") + self._early
+        """What came behind the message that was taken last, but for what was answered."""
+        control = self._control if self._control is not None and self._skip else b""
+        return bytes(self._kept or b"") + control + self._head + self._early
 
     @property
     def _done(self) -> bool:
@@ -154,6 +161,9 @@ class Wire:
 
     async def receive(self) -> bool:
         """Take in what the peer sends next, for `next`; False: there will be no more."""
+        if self._frames is not None:
+            await trio.lowlevel.checkpoint()
+            return True
         if not self._done:
             await self._outbox.wait_room()  # it is to read our answers before it gets more of them
         if self._done:
@@ -164,6 +174,8 @@ class Wire:
             try:
                 # never before it was waited for: who sends without end must leave time for others
                 await trio.lowlevel.wait_readable(self._sock)
+                if self.over:  # since then: what comes is for others
+                    return False
                 data = os.read(self._sock.fileno(), READ_BYTES)
             except BlockingIOError:
                 return True
@@ -188,8 +200,10 @@ class Wire:
         return kept > 0
 
     def next(self) -> str | bytes | None:
-        """The next message of what was taken in; None: no other is there yet."""
-        while self._frames is not None and self._protocol is not None:
+        """The next message of what was taken in; None: no other is there yet, or `receive` is to be asked first."""
+        for _ in range(AT_ONCE):
+            if self._frames is None or self._protocol is None:
+                break
             try:
                 frame = next(self._frames, None)
             except ParseFailed as wrong:
@@ -218,12 +232,14 @@ class Wire:
             self._end(int(code), reason)
         elif frame.opcode is not Opcode.PONG:
             if self._parts is None:
-                self._parts = []
+                self._parts, self._joined = [], 0
             self._parts.append(payload)
             if frame.message_finished:
                 parts, self._parts = self._parts, None
-                whole: str | bytes = parts[0][:0].join(parts)
-                return whole
+                return _whole(parts)
+            if len(self._parts) - self._joined >= MAX_PARTS:
+                self._parts[self._joined :] = [_whole(self._parts[self._joined :])]
+                self._joined += 1
         return None
 
     def _end(self, code: int, reason: str) -> None:
@@ -234,11 +250,10 @@ class Wire:
         """Follow the heads of the frames; returns how many of the bytes come before a refused message."""
         at, size = 0, len(data)
         kept = size
-        if self._kept is not None:
-            self._kept += data
         while at < size:
             if self._skip:
                 step = min(self._skip, size - at)
+                self._keep(data[at : at + step])
                 self._skip -= step
                 at += step
                 continue
@@ -248,19 +263,28 @@ class Wire:
             if parsed is None:
                 break
             opcode, head_bytes, self._skip = parsed
-            final = bool(self._head[0] & FINAL)
-            self._head = b""
+            head, self._head = self._head[:head_bytes], b""
+            final = bool(head[0] & FINAL)
             at += head_bytes - had
-            if self._ends is not None and final and not opcode & CLOSE:
-                self._ends.append(self._position + at + self._skip)
+            self._control = b"" if opcode & CLOSE else None
+            self._keep(head)
+            if self._kept is not None and self._ends is not None and final and not opcode & CLOSE:
+                self._ends.append(self._kept_from + len(self._kept) + self._skip)
             if opcode & CLOSE:  # control frames; they may stand between the fragments of a message
                 self.peer_closing |= opcode == CLOSE
                 continue
             self._within = not final
             if not self._takes(opcode):
                 kept = min(kept, begun)
-        self._position += size
         return kept
+
+    def _keep(self, data: bytes) -> None:
+        if self._kept is None or self.over:
+            return
+        if self._control is None:
+            self._kept += data
+        else:
+            self._control += data
 
     def _takes(self, opcode: int) -> bool:
         if opcode != CONTINUATION:
@@ -272,6 +296,11 @@ class Wire:
         elif self._fragments > MAX_FRAGMENTS:
             self.refused = f"a message may have {MAX_FRAGMENTS} fragments"
         return not self.refused
+
+
+def _whole(parts: list[Any]) -> str | bytes:  # all of them text, or all bytes
+    whole: str | bytes = parts[0][:0].join(parts)
+    return whole
 
 
 def frame_head(data: bytes | bytearray) -> tuple[int, int, int] | None:

@@ -135,6 +135,25 @@ async def test_waiting_for_room_is_until_little_is_left_and_flushing_until_nothi
         assert order == ["room", "flushed"]
 
 
+async def test_a_drain_that_is_cancelled_cuts_no_bytes() -> None:
+    async with connected() as (outbox, peer, tasks):
+        outbox.write(b"a" * 2 * HIGH)
+        await trio.testing.wait_all_tasks_blocked()
+        assert tasks.child_tasks
+        tasks.cancel_scope.cancel()  # as at a stop: what waits is sent by who flushes
+        outbox.write(b"b")
+        found: list[bytes] = []
+
+        async def reads() -> None:
+            found.append(await read(peer, 2 * HIGH + 1))
+
+        with trio.CancelScope(shield=True):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(reads)
+                await outbox.flush()
+        assert found == [b"a" * 2 * HIGH + b"b"]
+
+
 async def test_a_reset_in_the_middle_ends_everything_that_waits() -> None:
     async with connected() as (outbox, peer, tasks):
         called: list[bool] = []

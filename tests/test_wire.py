@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.outbox import Outbox
-from actors.wire import MAX_FRAGMENTS, Wire, close_frame, frame_head
+from actors.wire import AT_ONCE, MAX_FRAGMENTS, MAX_PARTS, Wire, close_frame, frame_head
 from tests.peer import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, frame
 
 LIMIT = 70_000
@@ -132,25 +133,25 @@ messages = st.lists(
 )
 
 
-def bytes_of(kind: str, sizes: list[int]) -> bytes:
+def bytes_of(kind: str, sizes: list[int]) -> list[bytes]:
     if kind != "message":
-        return frame(PING if kind == "ping" else PONG, b"x" * sizes[0])
+        return [frame(PING if kind == "ping" else PONG, b"x" * sizes[0])]
     last = len(sizes) - 1
-    parts = [
-        frame(TEXT if i == 0 else CONTINUATION, b"t" * n, fin=i == last)
-        + (b"" if i == last else frame(PING, b"between"))
-        for i, n in enumerate(sizes)
-    ]
-    return b"".join(parts)
+    parts = [[frame(TEXT if i == 0 else CONTINUATION, b"t" * n, fin=i == last)] for i, n in enumerate(sizes)]
+    return [one for part in parts for one in (*part, frame(PING, b"between"))][:-1]
 
 
 @given(messages, st.data())
-def test_what_was_not_taken_is_what_came_behind_the_last_message_that_was(
+def test_what_was_not_taken_is_what_came_of_messages_behind_the_last_that_was(
     sequence: list[tuple[str, list[int]]], data: st.DataObject
 ) -> None:
     stream, ends = b"", []
+    answered: list[tuple[int, int]] = []  # where frames of no message are
     for kind, sizes in sequence:
-        stream += bytes_of(kind, sizes)
+        for part in bytes_of(kind, sizes):
+            stream += part
+            if part[0] & CLOSE:
+                answered.append((len(stream) - len(part), len(stream)))
         if kind == "message":
             ends.append(len(stream))
     unused: Outbox = None  # type: ignore[assignment]  # following frames touches no connection
@@ -163,7 +164,9 @@ def test_what_was_not_taken_is_what_came_behind_the_last_message_that_was(
         for _ in range(data.draw(st.integers(0, sum(end <= at for end in ends) - taken))):
             followed.taken()
             taken += 1
-        assert followed.untaken == stream[ends[taken - 1] if taken else 0 : at]
+        rest = range(ends[taken - 1] if taken else 0, min(at, len(stream)))
+        done = [(start, end) for start, end in answered if end <= at]
+        assert followed.untaken == bytes(stream[n] for n in rest if not any(start <= n < end for start, end in done))
 
 
 # Through a real connection.
@@ -232,8 +235,8 @@ async def test_an_end_without_a_close_frame_and_a_refusal_say_why() -> None:
 
 async def test_one_that_is_halted_has_answered_what_it_got_and_leaves_the_rest_to_others() -> None:
     async with connected(keeps=True) as (wire, peer):
-        rest = frame(PING, b"p") + frame(TEXT, b"c")
-        await peer.send_all(frame(TEXT, b"a") + frame(TEXT, b"b") + rest)
+        rest = frame(TEXT, b"c") + frame(PING, b"half")[:-2]
+        await peer.send_all(frame(TEXT, b"a") + frame(TEXT, b"b") + frame(PING, b"p") + rest)
         assert await wire.receive()
         assert [wire.next(), wire.next()] == ["a", "b"]
         wire.taken()
@@ -244,3 +247,57 @@ async def test_one_that_is_halted_has_answered_what_it_got_and_leaves_the_rest_t
         await peer.send_all(b"more")
         assert not await wire.receive()
         assert os.read(wire._sock.fileno(), 100) == b"more", "who comes next reads on"
+
+
+async def test_who_reads_when_it_is_halted_takes_nothing_more() -> None:
+    for _ in range(20):  # whichever of the two is woken first
+        async with connected(keeps=True) as (wire, peer):
+
+            async def halt(wire: Wire = wire) -> None:
+                with os.fdopen(os.dup(wire._sock.fileno()), "rb", buffering=0) as same:
+                    await trio.lowlevel.wait_readable(same)  # in one round of the loop with the reader
+                wire.halt()
+
+            async with trio.open_nursery() as both:
+                both.start_soon(wire.receive)
+                both.start_soon(halt)
+                await trio.testing.wait_all_tasks_blocked()
+                await peer.send_all(frame(TEXT, b"a"))
+                both.start_soon(reader_is_done, both)
+            left = b""
+            with suppress(BlockingIOError):
+                left = os.read(wire._sock.fileno(), 100)
+            assert wire.untaken + left == frame(TEXT, b"a")
+
+
+async def reader_is_done(nursery: trio.Nursery) -> None:
+    """One that was not woken waits for what never comes."""
+    await trio.testing.wait_all_tasks_blocked()
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("within", [b"", frame(TEXT, b"begun", fin=False)])
+async def test_a_flood_of_pings_is_answered_in_pieces_and_nothing_of_it_is_kept(within: bytes) -> None:
+    pings = 2000
+    async with connected(keeps=True, early=within + frame(PING) * pings) as (wire, _):
+        assert await wire.receive()
+        turns = 1
+        while wire.next() is None and wire._frames is not None:
+            assert await wire.receive()
+            turns += 1
+        assert turns >= pings / AT_ONCE
+        assert wire.untaken == within
+
+
+@pytest.mark.parametrize("opcode", [TEXT, BINARY])
+async def test_a_message_that_comes_byte_by_byte_costs_little_more_than_its_bytes(opcode: int) -> None:
+    text = "é" * (MAX_PARTS + 100)
+    data = frame(opcode, text.encode())
+    async with connected() as (wire, _):
+        most = 0
+        for at in range(len(data)):
+            wire._take_in(data[at : at + 1])
+            message = wire.next()
+            most = max(most, len(wire._parts or ()))
+        assert most <= MAX_PARTS + 2
+        assert message == (text if opcode == TEXT else text.encode())
