@@ -8,12 +8,14 @@ what is compressed although nobody asked for it is read all the same, if it can 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
+from typing import Self, cast
 
 import httpcore
 import trio
+from httpcore._async.connection_pool import PoolByteStream
 
 from actors.chunked import Torn
 from actors.coding import CODINGS, Inflater, Unreadable
@@ -28,9 +30,27 @@ MAX_ERROR_BODY = 64 * 1024  # bytes read of an error's body; its words are in th
 FAILURES = httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError
 """What httpcore raises for a connection that fails."""
 
+TEARS = Torn, OSError
+"""What our own reading of a body raises."""
+
 
 class Answer:
-    """A response whose head has come."""
+    """A response whose head has come; all is closed when its block ends."""
+
+    # No generator makes the block: its frame, and what belongs to it, would stand while the body flows.
+    __slots__ = (
+        "_body",
+        "_chunks",
+        "_inflater",
+        "_poller",
+        "_stream",
+        "_unread",
+        "after_s",
+        "again",
+        "content_type",
+        "sets_cookies",
+        "status",
+    )
 
     def __init__(self, response: httpcore.Response, poller: Poller) -> None:
         headers: dict[str, str] = {}
@@ -51,24 +71,30 @@ class Answer:
         self._poller = poller
         # Past httpcore, where it may be: its way costs more than all else that is done with a delta.
         self._body: Body | None = None if codings else response.extensions.get("body")
-        self._chunks = response.aiter_stream()
+        self._chunks = response.aiter_stream() if self._body is None else None
+        # Not the response: its headers, and those of the request, need not stay while the body flows.
+        self._stream = cast(PoolByteStream, response.stream)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.leave()
 
     @property
     def flows(self) -> bool:
         """It can be followed."""
         return self._body is not None
 
-    async def follow(self, sink: Sink) -> bool:
+    def follow(self, sink: Sink) -> Awaitable[bool]:
         """Hand the rest of the body to the sink as it comes, until that wants no more; True: until its end.
 
-        Many bodies are read by one task: the sink must be quick, and raise nothing. Raises Complaint as `read_some`.
+        Many bodies are read by one task: the sink must be quick, and raise nothing. To be awaited; that raises what
+        is in `TEARS`.
         """
         if self._body is None:
             raise RuntimeError("only an answer that flows is followed")
-        try:
-            return await self._poller.follow(self._body, sink)
-        except (Torn, OSError) as error:
-            raise _torn(error) from error
+        return self._poller.follow(self._body, sink)
 
     async def read_some(self) -> bytes:
         """Some of the body; b"" at its end. Raises Complaint, LLM_STREAM_BROKEN when the connection breaks."""
@@ -88,11 +114,13 @@ class Answer:
 
     async def _read_raw(self) -> bytes:
         try:
-            return await (anext(self._chunks) if self._body is None else self._body.read())
+            if self._body is not None:
+                return await self._body.read()
+            return b"" if self._chunks is None else await anext(self._chunks)
         except StopAsyncIteration:
             return b""
-        except (*FAILURES, Torn, OSError, trio.ClosedResourceError) as error:
-            raise _torn(error) from error
+        except (*FAILURES, *TEARS, trio.ClosedResourceError) as error:
+            raise torn(error) from error
 
     async def read(self, most: int = MAX_EVENT) -> bytes:
         """The body, at most `most` bytes of it; what is past that is not read."""
@@ -102,10 +130,15 @@ class Answer:
         return bytes(body[:most])
 
     async def leave(self) -> None:
-        """Be done with the body, wherever it stands."""
+        """Be done with it, wherever it stands."""
         if self._body is not None:
             self._body.close()
-            return
+        else:
+            await self._end_chunks()
+        with trio.CancelScope(shield=True):  # nothing in it waits for a peer
+            await self._stream.aclose()
+
+    async def _end_chunks(self) -> None:
         # httpcore's body is async generators within each other. One that is dropped half-way is finalised by
         # the garbage collector, outside of our task and with a warning; a read that is cancelled at its
         # first wait ends them all here. What is buffered until then is little.
@@ -115,7 +148,8 @@ class Answer:
                 pass
 
 
-def _torn(error: Exception) -> Complaint:
+def torn(error: Exception) -> Complaint:
+    """The connection broke."""
     return Complaint(
         Code.LLM_STREAM_BROKEN, "the connection broke in the middle of the answer", words(error), retry=True
     )

@@ -19,8 +19,8 @@ from actors.attempt import attempt
 from actors.completion import Completion, request_body
 from actors.outlet import Outlet
 from actors.provider import Clients
+from actors.question import Question
 from actors.retry import delay_s
-from actors.route import route
 from actors.sending import Sending, prepare
 from actors.sse import MAX_EVENT, EventTooLarge
 from actors.upstream import Upstreams
@@ -51,8 +51,9 @@ class Asking:
         backoff_s: float,
         report: Callable[[], None],
     ) -> None:
-        self._request = request
-        self._llm = llm
+        self.number = request.request
+        self.conversation = request.conversation
+        self._question = Question(request, llm)
         self._outlet = outlet
         self._clients = clients
         self._upstreams = upstreams
@@ -64,18 +65,19 @@ class Asking:
     async def answer(self) -> Finished:
         """The answer's end; its pieces go to the outlet. Raises Fault."""
         try:
-            ways = route(self._request, self._llm)
-            total_s = ways[0][0].client.total_timeout
+            self._question.find()
+            first = self._question.ways[0][0]
+            total_s = first.client.total_timeout
             # All tries and the waits between them: who asked waits for the whole.
             if total_s is None:
-                return await self._along(ways)
+                return await self._along()
             with trio.move_on_after(total_s):
-                return await self._along(ways)
+                return await self._along()
             if self._completion.complete:
                 return self._completion.finish()  # only its usage or end mark was still waited for
             raise Fault(
                 Code.LLM_STREAM_BROKEN if self._completion.shown else Code.LLM_UNAVAILABLE,
-                f"{ways[0][0].name}: the whole answer took longer than {total_s:g} s.",
+                f"{first.name}: the whole answer took longer than {total_s:g} s.",
                 hint="Ask for less, or raise the provider's client.total_timeout.",
             )
         except Fault:
@@ -86,35 +88,37 @@ class Asking:
             log.error("request crashed:\n%s", text)  # noqa: TRY400  # with the traceback as it is, secrets and all
             raise Fault(Code.INTERNAL) from None
 
-    async def _along(self, ways: list[tuple[Provider, Complete]]) -> Finished:
+    async def _along(self) -> Finished:
         faults: list[Fault] = []
-        for place, (provider, request) in enumerate(ways):
+        for place, provider in enumerate([provider for provider, _ in self._question.ways]):
             if faults:
                 log.warning("%s; %s is asked instead", faults[-1].body.text.rstrip("."), provider.name)
             try:
                 sending = prepare(provider)
                 self._sendings.append(sending)
-                return await self._tries(provider, request, sending)
+                return await self._tries(provider, place, sending)
             except Complaint as complaint:
                 faults.append(complaint.fault(provider.name, self._redact))
                 if self._completion.shown or (place == 0 and not complaint.elsewhere):
                     break
         raise _joined(faults)
 
-    async def _tries(self, provider: Provider, request: Complete, sending: Sending) -> Finished:
+    async def _tries(self, provider: Provider, place: int, sending: Sending) -> Finished:
         upstream = self._upstreams.of(provider)
-        body = msgspec.json.encode(request_body(request, provider))
+        question = self._question
+        model = question.ways[place][1].model or provider.model
+        question.body = msgspec.json.encode(request_body(question.ways[place][1], provider))
         async with self._clients.using(provider) as client:
             self._report()
             for tried in range(1, provider.client.retries + 2):
-                completion = Completion(request.request, request.model or provider.model, provider.name)
+                completion = Completion(self.number, model, provider.name)
                 self._completion = completion
-                log.debug("%s: request %d is sent, try %d", provider.name, request.request, tried)
+                log.debug("%s: request %d is sent, try %d", provider.name, self.number, tried)
                 try:
-                    async with upstream.turn() as turn:
+                    with await upstream.turn() as turn:
                         try:
                             finished = await attempt(
-                                client, body, sending, provider.client, completion, self._outlet, turn
+                                client, question, sending, provider.client, completion, self._outlet, turn
                             )
                         except EventTooLarge:
                             raise Complaint(

@@ -11,10 +11,11 @@ import math
 
 import trio
 
-from actors.answer import MAX_ERROR_BODY, Answer
+from actors.answer import MAX_ERROR_BODY, TEARS, Answer, torn
 from actors.completion import Completion
 from actors.outlet import Outlet
 from actors.provider import Client
+from actors.question import Question
 from actors.sending import Sending
 from actors.sse import MAX_EVENT, Decoder, EventTooLarge
 from actors.upstream import Turn
@@ -33,7 +34,7 @@ _NO_STREAM = (b"{", b"[", b"<")  # no field of an event stream begins so: one JS
 
 async def attempt(
     client: Client,
-    body: bytes,
+    question: Question,
     sending: Sending,
     options: ClientOptions,
     completion: Completion,
@@ -41,14 +42,25 @@ async def attempt(
     turn: Turn,
 ) -> Finished:
     """Ask once; pieces go to the outlet. Raises Complaint, EventTooLarge."""
-    with trio.CancelScope(deadline=trio.current_time() + options.first_token_timeout) as silence:
-        async with client.ask(body, sending) as answer:
+    answer: Answer | None = None
+    reading: _Reading | None = None
+    flows = False
+    try:
+        with trio.CancelScope(deadline=trio.current_time() + options.first_token_timeout) as silence:
+            answer = await client.ask(question.body, sending)
             if not 200 <= answer.status < 300:
                 raise of_status(answer.status, await answer.read(MAX_ERROR_BODY), answer.after_s, answer.again)
             if answer.content_type == "text/html":
                 raise _page(await answer.read(MAX_ERROR_BODY))
-            await _Reading(answer, completion, outlet, silence, options.idle_timeout, turn).stream()
-    if silence.cancelled_caught and not completion.complete:
+            reading = _Reading(answer, completion, outlet, silence, options.idle_timeout, turn, question)
+            flows = await reading.stream()
+        silent = silence.cancelled_caught
+        if reading is not None and flows:  # no scope of ours stands around it but its own
+            silent = await reading.flow()
+    finally:
+        if answer is not None:
+            await answer.leave()
+    if silent and not completion.complete:
         if completion.events:
             raise Complaint(
                 Code.LLM_STREAM_BROKEN,
@@ -71,6 +83,7 @@ class _Reading:
         "_failed",
         "_idle_s",
         "_outlet",
+        "_question",
         "_silence",
         "_turn",
     )
@@ -83,6 +96,7 @@ class _Reading:
         silence: trio.CancelScope,
         idle_s: float,
         turn: Turn,
+        question: Question,
     ) -> None:
         self._answer = answer
         self._completion = completion
@@ -90,24 +104,25 @@ class _Reading:
         self._silence = silence
         self._idle_s = idle_s
         self._turn = turn
+        self._question: Question | None = question
+        """Until something was shown."""
         self._decoder = Decoder()
         self._deadline = silence.deadline  # until the first event it stays: comments alone are no answer
         self._begun = False
         self._failed: Complaint | EventTooLarge | None = None
 
-    async def stream(self) -> None:
-        """Read to the end, or to where the answer is complete."""
+    async def stream(self) -> bool:
+        """Read to the end, or to where the answer is complete; True: to where the rest flows. Raises as `flow`."""
         answer, completion, outlet = self._answer, self._completion, self._outlet
         head = b""
         while True:
             try:
                 if self._begun and answer.flows:
-                    await self._flow()
-                    break
+                    return True
                 chunk = await answer.read_some()
             except Complaint:
                 if completion.complete and self._failed is None:
-                    return  # the answer was whole before the connection broke
+                    return False  # the answer was whole before the connection broke
                 raise
             if not chunk:
                 break
@@ -115,33 +130,46 @@ class _Reading:
                 head += chunk[:_HEAD]
                 if head.lstrip(_BLANK)[:1] in _NO_STREAM:
                     await self._whole(chunk)
-                    return
+                    return False
             self._take(chunk, trio.current_time())
             outlet.push()
             if outlet.full:
                 await self._room()
             self._silence.deadline = self._deadline
-        for event in self._decoder.close():
-            completion.take(event, outlet.pieces)
+        self._close()
         if not completion.events and head:
             words = head.decode("utf-8", "replace")
             raise Complaint(Code.LLM_STREAM_BROKEN, "the answer is no event stream", words, retry=True)
+        return False
 
-    async def _flow(self) -> None:
-        """Read what is left, by the one task that reads all streams. Raises Complaint, EventTooLarge."""
-        self._silence.deadline = math.inf
+    async def flow(self) -> bool:
+        """Read what is left, by the one task that reads all streams; True: it was silent for too long.
+
+        Raises Complaint, EventTooLarge.
+        """
         ended = False
         while not ended:
-            # The deadline moves with each delta; moving a scope's each time would cost more than the delta.
-            with trio.CancelScope(deadline=self._deadline):
-                ended = await self._answer.follow(self._sink)
+            try:
+                # The deadline moves with each delta; moving a scope's each time would cost more than the delta.
+                with trio.CancelScope(deadline=self._deadline):
+                    ended = await self._answer.follow(self._sink)
+            except TEARS as error:
+                if self._completion.complete and self._failed is None:
+                    return False  # as in `stream`
+                raise torn(error) from error
             if self._failed is not None:
                 raise self._failed
             if self._outlet.full:
                 await self._room()
             elif not ended and trio.current_time() >= self._deadline:
-                self._silence.cancel()
-                await trio.lowlevel.checkpoint()
+                return True
+        self._close()
+        return False
+
+    def _close(self) -> None:
+        """The body has ended: what its last bytes amount to."""
+        for event in self._decoder.close():
+            self._completion.take(event, self._outlet.pieces)
 
     def _sink(self, chunk: bytes, now: float) -> bool:
         try:
@@ -157,6 +185,9 @@ class _Reading:
         completion, pieces = self._completion, self._outlet.pieces
         for event in self._decoder.feed(chunk):
             completion.take(event, pieces)
+        if completion.shown and self._question is not None:
+            self._question.let_go()
+            self._question = None
         self._go_on(now)
 
     def _go_on(self, now: float) -> None:

@@ -18,6 +18,7 @@ import h11
 import httpcore
 import trio
 from httpcore._async import connection, http11
+from httpcore._models import ByteStream
 
 from actors import heads
 from actors.chunked import Chunked, Framing, Sized, Unsized
@@ -92,6 +93,9 @@ Exchanged = tuple[bytes, int, bytes, list[tuple[bytes, bytes]], bytes]
 SPENT = h11.Connection(h11.CLIENT)
 """In the place of all whose own is over; one that is needed again is made anew."""
 
+SENT = ByteStream(b"")
+"""In the place of what a request has sent."""
+
 
 class Connection(httpcore.AsyncHTTP11Connection):
     """As httpcore's, but for what the module's head says."""
@@ -133,6 +137,7 @@ class Connection(httpcore.AsyncHTTP11Connection):
             framing = Unsized()
         said = [value.lower() for name, value in [*request.headers, *response.headers] if name.lower() == b"connection"]
         self._lasting = response.extensions["http_version"] == b"HTTP/1.1" and b"close" not in b",".join(said)
+        request.headers, request.stream = [], SENT  # httpcore keeps the request until its answer has ended
         self._body = Body(wire, framing, early)
         response.extensions["body"] = self._body
         self._h11_state = SPENT  # what it knows of this exchange is not needed while the body flows

@@ -117,7 +117,7 @@ class ModelLists:
         try:
             sending = prepare(provider)
             with trio.move_on_after(ANSWER_S):
-                async with self._clients.using(provider) as client, client.list_models(sending) as answer:
+                async with self._clients.using(provider) as client, await client.list_models(sending) as answer:
                     body = await answer.read(MOST_BYTES)
                     if answer.status in (404, 405, 501):
                         raise Fault(Code.NOT_FOUND, f"{provider.name}: it has no list of models.")

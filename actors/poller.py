@@ -28,15 +28,16 @@ Sink = Callable[[bytes, float], bool]
 class _Flow:
     """One body that is being read."""
 
-    __slots__ = ("_sink", "_take", "body", "ended", "error", "over", "stopped")
+    __slots__ = ("_body", "_follower", "_sink", "_take", "ended", "error", "stopped")
 
     def __init__(self, body: Body, sink: Sink) -> None:
-        self.body = body
+        self._body = body
         self._take = body.take
         self._sink = sink
-        self.over = trio.Event()
+        self._follower: trio.lowlevel.Task | None = None
+        """Who waits for its end."""
         self.stopped = False
-        """It is not read any more: `over` is set."""
+        """It is not read any more."""
         self.ended = False
         self.error: Exception | None = None
 
@@ -49,13 +50,24 @@ class _Flow:
             if not data:
                 self.ended = True
             elif self._sink(data, now):
-                if not self.body.done:
+                if not self._body.done:
                     return
                 self.ended = True  # its end came with the last of it: the socket says nothing more
         except Exception as error:  # noqa: BLE001  # its own task raises it, whatever it is
             self.error = error
         self.stopped = True
-        self.over.set()
+        if (follower := self._follower) is not None:
+            self._follower = None
+            trio.lowlevel.reschedule(follower)
+
+    async def over(self) -> None:
+        """Wait until it is stopped, which it is not yet."""
+        self._follower = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(self._left)
+
+    def _left(self, _: object) -> trio.lowlevel.Abort:
+        self._follower = None
+        return trio.lowlevel.Abort.SUCCEEDED
 
 
 class Pace:
@@ -139,7 +151,7 @@ class Poller:
             self._epoll.register(number, select.EPOLLIN)
             self._flows[number] = flow
             try:
-                await flow.over.wait()
+                await flow.over()
             finally:
                 if self._flows.get(number) is flow:
                     self._forget(number)

@@ -12,8 +12,8 @@ import importlib
 import logging
 import ssl
 from base64 import b64encode
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 
 import httpcore
@@ -73,18 +73,18 @@ class Client:
         self._asked = _on_the_wire(self._url)
         self._timeouts = {"connect": options.connect_timeout, "write": options.idle_timeout}
 
-    def ask(self, body: bytes, sending: Sending) -> AbstractAsyncContextManager[Answer]:
-        """Send one request, a JSON text; the answer's head has come when the block begins, all is closed when it ends.
+    async def ask(self, body: bytes, sending: Sending) -> Answer:
+        """Send one request, a JSON text, and wait for the answer's head; the answer's block must follow.
 
         Raises: Complaint, with `retry` set where nothing of an answer came.
         """
-        return self._answered(self._request("POST", self._asked, sending.headers, body))
+        return await self._answered(self._request("POST", self._asked, sending.headers, body))
 
-    def list_models(self, sending: Sending) -> AbstractAsyncContextManager[Answer]:
+    async def list_models(self, sending: Sending) -> Answer:
         """`GET {base_url}/models`; else as `ask`."""
         url = self._url.copy_with(path=self._url.path.removesuffix("/chat/completions") + "/models")
         headers = {**sending.headers, "Accept": "application/json"}
-        return self._answered(self._request("GET", _on_the_wire(url), headers))
+        return await self._answered(self._request("GET", _on_the_wire(url), headers))
 
     def _request(
         self, method: str, url: httpcore.URL, headers: Mapping[str, str], body: bytes | None = None
@@ -105,8 +105,7 @@ class Client:
             method, url, headers=[*fields.values()], content=body, extensions={"timeout": self._timeouts}
         )
 
-    @asynccontextmanager
-    async def _answered(self, request: httpcore.Request) -> AsyncIterator[Answer]:
+    async def _answered(self, request: httpcore.Request) -> Answer:
         try:
             response = await self._pool.handle_async_request(request)
         except httpcore.UnsupportedProtocol as error:
@@ -123,12 +122,7 @@ class Client:
         if answer.sets_cookies:
             came = httpx.Response(response.status, headers=response.headers, request=httpx.Request("GET", self._url))
             self._cookies.extract_cookies(came)
-        try:
-            yield answer
-        finally:
-            await answer.leave()
-            with trio.CancelScope(shield=True):  # nothing in it waits for a peer
-                await response.aclose()
+        return answer
 
     async def warm(self) -> None:
         """Open connections that a request may soon need; that none can be is left to the request to say."""
@@ -175,9 +169,12 @@ class Clients:
     def __len__(self) -> int:
         return len(self._clients) + len(self._retired)
 
-    @asynccontextmanager
-    async def using(self, provider: Provider) -> AsyncIterator[Client]:
+    def using(self, provider: Provider) -> _Use:
         """The provider's client, kept open for the block even if the configuration changes meanwhile."""
+        return _Use(self, provider)
+
+    async def take(self, provider: Provider) -> Client:
+        """The provider's client, for one more user, who gives it back."""
         old = self._clients.get(provider.name)
         fits = old is not None and old.settings == _settings(provider)
         client = old if old is not None and fits else Client(provider, self._poller)
@@ -186,12 +183,17 @@ class Clients:
         try:
             if old is not None and not fits:
                 await self._retire(old)
-            yield client
-        finally:
-            client.users -= 1
-            if client.retired and not client.users:
-                self._retired.discard(client)
-                await client.close()
+        except BaseException:
+            await self.give_back(client)
+            raise
+        return client
+
+    async def give_back(self, client: Client) -> None:
+        """One user less."""
+        client.users -= 1
+        if client.retired and not client.users:
+            self._retired.discard(client)
+            await client.close()
 
     async def read(self, scope: trio.CancelScope) -> None:
         """Read the bodies that are followed, until the scope is cancelled."""
@@ -229,6 +231,26 @@ class Clients:
             self._retired.add(client)
         else:
             await client.close()
+
+
+class _Use:
+    """A block of one user of a client."""
+
+    # No generator: its frame would stand while an answer flows.
+    __slots__ = ("_client", "_clients", "_provider")
+
+    def __init__(self, clients: Clients, provider: Provider) -> None:
+        self._clients = clients
+        self._provider = provider
+        self._client: Client | None = None
+
+    async def __aenter__(self) -> Client:
+        self._client = await self._clients.take(self._provider)
+        return self._client
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._client is not None:
+            await self._clients.give_back(self._client)
 
 
 def _settings(provider: Provider) -> tuple[str, ClientOptions]:

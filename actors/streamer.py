@@ -110,9 +110,17 @@ class Streamer:
             self._nursery.start_soon(self._serve, outlet, name=f"outlet {request.to}")
         else:
             outlet.requests[request.request] = scope = trio.CancelScope()
-        self._nursery.start_soon(
-            self._complete, request, self._snapshot, outlet, scope, name=f"request {request.request}"
+        asking = Asking(
+            request,
+            request.llm or self._snapshot.llm,
+            outlet,
+            self._clients,
+            self._upstreams,
+            self._backoff_s,
+            self._report,
         )
+        # Not the request itself, which is large: `asking` lets go of it when it can.
+        self._nursery.start_soon(self._complete, asking, outlet, scope, name=f"request {request.request}")
 
     def cancel(self, to: str, request: int) -> None:
         """End a request without a word; ignored if it does not run."""
@@ -181,48 +189,39 @@ class Streamer:
         if self._outlets.get(outlet.ref.path) is outlet:
             del self._outlets[outlet.ref.path]
 
-    async def _complete(self, request: Complete, snapshot: Snapshot, outlet: Outlet, scope: trio.CancelScope) -> None:
+    async def _complete(self, asking: Asking, outlet: Outlet, scope: trio.CancelScope) -> None:
         self._running += 1
         self._report()
         out: Finished | Failed | None = None
         try:
             with scope:
-                asking = Asking(
-                    request,
-                    request.llm or snapshot.llm,
-                    outlet,
-                    self._clients,
-                    self._upstreams,
-                    self._backoff_s,
-                    self._report,
-                )
                 try:
                     out = await asking.answer()
                 except Fault as fault:
-                    out = Failed(request.request, fault.body)
+                    out = Failed(asking.number, fault.body)
         finally:
             self._running -= 1
             self._ended.set()
             self._ended = trio.Event()
             # Cancelled from outside (or superseded): it is no longer registered, and nothing more is said.
-            if outlet.requests.get(request.request) is scope:
-                del outlet.requests[request.request]
+            if outlet.requests.get(asking.number) is scope:
+                del outlet.requests[asking.number]
                 if out is not None and not scope.cancel_called:
                     outlet.pieces.append(out)
             outlet.wake()
-            self._count(request, out)
+            self._count(asking, out)
 
-    def _count(self, request: Complete, out: Finished | Failed | None) -> None:
+    def _count(self, asking: Asking, out: Finished | Failed | None) -> None:
         if isinstance(out, Finished):
             self._done += 1
         elif out is not None:
             self._failed += 1
             log.warning(
                 "request of conversation %s failed: %s: %s",
-                request.conversation,
+                asking.conversation,
                 out.fault.code,
                 out.fault.text,
-                extra={"conversation": request.conversation},
+                extra={"conversation": asking.conversation},
             )
             self._ctx.report(last_error=f"{out.fault.code}: {out.fault.text}")
         self._report()

@@ -10,8 +10,8 @@ the provider is in it.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
+from typing import Self
 
 import trio
 
@@ -29,10 +29,14 @@ BLAMED = frozenset({Code.LLM_UNAVAILABLE, Code.LLM_STREAM_BROKEN})
 
 
 class Turn:
-    """One try that may begin; says once how it went."""
+    """One try that may begin; says once how it went. Its block ends it."""
 
-    def __init__(self, upstream: Upstream, *, probe: bool) -> None:
+    # No generator makes the block: its frame would stand while the answer flows.
+    __slots__ = ("_breaker", "_place", "_probe", "_told", "_upstream")
+
+    def __init__(self, upstream: Upstream, place: Queuer, *, probe: bool) -> None:
         self._upstream = upstream
+        self._place = place
         self._breaker = upstream.breaker
         self._probe = probe
         self._told = False
@@ -63,10 +67,15 @@ class Turn:
             rest = self._breaker.blocked_s(now)
             log.warning("%s is left alone for %.0f s after its failures: %s", upstream.name, rest, complaint.what)
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """It is over; where nothing was said, nothing is known."""
         if not self._told:
             self._breaker.dropped(trio.current_time(), probe=self._probe)
+        self._place.leave()
+        self._upstream.changed()
 
 
 class Upstream:
@@ -99,9 +108,8 @@ class Upstream:
         self.gate.opened(trio.current_time())
         self.breaker.change(options.breaker.failures, options.breaker.rest)
 
-    @asynccontextmanager
-    async def turn(self) -> AsyncIterator[Turn]:
-        """One try; the block begins when it may. Raises Complaint: it may not."""
+    async def turn(self) -> Turn:
+        """One try, when it may begin; its block must follow. Raises Complaint: it may not."""
         self._refuse(self.breaker.blocked_s(trio.current_time()))
         mine = self._join()
         try:
@@ -113,16 +121,13 @@ class Upstream:
                 raise self._late(f"let nothing through for {self._wait_s:g} s")
             admission = self.breaker.admit(trio.current_time())
             self._refuse(admission.after_s)
-            turn = Turn(self, probe=admission.probe)
-            if admission.probe:
-                self.changed()
-            try:
-                yield turn
-            finally:
-                turn.close()
-        finally:
+        except BaseException:
             mine.leave()
             self.changed()
+            raise
+        if admission.probe:
+            self.changed()
+        return Turn(self, mine, probe=admission.probe)
 
     def _join(self) -> Queuer:
         now = trio.current_time()
