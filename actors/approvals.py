@@ -158,7 +158,7 @@ class Approvals:
         with trio.move_on_after(TOOLS_S):
             while self._front.merged.find(started.tool_name) is None:
                 await self._front.tools_changed.wait()
-        turn.offer(self._front.merged, self._front.catalogues)
+        turn.offer(self._front.merged)
 
 
 def _refusal(fault: Fault) -> Permission:

@@ -8,26 +8,23 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 import msgspec
 
-from actors import context_window, message_content, system_prompt, transcript
+from actors import context_window, message_content, transcript
 from actors.annotations import annotations_of
 from actors.catalogue import Merged
 from actors.turnlog import TurnLog
 from actors.usage import added, priced
 from protocol.client import LeftOut, ToolExecution, TurnFinished, TurnStarted, error_frame
 from protocol.errors import Fault, FaultBody
-from protocol.mcp_server import Catalogue, ToolOutcome
+from protocol.mcp_server import ToolOutcome
 from protocol.session import echo_of
 from protocol.streamer import Finished, ToolCall
 from protocol.watcher import Provider, Snapshot, ToolNotifications
 from protocol.writer import Closed, Event, HopEvent, ToolEnded, ToolStarted, UserEvent
 
-EMPTY: Mapping[str, Catalogue] = MappingProxyType({})
 CANCELLED = "Cancelled by the user before it ended."  # a call's outcome, as the model is told
 
 
@@ -36,7 +33,7 @@ class RunningTurn:
 
     Args:
         log: may hold text already, when a session takes over after a crash.
-        catalogues: what the servers offer, for the system prompt.
+        merged: what the servers offer.
         events: stored so far; the user's first.
     """
 
@@ -47,13 +44,12 @@ class RunningTurn:
         events: list[Event],
         snapshot: Snapshot,
         merged: Merged,
-        catalogues: Mapping[str, Catalogue] = EMPTY,
     ) -> None:
         self.log = log
         self.user = user
         self.events = events
         self.snapshot = snapshot
-        self.offer(merged, catalogues)
+        self.offer(merged)
         hops = {event.hop for event in events if isinstance(event, HopEvent)}
         self.hop_open = log.hop not in hops and log.hop > 0
         """The running hop has no HopEvent yet."""
@@ -78,18 +74,15 @@ class RunningTurn:
         self.planned: list[tuple[str, ToolCall]] = []
         """Calls that the last answer asks for, with our ids."""
 
-    def offer(self, merged: Merged, catalogues: Mapping[str, Catalogue]) -> None:
+    def offer(self, merged: Merged) -> None:
         """What the servers offer: at its beginning, and again where it is taken up long after."""
         active = self.snapshot.llm.providers.get(self.snapshot.llm.active)
         small = active is not None and active.client.small
         self.merged = merged
         self.tools = [] if small else merged.tools_for_model
         """What the model may call."""
-        self.prompt = system_prompt.build(
-            self.snapshot.service.system_prompt,
-            EMPTY if small else catalogues,
-            instructions=self.snapshot.tools.instructions,
-        )
+        configured = self.snapshot.service.system_prompt
+        self.prompt = configured if small else merged.prompt(configured, instructions=self.snapshot.tools.instructions)
         """The configured system prompt, and what the servers offer now."""
 
     @property

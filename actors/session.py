@@ -141,7 +141,7 @@ class Session:
         if found.running is not None:
             turn_log, events = found.running
             user = self.messages.users[turn_log.turn]
-            self.running = RunningTurn(turn_log, user, list(events), front.snapshot, front.merged, front.catalogues)
+            self.running = RunningTurn(turn_log, user, list(events), front.snapshot, front.merged)
             hop, asks = max(1, turn_log.hop), turn_log.asked
             attached, shown = turn_log.attached, turn_log.shown
             self.resumed = bool(found.waiting)
@@ -314,7 +314,7 @@ class Session:
         user = self.messages.users[turn]
         turn_log = TurnLog(self.conversation.id, turn, streaming=user.streaming)
         front = self.front
-        self.running = RunningTurn(turn_log, user, [user], front.snapshot, front.merged, front.catalogues)
+        self.running = RunningTurn(turn_log, user, [user], front.snapshot, front.merged)
         turn_lines.taken_up(self.running)
         return self.running
 

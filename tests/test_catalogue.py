@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.catalogue import NAME_MAX, merge
-from protocol.mcp_server import Catalogue, Tool
+from protocol.mcp_server import Catalogue, Resource, Tool
 
 SCHEMA: dict[str, Any] = {"type": "object", "properties": {"x": {"$ref": "#/$defs/X"}}, "$defs": {"X": {"const": 1}}}
 
@@ -90,3 +90,15 @@ def test_names_are_valid_unique_complete_and_independent_of_arrival(offers: dict
     rng.shuffle(shuffled)
     again = merge({server: offering(server, *sorted(offered, reverse=True)) for server, offered in shuffled})
     assert again.names() == merged.names()
+
+
+def test_the_system_prompt_is_made_once_for_the_same_offer() -> None:
+    merged = merge({"demo": Catalogue("demo", [], [Resource("demo://readme", "readme", "", "")], [], "Use me.")})
+    first = merged.prompt("Be brief.", instructions=True)
+    assert first.startswith("Be brief.")
+    assert "Use me." in first
+    assert "demo://readme" in first
+    assert merged.prompt("Be brief.", instructions=True) is first
+    assert "Use me." not in merged.prompt("Be brief.", instructions=False)
+    assert merged.prompt("Be long.", instructions=True).startswith("Be long.")
+    assert merge({}).prompt("Be brief.", instructions=True) == "Be brief."
