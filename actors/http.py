@@ -1,12 +1,12 @@
 """Plain HTTP/1.1 on the gateway's port: request heads in, whole responses out, and who may ask.
 
 A connection's head is read here first; then the connection is either answered with one response and
-closed, or handed to the WebSocket code with the bytes replayed (`Replay`), which parses them again with
-the same parser. Bodies are read by who expects one.
+closed, or becomes a WebSocket (`actors.handshake`); one that another front has passed on is read with what
+was read of it there (`Replay`). Bodies are read by who expects one.
 
 May assume: a trio stream that somebody else closes. What strangers send may be anything, slow, endless or
 cut: that ends in `BadRequest` with the status to answer, or in None where nobody is there to be answered.
-The parser is h11, and this is the only module that knows it.
+The parser is h11, and this is the only module of the gateway that knows it.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import logging
 import ssl
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 
 import httpcore
@@ -67,7 +67,7 @@ class Client:
         )
         self._cookies = httpx.Cookies()
         self._fields = {"host": (b"Host", self._url.netloc), "connection": (b"Connection", b"keep-alive")}
-        if self._url.userinfo:
+        if self._url.username or self._url.password:
             user = b64encode(f"{self._url.username}:{self._url.password}".encode())
             self._fields["authorization"] = b"Authorization", b"Basic " + user
         self._asked = _on_the_wire(self._url)
@@ -98,7 +98,8 @@ class Client:
             fields.setdefault("content-length", (b"Content-Length", b"%d" % len(body)))
         if len(self._cookies):
             asked = httpx.Request(method, self._url)
-            self._cookies.set_cookie_header(asked)
+            with suppress(UnicodeEncodeError):  # they are what the provider set, and may be nothing that can be sent
+                self._cookies.set_cookie_header(asked)
             if cookie := asked.headers.get("cookie"):
                 fields.setdefault("cookie", (b"Cookie", cookie.encode("ascii")))
         return httpcore.Request(
@@ -107,8 +108,10 @@ class Client:
 
     async def _answered(self, request: httpcore.Request) -> Answer:
         try:
+            if not self._url.host:
+                raise httpcore.UnsupportedProtocol("It names no host.")
             response = await self._pool.handle_async_request(request)
-        except httpcore.UnsupportedProtocol as error:
+        except (httpcore.UnsupportedProtocol, UnicodeError) as error:  # UnicodeError: a name that is none (idna)
             raise Complaint(
                 Code.LLM_NOT_CONFIGURED, "its address cannot be used", words(error), hint="Check its base_url."
             ) from error

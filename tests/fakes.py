@@ -295,7 +295,8 @@ class _Connection:
             headers["Transfer-Encoding"] = "chunked"
         else:
             headers["Connection"] = "close"
-        await self._send(h11.Response(status_code=script.status, headers=list(headers.items())))
+        raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+        await self._send(h11.Response(status_code=script.status, headers=raw))
         asked.started.set()
         for item in items:
             if isinstance(item, Stall | Pause | Cut):

@@ -49,6 +49,7 @@ MCP_PROCESS = {
 IMPORTERS = {
     "apsw": {"actors/store.py", "actors/schema.py", "actors/rows.py", "actors/recovery.py", "actors/database_file.py"},
     "trio_websocket": {"actors/handshake.py", "supervisors/chat_link.py"},
+    "wsproto": {"actors/wire.py"},
     "httpx": {"actors/provider.py"},
     "httpx2": {
         *("actors/mcp_exchange.py", "actors/mcp_http.py", "actors/mcp_sse.py"),
@@ -71,7 +72,7 @@ IMPORTERS = {
     "xllamacpp": {"Servers/local_model.py"},
     "rich": {"supervisors/chat_screen.py"},
     "prompt_toolkit": {"supervisors/chat_prompt.py"},
-    "h2": {"actors/http2.py"},  # and by httpx, where client.http2 is on
+    "h2": {"actors/http2.py"},  # and by httpcore, where client.http2 is on
     "httpcore": {
         "actors/answer.py",
         *("actors/http1.py", "actors/http2.py", "actors/pool.py", "actors/provider.py"),

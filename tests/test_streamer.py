@@ -99,6 +99,18 @@ async def test_a_name_and_password_in_the_address_and_the_cookies_of_a_provider_
         assert all("@" not in headers["host"] for headers in sent)
 
 
+async def test_a_cookie_that_no_header_can_carry_and_a_name_that_is_empty_are_not_sent() -> None:
+    async with FakeProvider(Script((*say("a").items,), headers={"Set-Cookie": "route=\xe9; Path=/"})) as upstream:
+        address = upstream.base_url.replace("//", "//:@")
+        async with harness(provider(address, headers={"Authorization": "Bearer mine"})) as h:
+            for request in (1, 2):
+                h.ask(request)
+                await h.finished(request)
+        sent = [asked.headers for asked in upstream.requests]
+        assert [headers["authorization"] for headers in sent] == ["Bearer mine"] * 2
+        assert [headers.get("cookie") for headers in sent] == [None] * 2
+
+
 async def test_no_proxy_of_the_environment_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     async with FakeProvider() as proxy, FakeProvider() as upstream:
         for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
@@ -581,7 +593,7 @@ async def test_a_key_that_no_header_can_carry_is_not_quoted(
         assert "4711" not in str(fault) + caplog.text
 
 
-@pytest.mark.parametrize("address", ["no address", "ftp://x/", "http://[::1"])
+@pytest.mark.parametrize("address", ["no address", "ftp://x/", "http://[::1", "http:///v1", f"http://{'x' * 64}.test/"])
 async def test_unusable_addresses(address: str) -> None:
     async with harness(provider(address)) as h:
         h.ask(1)
