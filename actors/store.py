@@ -13,15 +13,13 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import NamedTuple, Self, TypeVar
+from typing import NamedTuple, Self
 
 import apsw
-import apsw.aio
 import trio
 
 from actors import operations, recovery, retention, rows
@@ -29,6 +27,7 @@ from actors.database_file import Unusable, lock, make, size
 from actors.fence import Fence
 from actors.retention import Limits, Removed
 from actors.schema import Database, Unfit, inspect, migrate
+from actors.store_thread import Thread
 from protocol.errors import Code, Fault
 from protocol.writer import Append, AppendDeltas, BeginTurn, Operation, Query, StartTurn
 
@@ -41,11 +40,8 @@ TICK_S = 1e-6  # two events never have the same time; a double holds this much i
 QUICK = BeginTurn | StartTurn | Append | AppendDeltas  # what turns need: a few rows, found by their keys
 AT_ONCE = 16  # of them in memory take less than a millisecond
 END = object()  # of an iterator
-STOP_S = 5.0  # how long the end of a thread may take once its database is closed
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 
 class StoreError(Exception):
@@ -331,50 +327,6 @@ class Store:
         finally:
             if held is not None:
                 os.close(held)
-
-
-class Thread:
-    """A thread that runs one call after the other; the driver's own, so that cancelling a call ends its statement."""
-
-    def __init__(self, name: str) -> None:
-        self._controller = apsw.aio.Trio(thread_name=name)
-        self._alone = threading.Lock()
-
-    async def run(self, call: Callable[[], T]) -> T:
-        """Run it there. Cancelled: a statement that runs is aborted, one that waits is never begun."""
-        result: T = await self._controller.send(partial(self._run, call))
-        return result
-
-    def _run(self, call: Callable[[], T]) -> T:
-        with self._alone:
-            return call()
-
-    def here(self, db: Database, call: Callable[[], T]) -> T | None:
-        """Run it on that connection in the caller's thread; None: not done, since this one is at work."""
-        if not self._alone.acquire(blocking=False):
-            return None
-        try:
-            db.set_progress_handler(None, id=self._controller)  # it asks which call of the thread that is
-            return call()
-        finally:
-            self.adopt(db)
-            self._alone.release()
-
-    async def finish(self, call: Callable[[], T]) -> T:
-        """Run it there to its end, whatever happens to the caller meanwhile."""
-        with trio.CancelScope(shield=True):
-            result = await self.run(call)
-        return result
-
-    def adopt(self, db: Database) -> None:
-        """Make the statements of a connection that is used in this thread cancellable."""
-        self._controller.configure(db)
-
-    async def aclose(self) -> None:
-        """End the thread, after what was given to it before; not cancellable, since it would stay for ever."""
-        thread = await self.finish(threading.current_thread)
-        self._controller.close()  # type: ignore[no-untyped-call]  # the driver's is not annotated
-        thread.join(STOP_S)  # it has nothing left to do: microseconds, and then it is really gone
 
 
 class Storage:

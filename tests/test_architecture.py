@@ -47,7 +47,14 @@ MCP_PROCESS = {
 """Loaded in the process of the MCP servers only."""
 
 IMPORTERS = {
-    "apsw": {"actors/store.py", "actors/schema.py", "actors/rows.py", "actors/recovery.py", "actors/database_file.py"},
+    "apsw": {
+        "actors/store.py",
+        "actors/store_thread.py",
+        "actors/schema.py",
+        "actors/rows.py",
+        "actors/recovery.py",
+        "actors/database_file.py",
+    },
     "trio_websocket": {"actors/handshake.py", "supervisors/chat_link.py"},
     "wsproto": {"actors/wire.py"},
     "httpx": {"actors/provider.py"},
