@@ -56,6 +56,7 @@ SWEEP_S = 25.0  # how often that is looked at
 PROGRESS_S = 0.1  # of one call, shown at most this often: a flood of progress must not become a flood of frames
 TOOLS = "mcp/"  # begins the paths of tool servers' actors
 TICK_S = 10.0  # for the store to take a tick before it is sent again
+REFUSED_S = 1.0  # between ticks that the store refuses, at most: much text that waits would ask at each piece
 
 
 @asynccontextmanager
@@ -152,6 +153,7 @@ class Gateway:
         self.front = front
         self.writer = ctx.ref("store/writer")
         self.streamer = ctx.ref("llm/streamer")
+        self.refused = False  # by the store: the last tick
         self.resting: set[str] = set()
         """Tool servers that are degraded although their actors run."""
         self.asks = asks
@@ -357,26 +359,33 @@ class Gateway:
             with trio.move_on_after(settings.interval_ms / 1000):
                 await self.front.flush.wait()
             self.front.flush = trio.Event()
-            if settings.persist_deltas:
-                await self._tick()
+            if settings.persist_deltas and not await self._tick():
+                await trio.sleep(min(settings.interval_ms / 1000, REFUSED_S))
 
-    async def _tick(self) -> None:
+    async def _tick(self) -> bool:
+        """Store what grew; answers whether it was taken."""
         growth = [(turn_log, delta) for turn_log in self.front.running() if (delta := grown(turn_log)) is not None]
         if not growth:
-            return
+            return True
         try:
             await self.writer.ask(AppendDeltas([delta for _, delta in growth], self.front.id), within=TICK_S)
         except (MailError, Fault) as error:
             if has_moved(error):
                 neighbours.banished(self.front)
-                return
+                return True
             # not stored, or not known: the same ranges are sent again with the next tick
-            log.warning("text of %d running turns is not stored yet: %s", len(growth), error)
-            return
+            if not self.refused:
+                log.warning("text of %d running turns is not stored yet: %s", len(growth), error)
+            self.refused = True
+            return False
+        if self.refused:
+            log.warning("text of running turns is stored again")
+        self.refused = False
         for turn_log, delta in growth:
             if delta.hop == turn_log.hop:
                 turn_log.was_stored(delta.seq, len(delta.text) + len(delta.thinking))
                 self.front.grew(turn_log)  # what came meanwhile may be enough for another
+        return True
 
     async def sweep(self) -> None:
         """Let go of conversations that nobody needs; say how much there is."""

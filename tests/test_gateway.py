@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import trio
 
 from actors.gateway import grown
 from actors.turnlog import TurnLog
+from protocol.errors import Code, Fault
 from protocol.gateway import StopTaking
 from protocol.mcp_server import Catalogue
 from protocol.spec import Down, Up
-from protocol.writer import Append, AppendDeltas, BeginTurn
+from protocol.writer import Append, AppendDeltas, BeginTurn, Done, ListUnfinished
 from tests.fakes import Script, Stall, say
 from tests.service import front_of, of_type, service, text_of
 
@@ -99,6 +101,55 @@ async def test_what_comes_while_a_tick_is_stored_counts_for_the_next(tmp_path: P
         assert stored == ["x" * 150, "y" * 120]
         gate.set()
         await client.until("turn_finished")
+
+
+@pytest.mark.parametrize("pause", [3600.0, 0.001])
+async def test_a_store_that_refuses_is_not_asked_for_each_piece_and_that_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, pause: float
+) -> None:
+    persistence = {"persist_deltas": True, "interval_ms": 60_000, "min_chars": 100}
+    settings = {"chat": {"service": {"streaming": {"persistence": persistence}}}}
+    gate, asked = trio.Event(), trio.Event()
+    visit = ListUnfinished()  # there and back: what was sent before is there, too
+    ticks: list[str] = []
+    taken: list[object] = []
+
+    def full(_: object, message: AppendDeltas, __: object) -> Done | Fault:
+        """In the store's thread, or here."""
+        if len(ticks) < 4:
+            return Fault(Code.STORAGE_FULL)
+        taken.append(message)
+        return Done()
+
+    def see(message: object) -> None:
+        if isinstance(message, AppendDeltas):
+            ticks.append("".join(delta.text for delta in message.deltas))
+            asked.set()
+
+    monkeypatch.setattr("actors.gateway.REFUSED_S", pause)
+    monkeypatch.setattr("actors.ticks.append_deltas", full)
+    async with (
+        service(tmp_path, Script(("x" * 150, Stall(gate))) + say("!").items, settings=settings) as s,
+        s.client() as client,
+    ):
+        s.tree.tap("store/writer", see)
+        await client.send("user_message", message="hi")
+        await asked.wait()
+        [running] = front_of(s).running()
+        for _ in range(9):
+            front_of(s).grew(running)
+            await s.tree.ref("store/writer").ask(visit, within=10)
+        if pause > 1:
+            assert ticks == ["x" * 150]
+        else:
+            while not taken:
+                front_of(s).grew(running)
+                await s.tree.ref("store/writer").ask(visit, within=10)
+            assert ticks[:4] == ["x" * 150] * 4
+        gate.set()
+        await client.until("turn_finished")
+    assert caplog.text.count("is not stored yet") == 1
+    assert caplog.text.count("is stored again") == (pause < 1)
 
 
 async def test_a_drain_lets_turns_end_and_refuses_new_ones(tmp_path: Path) -> None:
