@@ -85,8 +85,11 @@ def texts(db: Database, turns: Mapping[Place, int]) -> dict[Place, list[Part]]:
     for n, body in db.execute(TICKS, (min(turns.values(), default=0),)):
         for part in _decode(body):
             turn = part.conversation, part.turn
-            if turn in turns and n >= turns[turn]:
-                found[turn].setdefault(part.seq, part)
+            if turn not in turns or n < turns[turn]:
+                continue
+            known = found[turn].get(part.seq)
+            if known is None or not (known.text or known.thinking):  # where a turn is may be told ahead of its text
+                found[turn][part.seq] = part
     return {turn: [parts[seq] for seq in sorted(parts)] for turn, parts in found.items()}
 
 

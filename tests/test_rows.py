@@ -262,6 +262,7 @@ def rows_of_text(of: Store) -> int:
 def test_a_hop_supersedes_its_deltas_and_the_end_drops_them() -> None:
     with opened(MEMORY) as s:
         do(s, begin())
+        do(s, tick(delta(2, "")))  # where it is may be told ahead of its text
         do(s, tick(delta(2, "a"), delta(5, "b")))
         do(s, tick(delta(7, "c", hop=2)))
         assert kept(s) == ["a", "b", "c"]
