@@ -122,6 +122,12 @@ def lightened(events: Sequence[Event], most_bytes: int = TOLD_BYTES) -> list[Eve
     return found[::-1]
 
 
+def recent(events: list[Event], turns: int, spare: int) -> list[Event]:
+    """Of more turns than that and the spare ones the last: many go at a time, since providers remember beginnings."""
+    starts = [place for place, event in enumerate(events) if isinstance(event, UserEvent)]
+    return events[starts[-turns] :] if len(starts) > turns + spare else events
+
+
 def refusal(content: Content, provider: Provider | None) -> Fault | None:
     """Why that provider cannot be told a message; None: it can."""
     if provider is None or provider.client.vision or not has_images(content):

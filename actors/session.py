@@ -34,7 +34,7 @@ from actors.effects import (
     TellRepeated,
 )
 from actors.front import Conversation, Front
-from actors.message_content import lightened
+from actors.message_content import lightened, recent
 from actors.messages import Messages
 from actors.running_turn import RunningTurn, show_end
 from actors.tool_calls import ToolCalls
@@ -50,6 +50,7 @@ from protocol.writer import Append, Began, BeginTurn, Closed, Done, Event, LoadH
 log = logging.getLogger("actors.session")
 
 MODEL_TURNS = 200  # turns that the model is told; far more than a context window holds
+SPARE_TURNS = 50  # more of them, before the oldest are dropped
 TRIES = 2  # how often a message that kills the session is taken up
 
 
@@ -411,7 +412,7 @@ class Session:
             log.warning("%s: the end of turn %d is not stored yet: %s", self.ctx.path, append.turn, error)
             self.tasks.start_soon(insist, self.writer, *appends)
         if self.running is not None:
-            self.events = lightened([*self.events, *self.running.events])
+            self.events = recent(lightened([*self.events, *self.running.events]), MODEL_TURNS, SPARE_TURNS)
             self._publish(self.running.log, closed, fault)
         self.perform(self.turns.closed(append.turn))
         self.wake()

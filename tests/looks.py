@@ -335,7 +335,8 @@ async def stop(w: World) -> None:
 
 async def stored(w: World) -> object:
     """What is on disk of the answer that runs."""
-    return "".join(text for (text,) in await rows(w, "SELECT text FROM delta ORDER BY seq"))
+    bodies = await rows(w, "SELECT body FROM tick ORDER BY n")
+    return "".join(text for (body,) in bodies for *_, text, _ in json.loads(body))
 
 
 async def stored_of_a_new_one(w: World) -> object:

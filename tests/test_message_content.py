@@ -10,7 +10,7 @@ import msgspec
 import pytest
 import trio
 
-from actors.message_content import IMAGE_GONE, IMAGE_PAST, content_of, has_images, in_words, lightened, refusal
+from actors.message_content import IMAGE_GONE, IMAGE_PAST, content_of, has_images, in_words, lightened, recent, refusal
 from protocol.client import MAX_IMAGE_BYTES, MAX_PARTS, MAX_TEXT_CHARS, MAX_URL_CHARS, ImagePart, TextPart
 from protocol.errors import Code, Fault
 from protocol.writer import Event, UserEvent
@@ -123,6 +123,17 @@ def test_the_oldest_images_are_told_as_words_where_all_are_too_large() -> None:
     assert two[0] == user(1, f"t1\n{IMAGE_PAST}")
     assert [has_images(e.content) for e in lightened(events, 0) if isinstance(e, UserEvent)] == [False] * 3
     assert lightened([user(1, "x")], 0) == [user(1, "x")]
+
+
+def test_the_oldest_turns_go_many_at_a_time() -> None:
+    events: list[Event] = []
+    lengths = []
+    for turn in range(1, 40):
+        events = recent([*events, user(turn, "x"), hop(1, "y")], 10, 5)
+        lengths.append(len(events) // 2)
+        assert events[-2] == user(turn, "x")
+        assert isinstance(events[0], UserEvent)
+    assert lengths == [*range(1, 16), *range(10, 16), *range(10, 16), *range(10, 16), *range(10, 16)][:39]
 
 
 async def test_large_images_wait_in_bounds_and_make_small_pages(
