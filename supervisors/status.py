@@ -39,6 +39,7 @@ ALARMING = {"restarting", "parked"}
 PROCESSES = ("supervisors.process:run", "supervisors.isolated:run")  # what runs in the slot of one
 LONG = 60  # characters of a fact that has a line of its own
 BUSY_S = 1.0  # mail that waits longer than this is shown
+MOST_SHOWN = 50  # members of one group: of thousands of sessions the ones that something is the matter with, and some
 
 
 class Mail(msgspec.Struct, frozen=True):
@@ -160,10 +161,40 @@ def of_member(member: Member) -> Node:
         last_error_at=at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if at is not None else "",
     )
     if isinstance(member, Branch):
-        return msgspec.structs.replace(node, children=[of_member(child) for child in member.members])
+        return msgspec.structs.replace(node, children=_of_members(member))
     if isinstance(member, Slot):
         return msgspec.structs.replace(node, mailbox=_mail(member), facts={**member.kept_facts, **member.facts})
     return node
+
+
+def _of_members(group: Branch) -> list[Node]:
+    """The records of a group's members; of many, all that are not shown are one, so that the whole can be read."""
+    members = group.members
+    if len(members) <= MOST_SHOWN:
+        return [of_member(member) for member in members]
+    places = sorted(range(len(members)), key=lambda place: _calm(members[place]))
+    shown = [of_member(members[place]) for place in sorted(places[:MOST_SHOWN])]
+    others = [members[place] for place in places[MOST_SHOWN:]]
+    mails = [_mail(other) for other in others if isinstance(other, Slot)]
+    sums = {name: sum(getattr(mail, name) for mail in mails) for name in Mail.__struct_fields__}
+    sums["oldest_s"] = max((mail.oldest_s for mail in mails), default=0.0)
+    rest = msgspec.structs.replace(
+        of_member(others[0]),
+        name=f"and {len(others)} others",
+        path=f"{group.path}/*",
+        restarts=sum(max(0, other.incarnation - 1) for other in others),
+        uptime_s=None,
+        mailbox=Mail(**sums),
+        facts={},
+        children=[],
+    )
+    return [*shown, rest]
+
+
+def _calm(member: Member) -> bool:
+    """Nothing is the matter with it."""
+    waits = isinstance(member, Slot) and member.box.depth > 0
+    return member.status is Status.RUNNING and member.incarnation <= 1 and not member.last_error and not waits
 
 
 class Process(Protocol):

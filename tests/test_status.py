@@ -11,7 +11,7 @@ import trio.testing
 
 from protocol.mail import Gone, Mailbox, Request
 from protocol.spec import Child, Context, Group, Parked
-from supervisors.status import LoopLag, Mail, Node, age, render
+from supervisors.status import MOST_SHOWN, LoopLag, Mail, Node, age, render
 from supervisors.supervisor import running
 
 
@@ -60,6 +60,24 @@ async def test_the_tree_shows_live_numbers() -> None:
     assert mcp.retry_in_s == pytest.approx(120, abs=1)
     again = msgspec.json.decode(msgspec.json.encode(node), type=Node)
     assert again == node
+
+
+@pytest.mark.autojump
+async def test_of_a_great_many_those_are_shown_that_something_is_the_matter_with() -> None:
+    spec = Group("root", (Group("sessions", tuple(Child(f"s{number}", actor) for number in range(1000))),))
+    async with running(spec) as tree:
+        for number in (7, 900):
+            with pytest.raises(Gone):
+                await tree.ref(f"sessions/s{number}").ask(Do("boom"), within=5)
+        await tree.ref("sessions/s999").ask(Do("answer"), within=5)
+        (sessions,) = tree.status().children
+    *shown, others = sessions.children
+    assert len(shown) == MOST_SHOWN
+    assert {"s7", "s900"} < {node.name for node in shown}
+    assert (others.name, others.path) == (f"and {1000 - MOST_SHOWN} others", "sessions/*")
+    assert others.mailbox is not None
+    assert sum(node.mailbox.taken for node in sessions.children if node.mailbox is not None) == 3
+    assert len(msgspec.json.encode(sessions)) < 50_000
 
 
 def test_rendered_for_a_stranger() -> None:
