@@ -61,8 +61,13 @@ def drawn(chart: Chart, series: Sequence[str], y: int, width: int, step: int) ->
             parts.append(
                 f'<rect x="{left}" y="{floor - high:.1f}" width="{BAR - 3}" height="{high:.1f}" fill="{colour}"/>'
             )
-            parts.append(text(left + BAR / 2 - 1.5, floor - high - 3, f"{value:.3g}", size=8, anchor="middle"))
+            parts.append(text(left + BAR / 2 - 1.5, floor - high - 3, short(value), size=8, anchor="middle"))
     return parts
+
+
+def short(value: float) -> str:
+    """Two or three digits, for there is little room."""
+    return f"{value:.2g}" if value < 1 else f"{value:.3g}" if value < 1000 else f"{float(f'{value:.3g}'):.0f}"
 
 
 def text(x: float, y: float, words: str, *, size: int = 11, anchor: str = "start") -> str:
