@@ -205,7 +205,7 @@ class Talk:
             socket.wire = line.wire
             self._handle_soon()
             await self._read()
-        except Exception:
+        except Exception:  # whatever it is, the peer is told that it was us
             self._ending = FAILED
             raise  # the guard logs it
         finally:
@@ -264,7 +264,7 @@ class Talk:
                 self._tell_change()
                 await self._handle(message)
             self._inbox = None
-        except Exception:
+        except Exception:  # whatever it is, the peer is told that it was us
             self._ending = FAILED
             raise  # the guard logs it
         finally:

@@ -210,10 +210,15 @@ async def test_client_credentials_ask_nobody_and_go_to_the_named_server_only(
         [file] = (tmp_path / "oauth").iterdir()
         assert "secret-of-ours" not in file.read_text()
 
-        other = msgspec.structs.replace(good, issuer="https://login.example")
-        async with house(entry(auth, auth=other), state=tmp_path / "other") as at:
-            assert "`auth.issuer`" in (await parked(at)).reason
+        await is_no_use_elsewhere(auth, good, tmp_path / "other")
         assert len(auth.grants) == 2
+
+
+async def is_no_use_elsewhere(auth: AuthServer, good: Authorization, state: Path) -> None:
+    """What is configured for one issuer is given to no other."""
+    other = msgspec.structs.replace(good, issuer="https://login.example")
+    async with house(entry(auth, auth=other), state=state) as at:
+        assert "`auth.issuer`" in (await parked(at)).reason
 
 
 async def test_a_configured_client_is_used_and_never_given_to_another_server(tmp_path: Path) -> None:
@@ -226,9 +231,7 @@ async def test_a_configured_client_is_used_and_never_given_to_another_server(tmp
         assert auth.authorized[0]["scope"] == "read more"
         assert auth.authorization[0].startswith("Basic ")
         assert auth.clients == []
-        other = msgspec.structs.replace(good, issuer="https://login.example")
-        async with house(entry(auth, auth=other), state=tmp_path / "other") as at:
-            assert "`auth.issuer`" in (await parked(at)).reason
+        await is_no_use_elsewhere(auth, good, tmp_path / "other")
         assert len(auth.authorized) == 1
 
 

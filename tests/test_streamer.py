@@ -85,15 +85,20 @@ async def test_what_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
         assert asked.path == "/v1/chat/completions"
 
 
+async def asked_twice(upstream: FakeProvider, address: str, authorization: str) -> list[dict[str, str]]:
+    """What was sent with two requests, one after the other, of a provider with that header."""
+    async with harness(provider(address, headers={"Authorization": authorization})) as h:
+        for request in (1, 2):
+            h.ask(request)
+            await h.finished(request)
+    return [asked.headers for asked in upstream.requests]
+
+
 async def test_a_name_and_password_in_the_address_and_the_cookies_of_a_provider_are_sent_to_it() -> None:
     script = Script((*say("a").items,), headers={"Set-Cookie": "route=7; Path=/"})
     async with FakeProvider(script) as upstream:
         address = upstream.base_url.replace("//", "//me:p%40ss@")
-        async with harness(provider(address, headers={"Authorization": "Bearer other"})) as h:
-            for request in (1, 2):
-                h.ask(request)
-                await h.finished(request)
-        sent = [asked.headers for asked in upstream.requests]
+        sent = await asked_twice(upstream, address, "Bearer other")
         assert [headers["authorization"] for headers in sent] == ["Basic bWU6cEBzcw=="] * 2
         assert [headers.get("cookie") for headers in sent] == [None, "route=7"]
         assert all("@" not in headers["host"] for headers in sent)
@@ -102,11 +107,7 @@ async def test_a_name_and_password_in_the_address_and_the_cookies_of_a_provider_
 async def test_a_cookie_that_no_header_can_carry_and_a_name_that_is_empty_are_not_sent() -> None:
     async with FakeProvider(Script((*say("a").items,), headers={"Set-Cookie": "route=\xe9; Path=/"})) as upstream:
         address = upstream.base_url.replace("//", "//:@")
-        async with harness(provider(address, headers={"Authorization": "Bearer mine"})) as h:
-            for request in (1, 2):
-                h.ask(request)
-                await h.finished(request)
-        sent = [asked.headers for asked in upstream.requests]
+        sent = await asked_twice(upstream, address, "Bearer mine")
         assert [headers["authorization"] for headers in sent] == ["Bearer mine"] * 2
         assert [headers.get("cookie") for headers in sent] == [None] * 2
 
