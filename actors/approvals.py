@@ -58,35 +58,32 @@ def verdict_of(front: Front, server: str, tool: Tool) -> policy.Verdict:
     return policy.judge(front.snapshot.tools.policy, of_server, server, tool.name, tool.annotations)
 
 
+Waits = Callable[[str, bool], None]
+
+
 class Approvals:
-    """Asks on behalf of one conversation.
+    """Asks on behalf of one conversation."""
 
-    Args:
-        waits: told the id of a call that begins to wait for a person (True), or does so no more.
-    """
-
-    def __init__(
-        self, front: Front, conversation: Conversation, writer: Ref[Any], waits: Callable[[str, bool], None]
-    ) -> None:
+    def __init__(self, front: Front, conversation: Conversation, writer: Ref[Any]) -> None:
         self._front = front
         self._conversation = conversation
         self._writer = writer
-        self._waits = waits
 
-    async def permission(self, turn: RunningTurn, started: ToolStarted, *, resumed: bool) -> Permission:
+    async def permission(self, turn: RunningTurn, started: ToolStarted, waits: Waits, *, resumed: bool) -> Permission:
         """Whether that call may be made; waits for a person where the rules say so.
 
         Args:
+            waits: told the id of a call that begins to wait for a person (True), or does so no more.
             resumed: a person was asked before, by an earlier session: that counts, whatever the rules say now.
         """
         if resumed:
-            self._waits(started.call_id, True)  # also while its server is not there again yet
+            waits(started.call_id, True)  # also while its server is not there again yet
             await self._tools_back(turn, started)
-        permission = await self._permission(turn, started, resumed=resumed)
-        self._waits(started.call_id, False)
+        permission = await self._permission(turn, started, waits, resumed=resumed)
+        waits(started.call_id, False)
         return permission
 
-    async def _permission(self, turn: RunningTurn, started: ToolStarted, *, resumed: bool) -> Permission:
+    async def _permission(self, turn: RunningTurn, started: ToolStarted, waits: Waits, *, resumed: bool) -> Permission:
         target = turn.merged.find(started.tool_name)
         if target is None:
             return ALLOWED  # there is no such tool, which the call itself will say
@@ -97,7 +94,7 @@ class Approvals:
             return ALLOWED
         asked = self._question(turn, started, target, verdict.reason)
         opening = OpenPending(asked, self._front.snapshot.tools.approval_timeout, unless_granted=True)
-        settled = await self._settled(started.call_id, opening)
+        settled = await self._settled(started.call_id, opening, waits)
         if not isinstance(settled, Pending):
             return settled
         return await self._journaled(turn, started, settled)
@@ -121,13 +118,13 @@ class Approvals:
             front=self._front.id,
         )
 
-    async def _settled(self, call_id: str, opening: OpenPending) -> Pending | Permission:
+    async def _settled(self, call_id: str, opening: OpenPending, waits: Waits) -> Pending | Permission:
         """How it was settled; or a denial, where it could not be asked."""
         try:
-            settled = await until_settled(self._front, opening, lambda: self._waits(call_id, True))
+            settled = await until_settled(self._front, opening, lambda: waits(call_id, True))
         except Fault as fault:
             return _refusal(fault)
-        self._waits(call_id, False)
+        waits(call_id, False)
         return settled
 
     async def _ask(self, request: Request[Any]) -> Any:

@@ -17,8 +17,9 @@ from typing import Any
 import trio
 
 from actors import dialect, entering, message_content, saves, server_verbs, settling, transcript, verbs
+from actors.client_socket import Socket
 from actors.entering import Elsewhere, Place
-from actors.front import Conversation, Front, Socket
+from actors.front import Conversation, Front
 from actors.turnlog import TurnLog
 from protocol.client import (
     CAPABILITIES,

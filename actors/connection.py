@@ -19,9 +19,10 @@ import msgspec
 import trio
 
 from actors import handshake, pages, passing, subscribers
+from actors.client_socket import Socket
 from actors.commands import Commands
 from actors.entering import Elsewhere, Place
-from actors.front import MOVED, Front, Socket
+from actors.front import MOVED, Front
 from actors.handover import Passed
 from actors.http import BadRequest, Head, Replay, host_allowed, origin_allowed, read_head, response
 from actors.outbox import Outbox
@@ -216,6 +217,7 @@ class Talk:
             line.front.leave(socket)
             subscribers.leave(line.front, socket)
             del line.front.sockets[socket.number]
+            socket.let_go()
             if line.gone:
                 log.info("socket %d: another front has it", socket.number)
             else:

@@ -8,8 +8,8 @@ The minute is a sliding one: no 60 seconds have more than `per_minute` admission
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
 
 MINUTE_S = 60.0
 HOLD_CAP_S = 60.0  # of the time that a provider asks for: after that it may say so again
@@ -20,18 +20,16 @@ class Full(Exception):
     """As many wait as may."""
 
 
-class Pass:
-    """One request at the gate.
+class Pass(ABC):
+    """One request at the gate."""
 
-    Args:
-        wake: called when it is admitted, and when it has become the first of those that wait.
-    """
-
-    __slots__ = ("admitted", "wake")
-
-    def __init__(self, wake: Callable[[], None]) -> None:
-        self.wake = wake
+    def __init__(self) -> None:
         self.admitted = False
+        """It is through."""
+
+    @abstractmethod
+    def wake(self) -> None:
+        """Called when it is admitted, and when it has become the first of those that wait."""
 
 
 class Gate:

@@ -156,8 +156,11 @@ class Poller:
                 if self._flows.get(number) is flow:
                     self._forget(number)
         if (error := flow.error) is not None:
-            flow.error = None  # no cycle through its traceback
-            raise error
+            flow.error = None
+            try:
+                raise error
+            finally:
+                del error  # no cycle through its traceback
         return flow.ended
 
     def close(self) -> None:

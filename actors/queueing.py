@@ -10,37 +10,33 @@ import trio
 from actors.limits import NEVER, Gate, Pass
 
 
-class Queuer:
+class Queuer(Pass):
     """One that wants through a gate. Raises Full when made: as many wait as may."""
 
     def __init__(self, gate: Gate) -> None:
+        super().__init__()
         self._gate = gate
-        self._wake: trio.Event | None = None
+        self._woken: trio.Event | None = None
         """While it waits."""
-        self._pass = Pass(self._woken)
-        gate.join(self._pass, trio.current_time())
-
-    @property
-    def admitted(self) -> bool:
-        """It is through."""
-        return self._pass.admitted
+        gate.join(self, trio.current_time())
 
     async def wait(self) -> None:
         """Until it is through; bounded by the caller."""
-        while not self._pass.admitted:
+        while not self.admitted:
             # Only the first watches the clock: the others are woken when they have become it.
-            until = self._gate.due(trio.current_time()) if self._gate.is_first(self._pass) else NEVER
-            self._wake = trio.Event()
+            until = self._gate.due(trio.current_time()) if self._gate.is_first(self) else NEVER
+            self._woken = trio.Event()
             with trio.move_on_at(until):
-                await self._wake.wait()
-            self._wake = None
+                await self._woken.wait()
+            self._woken = None
             self._gate.opened(trio.current_time())
 
     def leave(self) -> None:
         """It is done, or waits no more."""
-        self._gate.leave(self._pass)
+        self._gate.leave(self)
         self._gate.opened(trio.current_time())
 
-    def _woken(self) -> None:
-        if self._wake is not None:
-            self._wake.set()
+    def wake(self) -> None:
+        """It is admitted, or has become the first."""
+        if self._woken is not None:
+            self._woken.set()

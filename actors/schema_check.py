@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from functools import cache
 from typing import Any
 
 import jsonschema  # type: ignore[import-untyped]  # no types are published for it
@@ -32,6 +34,29 @@ class _Enough(Exception):
     """So many steps were made."""
 
 
+class _Budget:
+    """The steps of one check that are left."""
+
+    def __init__(self) -> None:
+        self._left = STEPS
+        self._compared: dict[int, int] = {}  # by the identity of a part of the schema, which lives as long as this
+
+    def step(self, name: str, wanted: Any, instance: Any) -> None:
+        """One keyword is looked at. Raises _Enough."""
+        if name in ("enum", "const"):  # deep in it, too
+            if id(wanted) not in self._compared:
+                self._compared[id(wanted)] = len(msgspec.json.encode(wanted))
+            self._left -= 1 + self._compared[id(wanted)] // (4 * PARTS)
+        else:
+            self._left -= 1 + (_parts(wanted) + _parts(instance)) // PARTS
+        if self._left < 0:
+            raise _Enough
+
+
+_budget: ContextVar[_Budget] = ContextVar("_budget")
+"""Of the check that runs; validators carry nothing of ours from a schema to the schemas in it."""
+
+
 def mismatch(schema: dict[str, Any], value: object) -> str:
     """Why the value does not fit, in a line that names the place; empty: it does, or nobody can say."""
     try:
@@ -39,6 +64,7 @@ def mismatch(schema: dict[str, Any], value: object) -> str:
             return ""
         kind = validators.validator_for(schema, default=jsonschema.Draft202012Validator)
         checked = _bounded(kind)(schema, registry=referencing.Registry())
+        _budget.set(_Budget())
         errors = list(checked.iter_errors(value))
     except _Enough:
         return ""
@@ -52,23 +78,13 @@ def mismatch(schema: dict[str, Any], value: object) -> str:
     return f"{text} - at `{first.json_path}`"
 
 
+@cache  # one for each dialect that the library knows; making a class takes longer than most checks
 def _bounded(kind: Any) -> Any:
     """That dialect, without what may take for ever."""
-    left = [STEPS]
-    compared: dict[int, int] = {}  # by the identity of a part of the schema, which lives as long as this
-
-    def cost(name: str, wanted: Any, instance: Any) -> int:
-        if name in ("enum", "const"):  # deep in it, too
-            if id(wanted) not in compared:
-                compared[id(wanted)] = len(msgspec.json.encode(wanted))
-            return 1 + compared[id(wanted)] // (4 * PARTS)
-        return 1 + (_parts(wanted) + _parts(instance)) // PARTS
 
     def counted(name: str, keyword: _Keyword) -> _Keyword:
         def step(validator: Any, wanted: Any, instance: Any, schema: Any) -> Iterator[Any]:
-            left[0] -= cost(name, wanted, instance)
-            if left[0] < 0:
-                raise _Enough
+            _budget.get().step(name, wanted, instance)
             yield from keyword(validator, wanted, instance, schema) or ()
 
         return step

@@ -16,7 +16,8 @@ import trio
 
 from actors import kept_results, offers, policy, subscribers
 from actors.approvals import verdict_of
-from actors.front import Front, Socket
+from actors.client_socket import Socket
+from actors.front import Front
 from actors.tool_call import asked, patience
 from protocol.client import ServerFrame
 from protocol.contents import SHOWN_CHARS

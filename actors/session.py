@@ -91,7 +91,7 @@ class Session:
         self.messages = Messages(front, conversation, self.writer)
         self.running: RunningTurn | None = None
         """The turn that runs, visible to sockets or not yet."""
-        self.calls = ToolCalls(ctx, front, conversation, tasks, self._call_ended, self._suspend_if_waiting)
+        self.calls = ToolCalls(ctx, front, conversation, tasks)
         self.resumed = False
         """The running turn's calls were meant by an earlier session: a person was asked of them."""
         self.journal: Append | None = None
@@ -243,7 +243,7 @@ class Session:
                     self._journal(effect.turn)
                 case RunCalls() if self.running is not None:
                     resumed, self.resumed = self.resumed, False
-                    self.calls.run(self.running, resumed=resumed)
+                    self.calls.run(self.running, self._call_ended, self._suspend_if_waiting, resumed=resumed)
                 case Suspend():
                     self._suspend()
                 case Close():

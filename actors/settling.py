@@ -15,7 +15,8 @@ from typing import Any, Literal
 import msgspec
 
 from actors import elicitation
-from actors.front import Front, Socket
+from actors.client_socket import Socket
+from actors.front import Front
 from actors.turnlog import frame_of
 from protocol.client import (
     LOCAL_OWNER,

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from actors.front import Front, Socket
+from actors.client_socket import Socket
+from actors.front import Front
 from protocol.client import ResourceChanged
 from protocol.errors import Code, Fault
 from protocol.mcp_server import ResourceUpdated, SubscribeResource, UnsubscribeResource

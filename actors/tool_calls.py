@@ -9,12 +9,13 @@ what became of it. A call cannot fail: whatever goes wrong is its outcome (`tool
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 import trio
 
 from actors import tool_call
-from actors.approvals import Approvals
+from actors.approvals import Approvals, Waits
 from actors.durable import insist
 from actors.front import Conversation, Front
 from actors.running_turn import RunningTurn
@@ -23,50 +24,42 @@ from protocol.pending import CancelPending
 from protocol.spec import Context
 from protocol.writer import Append, ToolStarted
 
+Ended = Callable[[int, str], None]
+
 
 class ToolCalls:
     """Runs them.
 
     Args:
         tasks: where they run; ended by the caller.
-        ended: told the turn and our id of each call that has its outcome.
-        paused: told when one more waits for a person.
     """
 
-    def __init__(
-        self,
-        ctx: Context,
-        front: Front,
-        conversation: Conversation,
-        tasks: trio.Nursery,
-        ended: Callable[[int, str], None],
-        paused: Callable[[], None],
-    ) -> None:
+    def __init__(self, ctx: Context, front: Front, conversation: Conversation, tasks: trio.Nursery) -> None:
         self._ctx = ctx
         self._front = front
         self._conversation = conversation
         self._tasks = tasks
-        self._ended = ended
-        self._paused = paused
         self.waiting: set[str] = set()
         """Calls that wait for a person."""
-        self._approvals = Approvals(front, conversation, ctx.ref("store/writer"), self._waits)
+        self._approvals = Approvals(front, conversation, ctx.ref("store/writer"))
         self._scopes: dict[str, trio.CancelScope] = {}
 
-    def run(self, turn: RunningTurn, *, resumed: bool = False) -> None:
+    def run(self, turn: RunningTurn, ended: Ended, paused: Callable[[], None], *, resumed: bool = False) -> None:
         """Make the calls that the turn's log has begun.
 
         Args:
+            ended: told the turn and our id of each call that has its outcome.
+            paused: told when one more waits for a person.
             resumed: of all of them a person was asked by an earlier session.
         """
         turn.log.tools_ran = True
         for started in tuple(turn.log.calls.values()):
-            self._tasks.start_soon(self._call, turn, started, resumed)
+            self._tasks.start_soon(self._call, turn, started, resumed, ended, partial(self._waits, paused))
 
-    def _waits(self, call_id: str, waits: bool) -> None:
+    def _waits(self, paused: Callable[[], None], call_id: str, waits: bool) -> None:
         if waits:
             self.waiting.add(call_id)
-            self._paused()
+            paused()
         else:
             self.waiting.discard(call_id)
 
@@ -89,12 +82,12 @@ class ToolCalls:
             self._front.calls.pop(call_id, None)
             self._front.tally.tool_call(call.server, "cancelled")
 
-    async def _call(self, turn: RunningTurn, started: ToolStarted, resumed: bool) -> None:
+    async def _call(self, turn: RunningTurn, started: ToolStarted, resumed: bool, told: Ended, waits: Waits) -> None:
         call_id, status, elapsed_ms = started.call_id, "denied", 0
         outcome: ToolOutcome | None = None
         with trio.CancelScope() as scope:
             self._scopes[call_id] = scope
-            permission = await self._approvals.permission(turn, started, resumed=resumed)
+            permission = await self._approvals.permission(turn, started, waits, resumed=resumed)
             if permission.allowed:
                 self._front.calls[call_id] = (turn.log, 0.0)
                 began = trio.current_time()
@@ -116,7 +109,7 @@ class ToolCalls:
         append = Append(self._conversation.id, turn.turn, started.call_id, [ended], self._front.id)
         self._tasks.start_soon(insist, self._ctx.ref("store/writer"), append)
         self._conversation.pump()
-        self._ended(turn.turn, started.call_id)
+        told(turn.turn, started.call_id)
 
     async def _made(self, turn: RunningTurn, started: ToolStarted, arguments: str | None) -> ToolOutcome:
         """Make the call, with other arguments than the model's where a person has changed them."""

@@ -13,7 +13,8 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.front import HOLD_S, Conversation, Front, Socket
+from actors.client_socket import HOLD_S, Socket
+from actors.front import Conversation, Front
 from actors.listening import Listening
 from actors.outbox import Outbox
 from actors.turnlog import TurnLog

@@ -12,7 +12,7 @@ import pytest
 import trio
 import trio.testing
 
-from actors import front
+from actors import client_socket
 from tests.fakes import say
 from tests.peer import upgrade
 from tests.service import Service, front_of, service
@@ -37,7 +37,7 @@ async def settled(s: Service, count: int) -> None:
 
 
 async def test_an_idle_socket_is_one_task_and_few_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(front, "HOLD_S", 0.01)
+    monkeypatch.setattr(client_socket, "HOLD_S", 0.01)
     async with service(tmp_path, say("x")) as s:
         with ExitStack() as stack:
             connect(s, stack, 5)  # what is made once is made

@@ -9,6 +9,17 @@ from hypothesis import strategies as st
 from actors.limits import HOLD_CAP_S, MINUTE_S, NEVER, Full, Gate, Pass
 
 
+class Named(Pass):
+    """Tells its name when it is woken."""
+
+    def __init__(self, name: str, woken: list[str]) -> None:
+        super().__init__()
+        self.name, self.woken = name, woken
+
+    def wake(self) -> None:
+        self.woken.append(self.name)
+
+
 class Crowd:
     """Passes by name, and who was woken."""
 
@@ -18,7 +29,7 @@ class Crowd:
         self.woken: list[str] = []
 
     def join(self, name: str, now: float = 0.0) -> bool:
-        one = Pass(lambda: self.woken.append(name))
+        one = Named(name, self.woken)
         self.gate.join(one, now)
         self.passes[name] = one
         return one.admitted
@@ -133,10 +144,10 @@ def test_whatever_happens_the_bounds_hold(
         now += passed
         match what:
             case "j":
-                one = Pass(lambda: None)
+                newcomer = Named("", [])
                 try:
-                    gate.join(one, now)
-                    order.append(one)
+                    gate.join(newcomer, now)
+                    order.append(newcomer)
                 except Full:
                     assert gate.waiting == queue
             case "l" if through:
