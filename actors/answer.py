@@ -19,7 +19,8 @@ from httpcore._async.connection_pool import PoolByteStream
 
 from actors.chunked import Torn
 from actors.coding import CODINGS, Inflater, Unreadable
-from actors.http1 import Body
+from actors.heads import said_in
+from actors.http1 import Body, Came
 from actors.poller import Poller, Sink
 from actors.sse import MAX_EVENT
 from actors.verdict import Complaint
@@ -29,6 +30,9 @@ MAX_ERROR_BODY = 64 * 1024  # bytes read of an error's body; its words are in th
 
 FAILURES = httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError
 """What httpcore raises for a connection that fails."""
+
+TOLD = b"content-type", b"content-encoding", b"retry-after", b"retry-after-ms", b"x-should-retry"
+"""What is read of an answer's head."""
 
 TEARS = Torn, OSError
 """What our own reading of a body raises."""
@@ -53,10 +57,8 @@ class Answer:
     )
 
     def __init__(self, response: httpcore.Response, poller: Poller) -> None:
-        headers: dict[str, str] = {}
-        for raw_name, raw_value in response.headers:
-            name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
-            headers[name] = f"{headers[name]}, {value}" if name in headers else value
+        said = response.said if isinstance(response, Came) else said_in(response.headers)
+        headers = {name.decode("latin-1"): said[name].decode("latin-1") for name in TOLD if name in said}
         self.status = response.status
         self.content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
         self.after_s = _retry_after(headers)
@@ -67,7 +69,7 @@ class Answer:
         codings -= {"", "identity"}
         self._unread = "" if len(codings) < 2 and codings <= CODINGS else ", ".join(sorted(codings))[:50]
         self._inflater = Inflater() if codings else None
-        self.sets_cookies = "set-cookie" in headers
+        self.sets_cookies = b"set-cookie" in said
         self._poller = poller
         # Past httpcore, where it may be: its way costs more than all else that is done with a delta.
         self._body: Body | None = None if codings else response.extensions.get("body")

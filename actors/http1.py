@@ -10,9 +10,9 @@ is put where httpcore looks it up, as in http2.py; tests/test_http1.py fails if 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Mapping
 from contextlib import suppress
-from typing import cast
+from typing import NamedTuple, cast
 
 import h11
 import httpcore
@@ -87,14 +87,69 @@ class Body:
             self.wire.close()
 
 
-Exchanged = tuple[bytes, int, bytes, list[tuple[bytes, bytes]], bytes]
-"""Version, status, reason and fields of an answer, and what came with them of its body."""
-
 SPENT = h11.Connection(h11.CLIENT)
 """In the place of all whose own is over; one that is needed again is made anew."""
 
 SENT = ByteStream(b"")
 """In the place of what a request has sent."""
+
+
+class Form:
+    """What many requests have in common; made once.
+
+    Args:
+        fields: all but the length of the body.
+    """
+
+    __slots__ = ("closes", "fields", "method", "opening", "origin", "sized", "url")
+
+    def __init__(self, method: bytes, url: httpcore.URL, fields: list[tuple[bytes, bytes]]) -> None:
+        self.method = method
+        self.url = url
+        self.origin = url.origin if url.scheme in {b"http", b"https"} else None  # httpcore knows no other's port
+        self.fields = fields
+        said = heads.said_in(fields)
+        self.sized = b"content-length" in said
+        """They name a length all the same: it was configured, and is wrong."""
+        self.opening = None if self.sized else heads.opening(method, url.target, fields)
+        """None: there is something in it that h11 must see."""
+        self.closes = _closes(said)
+
+
+class Asked(httpcore.Request):
+    """A request of a form that is known. httpcore's own checks each part of each field, for each request."""
+
+    def __init__(self, form: Form, body: bytes, timeouts: Mapping[str, float]) -> None:
+        self.form = form
+        self.body = body
+        self.method, self.url = form.method, form.url
+        length = [] if form.sized else [(b"Content-Length", b"%d" % len(body))]
+        self.headers = [*form.fields, *length]
+        self.stream = ByteStream(body)
+        self.extensions = {"timeout": timeouts}
+
+
+class Exchanged(NamedTuple):
+    """The head of an answer."""
+
+    version: bytes
+    status: int
+    fields: list[tuple[bytes, bytes]]
+    """Names as they came."""
+    said: dict[bytes, bytes]
+    """The same by their names in small letters."""
+    early: bytes
+    """What came with it of the body."""
+
+
+class Came(httpcore.Response):
+    """An answer whose fields were checked when they were read."""
+
+    def __init__(self, head: Exchanged, stream: AsyncIterable[bytes]) -> None:
+        self.status, self.headers, self.said = head.status, head.fields, head.said
+        self.stream = stream
+        self.extensions = {"http_version": head.version}
+        self._stream_consumed = False
 
 
 class Connection(httpcore.AsyncHTTP11Connection):
@@ -112,42 +167,45 @@ class Connection(httpcore.AsyncHTTP11Connection):
         self._state, self._expire_at = http11.HTTPConnectionState.ACTIVE, None
         wire = self._network_stream.get_extra_info("wire")
         try:
-            version, status, reason, fields, early = await self._exchanged(request, isinstance(wire, RawStream))
+            came = await self._exchanged(request, isinstance(wire, RawStream))
         except BaseException:
             with trio.CancelScope(shield=True):
                 await self._response_closed()
             raise
-        response = httpcore.Response(
-            status,
-            headers=fields,
-            content=http11.HTTP11ConnectionByteStream(self, request),
-            extensions={"http_version": version, "reason_phrase": reason, "network_stream": self._network_stream},
-        )
-        if not isinstance(wire, RawStream) or response.status != 200 or request.method not in {b"GET", b"POST"}:
+        said = came.said
+        response = Came(came, http11.HTTP11ConnectionByteStream(self, request))
+        if not isinstance(wire, RawStream) or came.status != 200 or request.method not in {b"GET", b"POST"}:
             return response
-        headers = {name.lower(): value.strip().lower() for name, value in response.headers}
-        if headers.get(b"content-encoding", b"") not in {b"", b"identity"}:
+        if said.get(b"content-encoding", b"").strip().lower() not in {b"", b"identity"}:
             return response
         framing: Framing
-        if b"transfer-encoding" in headers:  # h11 lets none pass but chunked
+        if b"transfer-encoding" in said:  # h11 lets none pass but chunked
             framing = Chunked()
-        elif b"content-length" in headers:
-            framing = Sized(int(headers[b"content-length"].partition(b",")[0]))
+        elif b"content-length" in said:
+            framing = Sized(int(said[b"content-length"].partition(b",")[0]))
         else:
             framing = Unsized()
-        said = [value.lower() for name, value in [*request.headers, *response.headers] if name.lower() == b"connection"]
-        self._lasting = response.extensions["http_version"] == b"HTTP/1.1" and b"close" not in b",".join(said)
+        asked = request.form.closes if isinstance(request, Asked) else _closes(heads.said_in(request.headers))
+        self._lasting = came.version == b"HTTP/1.1" and not (asked or _closes(said))
         request.headers, request.stream = [], SENT  # httpcore keeps the request until its answer has ended
-        self._body = Body(wire, framing, early)
-        response.extensions["body"] = self._body
+        if isinstance(request, Asked):
+            request.body = b""
+        self._body = response.extensions["body"] = Body(wire, framing, came.early)
         self._h11_state = SPENT  # what it knows of this exchange is not needed while the body flows
         return response
 
     async def _exchanged(self, request: httpcore.Request, direct: bool) -> Exchanged:
         """Head and body leave together: a write of each costs a turn of the scheduler, and the provider a wake."""
         patience = request.extensions.get("timeout", {})
-        body = b"".join([part async for part in cast(AsyncIterable[bytes], request.stream)])
-        head = heads.written(request.method, request.url.target, request.headers, body) if direct else None
+        head: bytes | None = None
+        if isinstance(request, Asked):
+            body = request.body
+            if direct and request.form.opening is not None:
+                head = b"%bContent-Length: %d\r\n\r\n" % (request.form.opening, len(body))
+        else:
+            body = b"".join([part async for part in cast(AsyncIterable[bytes], request.stream)])
+            if direct:
+                head = heads.written(request.method, request.url.target, request.headers, body)
         with suppress(httpcore.WriteError):  # servers may answer, and close, before they have read all
             await self._network_stream.write(
                 self._encoded(request, body) if head is None else head + body, patience.get("write")
@@ -157,10 +215,11 @@ class Connection(httpcore.AsyncHTTP11Connection):
             if not came:
                 raise httpcore.RemoteProtocolError("Server disconnected without sending a response.")
             if (plain := heads.read(came)) is not None:
-                return b"HTTP/1.1", 200, plain.reason, plain.fields, came[plain.end :]
+                return Exchanged(b"HTTP/1.1", 200, plain.fields, plain.said, came[plain.end :])
             self._encoded(request, body)  # so that it knows of the request to which that is an answer
             self._h11_state.receive_data(came)
-        return await self._receive_response_headers(request)
+        version, status, _, fields, early = await self._receive_response_headers(request)
+        return Exchanged(version, status, fields, heads.said_in(fields), early)
 
     def _encoded(self, request: httpcore.Request, body: bytes) -> bytes:
         if self._h11_state is SPENT:
@@ -182,6 +241,10 @@ class Connection(httpcore.AsyncHTTP11Connection):
         self._state = http11.HTTPConnectionState.IDLE
         if self._keepalive_expiry is not None:
             self._expire_at = time.monotonic() + self._keepalive_expiry
+
+
+def _closes(said: Mapping[bytes, bytes]) -> bool:
+    return b"close" in said.get(b"connection", b"").lower()
 
 
 connection.AsyncHTTP11Connection = Connection  # type: ignore[attr-defined]  # see the head

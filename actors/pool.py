@@ -11,11 +11,16 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import AsyncIterator
+from typing import cast
 
 import httpcore
 from httpcore._async.connection import AsyncHTTPConnection
 from httpcore._async.connection_pool import AsyncPoolRequest
+from httpcore._async.http11 import HTTP11ConnectionByteStream
 from httpcore._async.interfaces import AsyncConnectionInterface
+
+from actors.http1 import Asked
 
 SWEEP_S = 1.0  # between two looks at what is idle
 
@@ -49,6 +54,27 @@ class _Connection(AsyncHTTPConnection):
         return await self._connection.handle_async_request(request)
 
 
+class _Rest:
+    """What is left of an answer, on a connection that goes back to its pool at the end."""
+
+    __slots__ = ("_connection", "_pool", "_stream")
+
+    def __init__(self, stream: HTTP11ConnectionByteStream, connection: AsyncConnectionInterface, pool: Pool) -> None:
+        self._stream = stream
+        self._connection: AsyncConnectionInterface | None = connection
+        self._pool = pool
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return aiter(self._stream)
+
+    async def aclose(self) -> None:
+        """Be done with it."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await self._stream.aclose()
+            await self._pool.give_back(connection)
+
+
 class Pool(httpcore.AsyncConnectionPool):
     """httpcore's, for HTTP/1.1 connections."""
 
@@ -60,6 +86,33 @@ class Pool(httpcore.AsyncConnectionPool):
         self._idle: dict[AsyncConnectionInterface, None] = {}
         """Those that wait for a request, the one that has waited longest first."""
         self._swept_at = 0.0
+
+    async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
+        """As httpcore's; a request of a known form that finds a connection idle does not queue."""
+        connection, closing = None, list[AsyncConnectionInterface]()
+        if isinstance(request, Asked) and (origin := request.form.origin) is not None and not self._requests.waiting:
+            connection = self._take(origin, closing)
+        try:
+            await self._close_connections(closing)
+            if connection is None:
+                return await super().handle_async_request(request)
+            response = await connection.handle_async_request(request)
+        except BaseException:
+            if connection is not None:
+                await self.give_back(connection)
+            raise
+        response.stream = _Rest(cast(HTTP11ConnectionByteStream, response.stream), connection, self)
+        return response
+
+    async def give_back(self, connection: AsyncConnectionInterface) -> None:
+        """A request that did not queue has ended."""
+        closing: list[AsyncConnectionInterface] = []
+        self._free(connection, closing)
+        if self._requests.waiting:
+            closing += self._assign_requests_to_connections()
+        else:
+            self._tidy(closing)
+        await self._close_connections(closing)
 
     def create_connection(self, origin: httpcore.Origin) -> AsyncConnectionInterface:
         """As httpcore's."""
@@ -74,14 +127,10 @@ class Pool(httpcore.AsyncConnectionPool):
         if not requests.waiting and not requests.left:  # a connection was not free after all: who had it asks again
             requests.waiting.extend(request for request in requests if request.is_queued())
         for request in requests.left:
-            self._settle(request, closing)
+            if request.connection is not None:
+                self._free(request.connection, closing)
         requests.left.clear()
-        if time.monotonic() - self._swept_at > SWEEP_S:
-            self._swept_at = time.monotonic()
-            for connection in [one for one in self._idle if one.is_closed() or one.has_expired()]:
-                self._drop(connection, closing)
-        while len(self._idle) > self._max_keepalive_connections:
-            self._drop(next(iter(self._idle)), closing)
+        self._tidy(closing)
         while requests.waiting:
             request = requests.waiting[0]
             if request in requests and request.is_queued() and not self._serve(request, closing):
@@ -89,10 +138,18 @@ class Pool(httpcore.AsyncConnectionPool):
             requests.waiting.popleft()
         return closing
 
-    def _settle(self, request: AsyncPoolRequest, closing: list[AsyncConnectionInterface]) -> None:
+    def _tidy(self, closing: list[AsyncConnectionInterface]) -> None:
+        """Drop what has been idle for too long, now and then, and what is more than may be."""
+        if time.monotonic() - self._swept_at > SWEEP_S:
+            self._swept_at = time.monotonic()
+            for connection in [one for one in self._idle if one.is_closed() or one.has_expired()]:
+                self._drop(connection, closing)
+        while len(self._idle) > self._max_keepalive_connections:
+            self._drop(next(iter(self._idle)), closing)
+
+    def _free(self, connection: AsyncConnectionInterface, closing: list[AsyncConnectionInterface]) -> None:
         """What becomes of the connection of a request that has ended."""
-        connection = request.connection
-        if connection is None or connection not in self._connections:
+        if connection not in self._connections:
             return
         if connection.is_closed():
             self._connections.remove(connection)
@@ -102,20 +159,27 @@ class Pool(httpcore.AsyncConnectionPool):
             self._connections.remove(connection)
             closing.append(connection)
 
-    def _serve(self, request: AsyncPoolRequest, closing: list[AsyncConnectionInterface]) -> bool:
-        """Give it a connection, if there may be one."""
-        origin = request.request.url.origin
+    def _take(
+        self, origin: httpcore.Origin, closing: list[AsyncConnectionInterface]
+    ) -> AsyncConnectionInterface | None:
+        """One that is idle, and can be used."""
         while self._idle:
             connection, _ = self._idle.popitem()  # the one that was used last: others may expire
             if connection.is_available() and connection.can_handle_request(origin) and not connection.has_expired():
-                request.assign_to_connection(connection)
-                return True
+                return connection
             self._connections.remove(connection)
             closing.append(connection)
-        if len(self._connections) >= self._max_connections:
-            return False
-        connection = self.create_connection(origin)
-        self._connections.append(connection)
+        return None
+
+    def _serve(self, request: AsyncPoolRequest, closing: list[AsyncConnectionInterface]) -> bool:
+        """Give it a connection, if there may be one."""
+        origin = request.request.url.origin
+        connection = self._take(origin, closing)
+        if connection is None:
+            if len(self._connections) >= self._max_connections:
+                return False
+            connection = self.create_connection(origin)
+            self._connections.append(connection)
         request.assign_to_connection(connection)
         return True
 

@@ -21,6 +21,7 @@ import httpx
 import trio
 
 from actors.answer import FAILURES, Answer, words
+from actors.http1 import Asked, Form
 from actors.poller import Poller
 from actors.pool import Pool
 from actors.raw_stream import Backend
@@ -71,6 +72,9 @@ class Client:
             user = b64encode(f"{self._url.username}:{self._url.password}".encode())
             self._fields["authorization"] = b"Authorization", b"Basic " + user
         self._asked = _on_the_wire(self._url)
+        self._form: Form | None = None
+        """Of requests with those headers, while no cookies are set."""
+        self._form_headers: Mapping[str, str] = {}
         self._timeouts = {"connect": options.connect_timeout, "write": options.idle_timeout}
 
     async def ask(self, body: bytes, sending: Sending) -> Answer:
@@ -78,33 +82,33 @@ class Client:
 
         Raises: Complaint, with `retry` set where nothing of an answer came.
         """
-        return await self._answered(self._request("POST", self._asked, sending.headers, body))
+        form = self._form
+        if form is None or self._form_headers != sending.headers:
+            form = Form(b"POST", self._asked, self._fields_with(sending.headers))
+            # Cookies come and go by themselves.
+            self._form, self._form_headers = None if len(self._cookies) else form, sending.headers
+        return await self._answered(Asked(form, body, self._timeouts))
 
     async def list_models(self, sending: Sending) -> Answer:
         """`GET {base_url}/models`; else as `ask`."""
         url = self._url.copy_with(path=self._url.path.removesuffix("/chat/completions") + "/models")
-        headers = {**sending.headers, "Accept": "application/json"}
-        return await self._answered(self._request("GET", _on_the_wire(url), headers))
+        fields = self._fields_with({**sending.headers, "Accept": "application/json"})
+        timeouts = {"timeout": self._timeouts}
+        return await self._answered(httpcore.Request("GET", _on_the_wire(url), headers=fields, extensions=timeouts))
 
-    def _request(
-        self, method: str, url: httpcore.URL, headers: Mapping[str, str], body: bytes | None = None
-    ) -> httpcore.Request:
+    def _fields_with(self, headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
         # By hand: httpx's way from a request to its transport and back takes as long as all else that is done with it.
         fields = dict(self._fields)
         for name, value in headers.items():
             if (lowered := name.lower()) != "authorization" or lowered not in fields:
                 fields[lowered] = name.encode("ascii"), value.encode("ascii")
-        if body is not None:
-            fields.setdefault("content-length", (b"Content-Length", b"%d" % len(body)))
         if len(self._cookies):
-            asked = httpx.Request(method, self._url)
+            asked = httpx.Request("POST", self._url)
             with suppress(UnicodeEncodeError):  # they are what the provider set, and may be nothing that can be sent
                 self._cookies.set_cookie_header(asked)
             if cookie := asked.headers.get("cookie"):
                 fields.setdefault("cookie", (b"Cookie", cookie.encode("ascii")))
-        return httpcore.Request(
-            method, url, headers=[*fields.values()], content=body, extensions={"timeout": self._timeouts}
-        )
+        return [*fields.values()]
 
     async def _answered(self, request: httpcore.Request) -> Answer:
         try:
@@ -125,6 +129,7 @@ class Client:
         if answer.sets_cookies:
             came = httpx.Response(response.status, headers=response.headers, request=httpx.Request("GET", self._url))
             self._cookies.extract_cookies(came)
+            self._form = None
         return answer
 
     async def warm(self) -> None:

@@ -1,8 +1,8 @@
 """What a request sends beside its body: the key and the configured headers, read when it is sent.
 
-They come from the environment and live in the request's `Sending` only, which also knows how to take them out
-of a text. Nothing here sends. Fails with `Complaint` LLM_NOT_CONFIGURED where something is missing, or cannot
-be a header; what was found is never quoted.
+They come from the environment and live in the request's `Sending`, which also knows how to take them out of a
+text, and as long as they stay the same in its client's `Form`. Nothing here sends. Fails with `Complaint`
+LLM_NOT_CONFIGURED where something is missing, or cannot be a header; what was found is never quoted.
 """
 
 from __future__ import annotations

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import httpcore
 import pytest
 import trio
 import trio.testing
 from httpcore._async.connection import AsyncHTTPConnection
+from httpcore._async.interfaces import AsyncConnectionInterface
 
+from actors import heads
 from actors.pool import Pool
 from tests.fakes import FakeProvider, Script, Stall, say
 from tests.streaming import harness, provider
@@ -75,6 +79,33 @@ async def test_a_request_that_begins_or_ends_looks_at_no_other_connection(monkey
                 await h.finished(request)
             assert upstream.connections == many
     assert looks <= 10 * many
+
+
+async def test_a_request_that_finds_a_connection_idle_does_not_queue_and_its_head_is_made_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    queued, heads_made = 0, 0
+    assign, opening = Pool._assign_requests_to_connections, heads.opening
+
+    def counted(self: Pool) -> list[AsyncConnectionInterface]:
+        nonlocal queued
+        queued += bool(self._requests.waiting)
+        return assign(self)
+
+    def made(*of: Any) -> bytes | None:
+        nonlocal heads_made
+        heads_made += 1
+        return opening(*of)
+
+    monkeypatch.setattr(Pool, "_assign_requests_to_connections", counted)
+    monkeypatch.setattr(heads, "opening", made)
+    async with FakeProvider() as upstream, harness(provider(upstream.base_url)) as h:
+        for request in range(1, 11):
+            h.ask(request)
+            await h.finished(request)
+        assert upstream.connections == 1
+        assert len(upstream.requests) == 10
+    assert (queued, heads_made) == (1, 1)
 
 
 async def test_a_request_that_is_cancelled_before_it_has_a_connection_leaves_none_behind() -> None:
