@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import random
 import traceback
-from collections.abc import Callable
 
 import msgspec
 import trio
@@ -38,7 +37,6 @@ class Asking:
     Args:
         llm: the configuration that it keeps to its end.
         backoff_s: the largest delay before the second try.
-        report: called when what status shows of the providers may have changed.
     """
 
     def __init__(
@@ -49,7 +47,6 @@ class Asking:
         clients: Clients,
         upstreams: Upstreams,
         backoff_s: float,
-        report: Callable[[], None],
     ) -> None:
         self.number = request.request
         self.conversation = request.conversation
@@ -58,7 +55,6 @@ class Asking:
         self._clients = clients
         self._upstreams = upstreams
         self._backoff_s = backoff_s
-        self._report = report
         self._completion = Completion(request.request, request.model)
         self._sendings: list[Sending] = []
 
@@ -109,7 +105,6 @@ class Asking:
         model = question.ways[place][1].model or provider.model
         question.body = msgspec.json.encode(request_body(question.ways[place][1], provider))
         async with self._clients.using(provider) as client:
-            self._report()
             for tried in range(1, provider.client.retries + 2):
                 completion = Completion(self.number, model, provider.name)
                 self._completion = completion

@@ -220,7 +220,7 @@ class _Reading:
         if whole[:1] == b"<":
             raise _page(whole[:MAX_ERROR_BODY])
         self._completion.take_whole(whole, self._outlet.pieces)
-        self._outlet.wake()
+        self._outlet.push()
 
 
 def _page(body: bytes) -> Complaint:

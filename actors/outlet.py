@@ -1,9 +1,8 @@
 """The pieces on their way from running requests to one address, in one batch for all of them.
 
-Requests append to `pieces`; who has read for all of them pushes the whole list on, at once (`push`), and where a
-request has something by itself, or the receiver has no room, one task does (`wake`, `flush`). A receiver that does
-not take is felt by the requests: past `MOST_WAITING` pieces they wait in `room`. If nobody is at the address any
-more, its requests are cancelled.
+Requests append to `pieces`; who has read for some of them, or ends one, pushes the whole list on, at once. Only where
+the receiver has no room, a task waits for it. A receiver that does not take is felt by the requests: past
+`MOST_WAITING` pieces they wait in `room`. If nobody is at the address any more, its requests are cancelled.
 """
 
 from __future__ import annotations
@@ -22,20 +21,22 @@ MOST_WAITING = 4096  # pieces that wait for one address; some seconds of text of
 
 
 class Outlet:
-    """The pieces on their way to one address."""
+    """The pieces on their way to one address.
 
-    def __init__(self, ref: Ref[Pieces]) -> None:
+    Args:
+        nursery: where what needs waiting is sent; outlives the requests.
+    """
+
+    def __init__(self, ref: Ref[Pieces], nursery: trio.Nursery) -> None:
         self.ref = ref
         self.pieces: list[Piece] = []
         self.requests: dict[int, trio.CancelScope] = {}
+        self._nursery = nursery
+        self._flushes = False
+        """There is a task that sends."""
         self._sending: list[Piece] = []
         """What waits for room in the receiver's mailbox."""
-        self._wake = trio.Event()
         self._room = trio.Event()
-
-    def wake(self) -> None:
-        """There is something to send, or nothing more to wait for."""
-        self._wake.set()
 
     @property
     def full(self) -> bool:
@@ -48,20 +49,20 @@ class Outlet:
             await self._room.wait()
 
     def push(self) -> None:
-        """Send what there is, if that needs no waiting; else `flush` does."""
-        if not self.pieces:
+        """Send what there is: now, if that needs no waiting."""
+        if not self.pieces or self._flushes:  # what is pushed would overtake what waits
             return
-        if not self._sending:  # what is pushed would overtake it
-            try:
-                if self.ref.push(Pieces(self.pieces)):
-                    was_full = self.full
-                    self.pieces = []  # a fresh list: the one that was sent is the receiver's now
-                    if was_full:
-                        self._has_room()
-                    return
-            except (Gone, Fault):
-                pass  # `flush` meets it too
-        self._wake.set()
+        try:
+            if self.ref.push(Pieces(self.pieces)):
+                was_full = self.full
+                self.pieces = []  # a fresh list: the one that was sent is the receiver's now
+                if was_full:
+                    self._has_room()
+                return
+        except (Gone, Fault):
+            pass  # `_flush` meets it too
+        self._flushes = True
+        self._nursery.start_soon(self._flush, name=f"outlet {self.ref.path}")
 
     def _has_room(self) -> None:
         self._room.set()
@@ -73,15 +74,11 @@ class Outlet:
         for pieces in (self.pieces, self._sending):
             pieces[:] = [piece for piece in pieces if piece.request != request]
 
-    async def flush(self) -> None:
-        """Send batches as long as there are requests or pieces."""
-        while self.requests or self.pieces:
-            await self._wake.wait()
-            self._wake = trio.Event()
+    async def _flush(self) -> None:
+        """Send batches as long as there are pieces."""
+        while self.pieces:
             self._sending, self.pieces = self.pieces, []
             self._has_room()
-            if not self._sending:
-                continue
             try:
                 await self.ref.send(Pieces(self._sending))
             except Gone:
@@ -92,6 +89,7 @@ class Outlet:
                     scope.cancel()
             # A fresh list: the one that was sent is the receiver's now.
             self._sending = []
+        self._flushes = False
 
 
 class Outlets(dict[str, Outlet]):

@@ -104,12 +104,8 @@ class Streamer:
         self.cancel(request.to, request.request)
         outlet = self._outlets.get(request.to)
         if outlet is None:
-            outlet = self._outlets[request.to] = Outlet(self._ctx.ref(request.to))
-            # Registered before its task looks whether there is anything to wait for.
-            outlet.requests[request.request] = scope = trio.CancelScope()
-            self._nursery.start_soon(self._serve, outlet, name=f"outlet {request.to}")
-        else:
-            outlet.requests[request.request] = scope = trio.CancelScope()
+            outlet = self._outlets[request.to] = Outlet(self._ctx.ref(request.to), self._nursery)
+        outlet.requests[request.request] = scope = trio.CancelScope()
         asking = Asking(
             request,
             request.llm or self._snapshot.llm,
@@ -117,7 +113,6 @@ class Streamer:
             self._clients,
             self._upstreams,
             self._backoff_s,
-            self._report,
         )
         # Not the request itself, which is large: `asking` lets go of it when it can.
         self._nursery.start_soon(self._complete, asking, outlet, scope, name=f"request {request.request}")
@@ -129,13 +124,13 @@ class Streamer:
         if outlet is not None and scope is not None:
             scope.cancel()
             outlet.forget(request)
-            outlet.wake()
 
     def abandon(self, to: str) -> None:
         """Whoever asked is gone with its process: nobody reads what it asked for."""
         outlet = self._outlets.get(to)
         for request in tuple(outlet.requests) if outlet is not None else ():
             self.cancel(to, request)
+        self._outlets.pop(to, None)
 
     def configure(self, snapshot: Snapshot) -> None:
         """Requests begin with this from now on; running ones keep theirs."""
@@ -162,7 +157,7 @@ class Streamer:
                 scope.cancel()
                 body = Fault(Code.LLM_STREAM_BROKEN, "The part that talks to the model was stopped.").body
                 outlet.pieces.append(Failed(request, body))
-                outlet.wake()
+                outlet.push()
 
     def _warm(self) -> None:
         """The next request shall find a connection to the active provider."""
@@ -184,14 +179,9 @@ class Streamer:
         """Answer what a provider offers."""
         box.settle(reply, await self._models.answer(message, self._snapshot.llm))
 
-    async def _serve(self, outlet: Outlet) -> None:
-        await outlet.flush()
-        if self._outlets.get(outlet.ref.path) is outlet:
-            del self._outlets[outlet.ref.path]
-
     async def _complete(self, asking: Asking, outlet: Outlet, scope: trio.CancelScope) -> None:
         self._running += 1
-        self._report()
+        self._ctx.report(running=self._running)
         out: Finished | Failed | None = None
         try:
             with scope:
@@ -208,7 +198,7 @@ class Streamer:
                 del outlet.requests[asking.number]
                 if out is not None and not scope.cancel_called:
                     outlet.pieces.append(out)
-            outlet.wake()
+            outlet.push()
             self._count(asking, out)
 
     def _count(self, asking: Asking, out: Finished | Failed | None) -> None:
