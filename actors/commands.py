@@ -127,6 +127,22 @@ class Commands:
         self.socket.speaker = dialect.Speaker()
         await self._resume(None, None)
 
+    def handle_now(self, frame: str) -> bool:
+        """Handle a frame that needs no waiting, as a user's message; False: it is for `handle`, as is what is wrong."""
+        if self._first or self.socket.speaker is not None or self.socket.outbox.full:
+            return False
+        try:
+            message = decode(frame)
+        except (BadFrame, RecursionError):
+            return False
+        if not isinstance(message, UserMessage | StopTurn):
+            return False
+        try:
+            self._of_turns(message)
+        except Fault as fault:
+            self.socket.tell(error_frame(fault.body, request_id=message.request_id))
+        return True
+
     async def handle(self, frame: str) -> None:
         """One text frame; never raises for what a client can send."""
         request_id: str | None = None
@@ -136,6 +152,7 @@ class Commands:
                 await self._speak_old()
             message = decode(frame) if self.socket.speaker is None else dialect.decode(frame)
             request_id = message.request_id
+            log.debug("socket %d: %s", self.socket.number, type(message).__name__)
             await self._do(message)
         except BadFrame as bad:
             self.socket.tell(error_frame(bad.fault.body, request_id=bad.request_id))
@@ -146,14 +163,9 @@ class Commands:
             self.socket.tell(error_frame(Fault(Code.STORAGE_UNAVAILABLE).body, request_id=request_id))
 
     async def _do(self, message: ClientFrame) -> None:
-        log.debug("socket %d: %s", self.socket.number, type(message).__name__)
         match message:
-            case UserMessage():
-                self.socket.release()
-                self._user_message(message)
-            case StopTurn():
-                self.socket.release()
-                self._stop(message)
+            case UserMessage() | StopTurn():
+                self._of_turns(message)
             case Resume():
                 position = (message.turn, message.seq) if message.turn is not None else None
                 await self._resume(position, message.request_id)
@@ -301,6 +313,13 @@ class Commands:
         await self._resume(None, message.request_id)
 
     # Turns.
+
+    def _of_turns(self, message: UserMessage | StopTurn) -> None:
+        self.socket.release()
+        if isinstance(message, UserMessage):
+            self._user_message(message)
+        else:
+            self._stop(message)
 
     def _user_message(self, message: UserMessage) -> None:
         conversation = self._conversation

@@ -229,7 +229,7 @@ class Talk:
         """Always, also while something is handled: pings are answered, and the peer's end is seen."""
         wire = self._line.wire
         while (message := wire.next()) is not None or await wire.receive():
-            if message is None:
+            if message is None or self._handled_now(message):
                 continue
             if self._inbox is None:
                 self._inbox = []
@@ -239,6 +239,19 @@ class Talk:
                 await self._change()
         while self._handling:
             await self._change()
+
+    def _handled_now(self, message: str | bytes) -> bool:
+        """Handle what needs no waiting, where nothing came before or behind it: a task takes as long as all of that."""
+        wire, commands = self._line.wire, self._commands
+        if self._handling or self._inbox or self._ending is not None or not wire.drained or isinstance(message, bytes):
+            return False
+        try:
+            if not commands.handle_now(message):
+                return False
+        except Exception:  # noqa: BLE001  # the boundary, see there
+            self._failed()
+        wire.taken()
+        return True
 
     async def _change(self) -> None:
         self._changed = trio.Event()
@@ -317,11 +330,15 @@ class Talk:
             except RecursionError:
                 deep = Fault(Code.INVALID_MESSAGE, "The frame is nested too deeply.")
                 socket.tell(error_frame(deep.body))
-            except Exception:  # boundary: one frame's trouble is its own
-                log.exception("socket %d: a frame could not be handled", socket.number)
-                socket.tell(error_frame(Fault(Code.INTERNAL).body))
+            except Exception:  # noqa: BLE001  # the boundary, see there
+                self._failed()
             await line.outbox.wait_room()
             return
+
+    def _failed(self) -> None:
+        """The boundary: one frame's trouble is its own."""
+        log.exception("socket %d: a frame could not be handled", self._socket.number)
+        self._socket.tell(error_frame(Fault(Code.INTERNAL).body))
 
 
 async def look_after(front: Front) -> None:

@@ -2,8 +2,9 @@
 
 The heads of its frames are followed before the protocol library sees them: a message that announces more bytes than
 allowed is refused before they are taken, and the peer's close frame is noticed whatever comes before it. Frames
-themselves are the library's (wsproto, whose importer this is); it is there only while a message has come in part, so
-that a socket on which nothing happens costs little.
+themselves are the library's (wsproto, whose importer this is) but for what nearly always comes: one whole text in one
+frame in one read. The library is there only while a message has come in part, so that a socket on which nothing
+happens costs little.
 
 A connection may move to another front in mid-life. For that the bytes of messages that nobody has handled are kept
 until they are (`taken`); pings are not: they have been answered.
@@ -30,10 +31,12 @@ MAX_PARTS = 1024  # of a message before they are joined; each costs more than it
 MAX_FRAGMENTS = 65_536  # of one message; each costs time, an empty one too
 MAX_FRAME_HEAD = 14  # bytes; RFC 6455, section 5.2
 MAX_REASON = 123  # bytes of a close frame's reason; RFC 6455, section 5.5
-CONTINUATION, CLOSE = 0x0, 0x8
+CONTINUATION, TEXT, CLOSE = 0x0, 0x1, 0x8
 CLOSE_FRAME = 0x88  # first byte of an unfragmented close frame
 FINAL = 0x80  # in a frame's first byte: the last one of its message
 MASKED = 0x80
+PLAIN_SIZES = {6: range(126), 8: range(126, 65_536)}
+"""Bytes of a text, by those of its frame's head, which is masked then; a longer one need not be quick."""
 ABNORMAL = 1006  # the peer ended without a close frame
 
 
@@ -63,6 +66,7 @@ class Wire:
         "_message",
         "_outbox",
         "_parts",
+        "_plain",
         "_protocol",
         "_received_at",
         "_skip",
@@ -93,6 +97,8 @@ class Wire:
         self._listening_since = math.inf
         self._protocol: FrameProtocol | None = None
         self._frames: Iterator[Frame] | None = None
+        self._plain: str | None = None
+        """A message that came by itself."""
         self._parts: list[Any] | None = None
         """Of the message that has come in part."""
         self._joined = 0
@@ -134,6 +140,7 @@ class Wire:
         """Take nothing more. What came is answered; its messages are for others."""
         while self._frames is not None:
             self.next()
+        self._plain = None
         self.over = True
 
     def taken(self) -> None:
@@ -148,6 +155,11 @@ class Wire:
         """What came behind the message that was taken last, but for what was answered."""
         control = self._control if self._control is not None and self._skip else b""
         return bytes(self._kept or b"") + control + self._head + self._early
+
+    @property
+    def drained(self) -> bool:
+        """No other message is among what was taken in."""
+        return self._frames is None and self._plain is None
 
     @property
     def _done(self) -> bool:
@@ -192,7 +204,9 @@ class Wire:
             self.closed = self.closed or (ABNORMAL, "")
             return False
         kept = self.follow(data)
-        if kept:
+        if kept == len(data) and self._protocol is None and (text := plain_text(data)) is not None:
+            self._plain = text
+        elif kept:
             if self._protocol is None:
                 self._protocol = FrameProtocol(client=False, extensions=[])
             self._protocol.receive_bytes(data[:kept])
@@ -201,6 +215,9 @@ class Wire:
 
     def next(self) -> str | bytes | None:
         """The next message of what was taken in; None: no other is there yet, or `receive` is to be asked first."""
+        if self._plain is not None:
+            plain, self._plain = self._plain, None
+            return plain
         for _ in range(AT_ONCE):
             if self._frames is None or self._protocol is None:
                 break
@@ -315,6 +332,21 @@ def frame_head(data: bytes | bytearray) -> tuple[int, int, int] | None:
     if extended:
         length = int.from_bytes(data[2 : 2 + extended], "big")
     return data[0] & 0x0F, size, length
+
+
+def plain_text(data: bytes) -> str | None:
+    """The text, where the bytes are one whole frame with a whole text; None: the library must see them."""
+    head = frame_head(data[:MAX_FRAME_HEAD]) if data[0] == FINAL | TEXT else None
+    if head is None:
+        return None
+    _, begin, size = head
+    if begin + size != len(data) or size not in PLAIN_SIZES.get(begin, ()):
+        return None
+    mask = int.from_bytes((data[begin - 4 : begin] * (size // 4 + 1))[:size], "little")
+    try:
+        return (int.from_bytes(data[begin:], "little") ^ mask).to_bytes(size, "little").decode()
+    except UnicodeDecodeError:
+        return None
 
 
 def close_frame(code: int, reason: str) -> bytes:

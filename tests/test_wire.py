@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.outbox import Outbox
-from actors.wire import AT_ONCE, MAX_FRAGMENTS, MAX_PARTS, Wire, close_frame, frame_head
+from actors.wire import AT_ONCE, MAX_FRAGMENTS, MAX_PARTS, Wire, close_frame, frame_head, plain_text
 from tests.peer import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, frame
 
 LIMIT = 70_000
@@ -44,6 +44,38 @@ def test_heads_are_whole_or_none(size: int, mask: bool) -> None:
     head = data[: -len(b"payload")]
     assert frame_head(data) == frame_head(head) == (TEXT, len(head), size)
     assert all(frame_head(head[:cut]) is None for cut in range(len(head)))
+
+
+@pytest.mark.parametrize("text", ["", "a", "ä" * 62, "x" * 125, "x" * 126, "{" * 65_535, "\N{GRINNING FACE}"])
+def test_a_text_that_comes_by_itself_needs_no_library(text: str) -> None:
+    data = frame(TEXT, text.encode())
+    assert plain_text(data) == text
+    assert not any(plain_text(data[:cut]) for cut in range(1, len(data)))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        frame(BINARY, b"a"),
+        frame(PING, b"a"),
+        frame(CLOSE),
+        frame(TEXT, b"a", fin=False),
+        frame(CONTINUATION, b"a"),
+        frame(TEXT, b"a") + frame(TEXT, b"b"),
+        frame(TEXT, b"a", mask=False),
+        frame(TEXT, b"\xff"),
+        frame(TEXT, "\N{GRINNING FACE}".encode()[:3]),
+        frame(TEXT, b"a" * 65_536),
+        b"\xc1" + frame(TEXT, b"a")[1:],
+        b"\x81\xfe\x00\x01" + b"mask" + b"a",
+    ],
+    ids=[
+        *("binary", "ping", "close", "first fragment", "last fragment", "two", "not masked", "no UTF-8", "cut UTF-8"),
+        *("long", "reserved bit", "a length that is not minimal"),
+    ],
+)
+def test_what_is_not_plain_is_for_the_library(data: bytes) -> None:
+    assert plain_text(data) is None
 
 
 def test_a_message_too_large_is_refused_at_its_head_and_what_came_before_is_kept() -> None:
