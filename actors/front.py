@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("actors.front")
 
+LOADING_S = 15.0  # for the model on this machine; 0.7 s on an idle machine
 MOVED = 1012, "this conversation is served elsewhere now: connect again, and resume"
 
 
@@ -126,6 +127,8 @@ class Front:
         self.sessions = f"{ctx.path.rpartition('/')[0]}/sessions"
         """The group of the session actors."""
         self.snapshot = snapshot
+        self._configured = trio.Event()
+        """Set, and made anew, whenever `snapshot` is another."""
         self.listening = listening
         self.status = status
         self.down: dict[str, str] = {}
@@ -184,6 +187,18 @@ class Front:
     def message_limit(self) -> int:
         """Bytes that a client's message may have now."""
         return self.snapshot.websocket.max_message_size
+
+    def configure(self, snapshot: Snapshot) -> None:
+        """Another configuration is in force."""
+        self.snapshot = snapshot
+        self._configured.set()
+        self._configured = trio.Event()
+
+    async def model_there(self) -> None:
+        """While the model that answers is being loaded: until it is there, LOADING_S at most."""
+        with trio.move_on_after(LOADING_S):
+            while self.snapshot.llm.loading:
+                await self._configured.wait()
 
     def next_number(self) -> int:
         """A number for a socket; never used twice in this process."""

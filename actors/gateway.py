@@ -277,7 +277,8 @@ class Gateway:
 
     def configure(self, snapshot: Snapshot, tasks: trio.Nursery) -> None:
         """Another configuration is in force; running turns keep theirs."""
-        before, self.front.snapshot = self.front.snapshot, snapshot
+        before = self.front.snapshot
+        self.front.configure(snapshot)
         if snapshot.version != before.version:
             self.front.announce(ConfigChanged(snapshot.version))
         if address(snapshot.websocket) != address(before.websocket):

@@ -58,13 +58,16 @@ async def run(box: Mailbox[LocalModelMessage], ctx: Context) -> None:
     """The actor. Raises ModelDied, Parked."""
     ctx.ready()  # loading delays nobody
     missing = [name for name in PACKAGES if find_spec(name) is None]
+    watcher: Ref[WatcherMessage] = ctx.ref(WATCHER)
+    ctx.watch(WATCHER)
     if missing:
         ctx.report(installed="no", state="not installed: uv run --extra local actors-main")
-        async for _ in box:
-            pass
+        await _tell(watcher, SetLocalModel(None))
+        async for message in box:
+            if isinstance(message, Up):  # a new one waits for a word of us
+                await _tell(watcher, SetLocalModel(None))
         return
     ctx.report(installed="yes", state="not wanted yet")
-    watcher: Ref[WatcherMessage] = ctx.ref(WATCHER)
     model = _Model(ctx, watcher)
     died: list[Exception] = []
 
@@ -75,9 +78,8 @@ async def run(box: Mailbox[LocalModelMessage], ctx: Context) -> None:
             died.append(error)  # raised below, as itself and not within a group
             nursery.cancel_scope.cancel()
 
-    ctx.watch(WATCHER)
     # An earlier incarnation may not have taken its address back; seen as configured, it would make us unwanted.
-    await _tell(watcher, SetLocalModel(None))
+    await _tell(watcher, SetLocalModel(None, expected=True))
     await _tell(watcher, Subscribe(to=ctx.path))
     async with trio.open_nursery() as nursery:
         started = False
@@ -116,9 +118,11 @@ class _Model:
         self._listening: Listening | None = None
 
     async def announce(self) -> None:
-        """Give the watcher the address, if there is one."""
+        """Give the watcher the address, or say that there will be one soon."""
         if self._listening is not None:
             await _tell(self._watcher, SetLocalModel(self._listening.base_url, self._listening.model))
+        else:
+            await _tell(self._watcher, SetLocalModel(None, expected=True))
 
     async def serve(self, nursery: trio.Nursery) -> None:
         """Run the child until cancelled. Raises ModelDied, Parked, OSError."""
@@ -132,9 +136,8 @@ class _Model:
                 raise child.death("ended")
         finally:
             self._ctx.report(state="stopped", pid=None, base_url=None)
-            if self._listening is not None:
-                self._listening = None
-                self._watcher.offer(SetLocalModel(None))  # refused: our next incarnation says it again
+            self._listening = None
+            self._watcher.offer(SetLocalModel(None))  # refused: our next incarnation says it again
 
 
 class _Child:

@@ -170,6 +170,7 @@ class Session:
         if not self.loaded:
             self.perform([Refuse(say.client, say.echo, Fault(Code.STORAGE_UNAVAILABLE).body, say)])
             return
+        await self.front.model_there()
         self._take_up(say)
 
     def _take_up(self, say: Say) -> None:

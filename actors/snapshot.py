@@ -129,8 +129,7 @@ def with_local_model(snapshot: Snapshot, base_url: str, model: str, environment:
 
     Elsewhere the snapshot as it is. A provider of that name in the files is theirs: ours is called otherwise.
     """
-    asked = [snapshot.llm.providers[name] for name in (snapshot.llm.active, *snapshot.llm.fallbacks)]
-    if any(one.api_key_env is None or environment.get(one.api_key_env) for one in asked):
+    if _has_key(snapshot.llm, environment):
         return snapshot
     name = LOCAL if LOCAL not in snapshot.llm.providers else f"{LOCAL}-model"
     local = Provider(
@@ -151,6 +150,19 @@ def with_local_model(snapshot: Snapshot, base_url: str, model: str, environment:
     )
     llm = Llm(active=name, providers={**snapshot.llm.providers, name: local})
     return msgspec.structs.replace(snapshot, llm=llm)
+
+
+def with_model_loading(snapshot: Snapshot, environment: Mapping[str, str]) -> Snapshot:
+    """The snapshot that says that the model on this machine will be there in a moment, where it is needed."""
+    if _has_key(snapshot.llm, environment):
+        return snapshot
+    return msgspec.structs.replace(snapshot, llm=msgspec.structs.replace(snapshot.llm, loading=True))
+
+
+def _has_key(llm: Llm, environment: Mapping[str, str]) -> bool:
+    """The active provider or a fallback has its key, or needs none."""
+    asked = [llm.providers[name] for name in (llm.active, *llm.fallbacks)]
+    return any(one.api_key_env is None or environment.get(one.api_key_env) for one in asked)
 
 
 def _provider(name: str, written: ProviderSettings, pool: PoolSettings) -> Provider:

@@ -25,7 +25,7 @@ from actors.config_access import Access, opened
 from actors.configuration import Configuration, ConfigurationError, part
 from actors.files import Changed, Mark
 from actors.runtime_file import reason
-from actors.snapshot import with_local_model
+from actors.snapshot import with_local_model, with_model_loading
 from protocol.errors import Code, Fault
 from protocol.mail import Mailbox, Nudge, Reply
 from protocol.spec import Context, KeepContext, Parked
@@ -93,7 +93,8 @@ class Kept:
         """What the files said first."""
         self._files: Snapshot | None = None
         """What the files say, without the local model."""
-        self._local: SetLocalModel | None = None
+        self._local = SetLocalModel(None, expected=True)
+        """What is known of the model on this machine: at first that its actor will say something soon."""
         self._subscribers: set[str] = set()
         self._owed: dict[str, tuple[float, float]] = {}
         """Subscribers that did not take the last snapshot: when to offer again, and the pause after that."""
@@ -170,7 +171,7 @@ class Kept:
 
     def set_local(self, message: SetLocalModel) -> None:
         """The model on this machine came up or went down."""
-        self._local = message if message.base_url else None
+        self._local = message
         self._refresh()
 
     def subscribe(self, path: str) -> None:
@@ -189,8 +190,10 @@ class Kept:
         if self._files is None:
             return
         new = self._files
-        if self._local is not None and self._local.base_url:
+        if self._local.base_url:
             new = with_local_model(new, self._local.base_url, self._local.model, os.environ)
+        elif self._local.expected:
+            new = with_model_loading(new, os.environ)
         old = self.snapshot
         if old is not None and _content(new) == _content(old):
             return

@@ -205,6 +205,8 @@ class Llm(msgspec.Struct, frozen=True):
     providers: dict[str, Provider]
     fallbacks: list[str] = []
     """Providers that are asked, in this order, when the one that was asked first fails before its first piece."""
+    loading: bool = False
+    """No provider has its key, and the model on this machine, which is asked instead, will be there in a moment."""
 
 
 class ServerLimits(msgspec.Struct, frozen=True):
@@ -370,6 +372,8 @@ class SetLocalModel(msgspec.Struct, frozen=True, tag=True):
 
     base_url: str | None
     model: str = ""
+    expected: bool = False
+    """It is down, and will be up in a moment."""
 
 
 class ConfigView(msgspec.Struct, frozen=True):

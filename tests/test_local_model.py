@@ -134,7 +134,7 @@ class World:
         return await anext(self.watcher)
 
     async def introduced(self) -> None:
-        assert await self.told() == SetLocalModel(None)
+        assert await self.told() == SetLocalModel(None, expected=True)
         assert await self.told() == Subscribe(to=PATH)
 
 
@@ -208,6 +208,7 @@ async def test_without_the_extra_it_idles_and_says_so(monkeypatch: pytest.Monkey
         nursery.start_soon(local_model.run, world.box, world)
         await world.until(installed="no")
         assert "uv run --extra local" in str(world.facts["state"])
+        assert await world.told() == SetLocalModel(None)  # nobody is to wait for it
         world.box.put(Configured(snapshot()))
         world.box.close()
     assert world.watcher.depth == 0
@@ -264,7 +265,7 @@ async def test_a_death_while_loading_says_how_and_why(stand_in: Callable[[str], 
     with pytest.raises(local_model.ModelDied, match=says):
         raise world.error or AssertionError("it did not raise")
     assert len(str(world.error)) < 2 * local_model.TAIL_BYTES
-    assert world.watcher.depth == 0
+    assert await world.told() == SetLocalModel(None)  # nobody is to wait for it
 
 
 async def test_what_cannot_work_here_parks(stand_in: Callable[[str], None]) -> None:

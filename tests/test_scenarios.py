@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
+from protocol.watcher import SetLocalModel
 from tests.fakes import Script, Stall, ask_tool, ask_tools, fail, say, think
-from tests.service import DEMO, LIGHT, of_type, service, text_of
+from tests.service import DEMO, LIGHT, front_of, of_type, service, text_of
 
 
 async def test_a_turn_streams_and_ends_once(tmp_path: Path) -> None:
@@ -284,12 +286,32 @@ async def test_upstream_errors_are_typed_and_the_text_so_far_is_kept(tmp_path: P
         assert (await client.say("again"))[-1]["outcome"] == "completed"
 
 
-async def test_without_a_key_the_hint_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+NO_KEY = {"llm": {"active": "nokey", "providers": {"nokey": {"base_url": "https://example.invalid/v1", "model": "m"}}}}
+
+
+@pytest.fixture
+def no_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOKEY_API_KEY", raising=False)
     monkeypatch.setattr("actors.local_model.PACKAGES", ("no_such_package_here",))
-    settings = {"llm": {"active": "nokey", "providers": {"nokey": {"base_url": "https://example.invalid/v1"}}}}
-    settings["llm"]["providers"]["nokey"]["model"] = "m"  # type: ignore[index]  # literals of mixed depth
-    async with service(tmp_path, say("x"), settings=settings) as s, s.client() as client:
+
+
+@pytest.mark.usefixtures("no_key")
+async def test_a_message_waits_for_the_model_on_this_machine(tmp_path: Path) -> None:
+    async with service(tmp_path, say("here I am"), settings=NO_KEY) as s, s.client() as client:
+        s.ref("watcher").offer(SetLocalModel(None, expected=True))
+        while not front_of(s).snapshot.llm.loading:
+            await trio.testing.wait_all_tasks_blocked(0.01)
+        await client.send("user_message", message="hi", request_id="r")
+        assert await client.alive() == []  # neither an error nor a turn
+        s.ref("watcher").offer(SetLocalModel(s.provider.base_url, "tiny"))
+        frames = await client.until("turn_finished")
+        assert (frames[0]["type"], frames[0]["provider"], frames[0]["request_id"]) == ("turn_started", "local", "r")
+        assert text_of(frames) == "here I am"
+
+
+@pytest.mark.usefixtures("no_key")
+async def test_without_a_key_the_hint_says_what_to_do(tmp_path: Path) -> None:
+    async with service(tmp_path, say("x"), settings=NO_KEY) as s, s.client() as client:
         frames = await client.say("hi")
         [error] = of_type(frames, "error")
         assert error["error_code"] == "LLM_NOT_CONFIGURED"

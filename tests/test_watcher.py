@@ -163,8 +163,10 @@ async def test_the_local_model_comes_and_goes(state: Path, monkeypatch: pytest.M
     monkeypatch.delenv("OPENROUTER_API_KEY", raising=False)
     async with house(state) as watched:
         watcher = watched.tree.ref("watcher")
+        await watched.until(lambda snapshot: snapshot.llm.loading)  # its actor has said nothing yet
         watcher.offer(SetLocalModel("http://127.0.0.1:1/v1", "tiny"))
         told = await watched.until(lambda snapshot: snapshot.llm.active == "local")
+        assert not told.llm.loading
         assert told.version == 1  # no version: nobody changed the file
         assert told.llm.providers["local"].model == "tiny"
         # An edit keeps it; a provider that needs no key takes its place; neither is in the file.
@@ -174,8 +176,12 @@ async def test_the_local_model_comes_and_goes(state: Path, monkeypatch: pytest.M
         assert "local" not in (await watched.until(lambda snapshot: snapshot.llm.active == "mine")).llm.providers
         watched.write("{}")
         await watched.until(lambda snapshot: snapshot.llm.active == "local")
+        watcher.offer(SetLocalModel(None, expected=True))
+        await watched.until(lambda snapshot: snapshot.llm.loading)
         watcher.offer(SetLocalModel(None))
-        assert "local" not in (await watched.until(lambda snapshot: snapshot.llm.active == "openrouter")).llm.providers
+        told = await watched.until(lambda snapshot: not snapshot.llm.loading)
+        assert told.llm.active == "openrouter"
+        assert "local" not in told.llm.providers
 
 
 async def test_a_number_that_changes_its_type_only_is_a_change(state: Path) -> None:
