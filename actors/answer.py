@@ -65,8 +65,9 @@ class Answer:
         """Seconds that it asks us to wait before we ask again; None: it does not say."""
         self.again = headers.get("x-should-retry", "").strip().lower() != "false"
         """Asking again is not forbidden (OpenAI and those that copy it say so)."""
-        codings = {coding.strip().lower() for coding in headers.get("content-encoding", "").split(",")}
-        codings -= {"", "identity"}
+        codings: set[str] = set()
+        if coded := headers.get("content-encoding"):
+            codings = {coding.strip().lower() for coding in coded.split(",")} - {"", "identity"}
         self._unread = "" if len(codings) < 2 and codings <= CODINGS else ", ".join(sorted(codings))[:50]
         self._inflater = Inflater() if codings else None
         self.sets_cookies = b"set-cookie" in said

@@ -40,7 +40,7 @@ class Decoder:
 
     def __init__(self, limit: int = MAX_EVENT) -> None:
         self._limit = limit
-        self._plain = False
+        self._plain = True
         """Nothing of an event or line waits for its rest."""
         self._started = False
         self._after_cr = False
@@ -57,18 +57,16 @@ class Decoder:
 
         Raises: EventTooLarge.
         """
-        if self._plain:
-            # Nearly always it is one event of one line, and nothing else.
+        if self._plain and chunk[:6] == b"data: " and chunk[-2:] == b"\n\n" and b"\r" not in chunk:
+            # Nearly always it is one event of one line, or some, and nothing else.
             end = len(chunk) - 2
-            if (
-                chunk[:6] == b"data: "
-                and chunk.find(b"\n") == end
-                and chunk[-1] == 0x0A
-                and b"\r" not in chunk
-                and end - 6 <= self._limit
-            ):
-                return [Event(chunk[6:end])]
-            self._plain = False
+            if end - 6 <= self._limit:
+                self._started = True
+                if chunk.find(b"\n") == end:
+                    return [Event(chunk[6:end])]
+                found = chunk[6:end].split(b"\n\ndata: ")
+                if chunk.count(b"\n") == 2 * len(found):
+                    return [Event(data) for data in found]
         events = self._feed(chunk)
         self._plain = self._started and not (self._after_cr or self._parts or self._data or self._name)
         return events

@@ -56,31 +56,29 @@ def for_model(
     """
     messages: list[dict[str, Any]] = [{"role": "system", "content": system_prompt}] if system_prompt else []
     waiting: dict[str, None] = {}
-    for event in events:
-        match event:
-            case UserEvent():
-                _settle(messages, waiting)
-                messages.append({"role": "user", "content": event.content if vision else in_words(event.content)})
-            case HopEvent():
-                _settle(messages, waiting)
-                if not event.content and not event.tool_calls:
-                    continue
+    for event in events:  # of hundreds of turns, each time: what most of them are is looked at first
+        if type(event) is Closed:
+            continue
+        if isinstance(event, UserEvent):
+            _settle(messages, waiting)
+            messages.append({"role": "user", "content": event.content if vision else in_words(event.content)})
+        elif isinstance(event, HopEvent):
+            _settle(messages, waiting)
+            if event.content or event.tool_calls:
                 messages.append(_assistant(event, provider))
                 waiting = {call.id: None for call in event.tool_calls}
-            case ToolEnded():
-                if event.model_call_id in waiting:
-                    del waiting[event.model_call_id]
-                    messages.append({"role": "tool", "tool_call_id": event.model_call_id, "content": event.result})
-            case ToolStarted() | ToolApproved() | Closed():
-                pass
+        elif isinstance(event, ToolEnded) and event.model_call_id in waiting:
+            del waiting[event.model_call_id]
+            messages.append({"role": "tool", "tool_call_id": event.model_call_id, "content": event.result})
     _settle(messages, waiting)
     return messages
 
 
 def _settle(messages: list[dict[str, Any]], waiting: dict[str, None]) -> None:
-    for call_id in waiting:
-        messages.append({"role": "tool", "tool_call_id": call_id, "content": UNKNOWN_OUTCOME})
-    waiting.clear()
+    if waiting:
+        for call_id in waiting:
+            messages.append({"role": "tool", "tool_call_id": call_id, "content": UNKNOWN_OUTCOME})
+        waiting.clear()
 
 
 def _assistant(event: HopEvent, provider: str) -> dict[str, Any]:
