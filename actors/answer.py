@@ -21,7 +21,7 @@ from actors.chunked import Torn
 from actors.coding import CODINGS, Inflater, Unreadable
 from actors.heads import said_in
 from actors.http1 import Body, Came
-from actors.poller import Poller, Sink
+from actors.poller import Flow, Follower, Poller, Sink
 from actors.sse import MAX_EVENT
 from actors.verdict import Complaint
 from protocol.errors import Code
@@ -45,6 +45,7 @@ class Answer:
     __slots__ = (
         "_body",
         "_chunks",
+        "_flow",
         "_inflater",
         "_poller",
         "_stream",
@@ -72,6 +73,7 @@ class Answer:
         self._inflater = Inflater() if codings else None
         self.sets_cookies = b"set-cookie" in said
         self._poller = poller
+        self._flow: Flow | None = None
         # Past httpcore, where it may be: its way costs more than all else that is done with a delta.
         self._body: Body | None = None if codings else response.extensions.get("body")
         self._chunks = response.aiter_stream() if self._body is None else None
@@ -88,6 +90,13 @@ class Answer:
     def flows(self) -> bool:
         """It can be followed."""
         return self._body is not None
+
+    def flow(self, follower: Follower) -> Flow:
+        """Hand the rest of the body to the follower as it comes; nobody need wait. `leave` ends it, too."""
+        if self._body is None:
+            raise RuntimeError("only an answer that flows is followed")
+        self._flow = self._poller.begin(self._body, follower)
+        return self._flow
 
     def follow(self, sink: Sink) -> Awaitable[bool]:
         """Hand the rest of the body to the sink as it comes, until that wants no more; True: until its end.
@@ -134,6 +143,8 @@ class Answer:
 
     async def leave(self) -> None:
         """Be done with it, wherever it stands."""
+        if self._flow is not None:
+            self._poller.leave(self._flow)
         if self._body is not None:
             self._body.close()
         else:

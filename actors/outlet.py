@@ -8,6 +8,7 @@ the receiver has no room, a task waits for it. A receiver that does not take is 
 from __future__ import annotations
 
 import logging
+from typing import Protocol
 
 import trio
 
@@ -20,6 +21,13 @@ log = logging.getLogger(__name__)
 MOST_WAITING = 4096  # pieces that wait for one address; some seconds of text of hundreds of streams
 
 
+class Running(Protocol):
+    """A request."""
+
+    def cancel(self) -> None:
+        """End it without a word."""
+
+
 class Outlet:
     """The pieces on their way to one address.
 
@@ -30,7 +38,7 @@ class Outlet:
     def __init__(self, ref: Ref[Pieces], nursery: trio.Nursery) -> None:
         self.ref = ref
         self.pieces: list[Piece] = []
-        self.requests: dict[int, trio.CancelScope] = {}
+        self.requests: dict[int, Running] = {}
         self._nursery = nursery
         self._flushes = False
         """There is a task that sends."""
@@ -85,8 +93,8 @@ class Outlet:
                 if self.requests:
                     log.warning("nobody is at %s: its %d requests are cancelled", self.ref.path, len(self.requests))
                 self.pieces.clear()
-                for scope in self.requests.values():
-                    scope.cancel()
+                for request in tuple(self.requests.values()):
+                    request.cancel()
             # A fresh list: the one that was sent is the receiver's now.
             self._sending = []
         self._flushes = False

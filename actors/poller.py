@@ -2,15 +2,19 @@
 
 A task per stream would be woken, and its wait registered anew, for each delta; here one wake serves every
 stream that has something, and while many flow it looks once in a while only, since a wake costs more than all that
-is done with a delta. What a stream's sink or its connection raises is carried to the task that follows
-that stream, and ends it only. A stream whose sink wants no more is not read: its peer feels it, no other does.
+is done with a delta. Nor need a task wait for its end, which would take more memory than all else that a stream has:
+a `Follower` is told. What it or the connection raises is in the `Flow`, and ends that one only. A stream whose
+follower wants no more is not read: its peer feels it, no other does.
 """
 
 from __future__ import annotations
 
+import math
 import select
 import time
 from collections.abc import Callable
+from heapq import heappop, heappush
+from typing import Protocol
 
 import trio
 
@@ -25,48 +29,91 @@ Sink = Callable[[bytes, float], bool]
 """Takes some of a body at once, at that time of trio's clock; False: no more for now."""
 
 
-class _Flow:
+class Follower(Protocol):
+    """Takes a body as it comes."""
+
+    @property
+    def deadline(self) -> float:
+        """When the flow is stopped, in trio's time, if nothing moves it; it may become later by itself."""
+
+    def take(self, data: bytes, now: float) -> bool:
+        """As `Sink` says."""
+
+    def stopped(self) -> None:
+        """The flow has stopped: by itself, or at its deadline. Must not wait or raise."""
+
+
+class Flow:
     """One body that is being read."""
 
-    __slots__ = ("_body", "_follower", "_sink", "_take", "ended", "error", "stopped")
+    __slots__ = ("_body", "due", "ended", "error", "follower", "number", "stopped")
 
-    def __init__(self, body: Body, sink: Sink) -> None:
+    def __init__(self, body: Body, follower: Follower) -> None:
         self._body = body
-        self._take = body.take
-        self._sink = sink
-        self._follower: trio.lowlevel.Task | None = None
-        """Who waits for its end."""
+        self.follower = follower
+        self.number = body.wire.fileno()
+        self.due = math.inf
+        """When its deadline is looked at."""
         self.stopped = False
         """It is not read any more."""
         self.ended = False
+        """The body is whole."""
         self.error: Exception | None = None
+
+    @property
+    def waiting(self) -> bool:
+        """There is something that the socket does not tell of."""
+        return self._body.waiting and not self.stopped
 
     def step(self, now: float) -> None:
         """Take what there is."""
         try:
-            data = self._take()
+            data = self._body.take()
             if data is None:
                 return
             if not data:
                 self.ended = True
-            elif self._sink(data, now):
+            elif self.follower.take(data, now):
                 if not self._body.done:
                     return
                 self.ended = True  # its end came with the last of it: the socket says nothing more
-        except Exception as error:  # noqa: BLE001  # its own task raises it, whatever it is
+        except Exception as error:  # noqa: BLE001  # who follows it raises it, whatever it is
             self.error = error
         self.stopped = True
-        if (follower := self._follower) is not None:
-            self._follower = None
-            trio.lowlevel.reschedule(follower)
 
-    async def over(self) -> None:
-        """Wait until it is stopped, which it is not yet."""
-        self._follower = trio.lowlevel.current_task()
+    def result(self) -> bool:
+        """Whether it reached the body's end. Raises: what its follower raised, Torn, OSError."""
+        error, self.error = self.error, None
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error  # no cycle through its traceback
+        return self.ended
+
+
+class _Waiting:
+    """A task that follows a body."""
+
+    deadline = math.inf
+
+    def __init__(self, sink: Sink) -> None:
+        self.take = sink
+        self._task: trio.lowlevel.Task | None = None
+
+    def stopped(self) -> None:
+        """As `Follower` says."""
+        if (task := self._task) is not None:
+            self._task = None
+            trio.lowlevel.reschedule(task)
+
+    async def wait(self) -> None:
+        """Until it has stopped, which it has not yet."""
+        self._task = trio.lowlevel.current_task()
         await trio.lowlevel.wait_task_rescheduled(self._left)
 
     def _left(self, _: object) -> trio.lowlevel.Abort:
-        self._follower = None
+        self._task = None
         return trio.lowlevel.Abort.SUCCEEDED
 
 
@@ -94,22 +141,31 @@ class Pace:
 
 
 class Poller:
-    """The set; `run` must be running for `follow` to get anywhere. Close it at the end.
+    """The set; `run` must be running for flows to get anywhere. Close it at the end.
 
     Args:
-        taken: called when sinks have taken something, once for all of them.
+        taken: called when followers have taken something, once for all of them.
     """
 
     def __init__(self, taken: Callable[[], None]) -> None:
         self._taken = taken
         self._epoll = select.epoll()
-        self._flows: dict[int, _Flow] = {}
+        self._flows: dict[int, Flow] = {}
+        self._dues: list[tuple[float, int]] = []
+        """A heap: when the deadline of which socket's flow is looked at; of flows that have left, too."""
+        self._resting = trio.CancelScope()
+        """Until the first of these."""
 
     def __len__(self) -> int:
         return len(self._flows)
 
     async def run(self) -> None:
         """Read until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch)
+            await self._read()
+
+    async def _read(self) -> None:
         epoll, flows, clock = self._epoll, self._flows, time.perf_counter
         pace = Pace(clock())
         while True:
@@ -127,7 +183,7 @@ class Poller:
                     continue  # it left since the set was asked
                 flow.step(at)
                 if flow.stopped:
-                    self._forget(number)  # at once: what it does not take must not wake us
+                    self._stop(number)  # at once: what it does not take must not wake us
                 if clock() > until:
                     self._taken()
                     await trio.lowlevel.checkpoint()
@@ -135,37 +191,75 @@ class Poller:
             flow = None  # it holds all of its request
             self._taken()
 
+    async def _watch(self) -> None:
+        """Stop flows at their deadlines, which move with each delta: each is looked at when it was to be last."""
+        dues = self._dues
+        while True:
+            with trio.CancelScope(deadline=dues[0][0] if dues else math.inf) as self._resting:
+                await trio.sleep_forever()
+            now = trio.current_time()
+            while dues and dues[0][0] <= now:
+                due, number = heappop(dues)
+                flow = self._flows.get(number)
+                if flow is None or flow.due != due:
+                    continue  # of one that has left
+                if flow.follower.deadline > now:
+                    self._look_at(flow)
+                else:
+                    flow.stopped = True
+                    self._stop(number)
+
+    def _look_at(self, flow: Flow) -> None:
+        flow.due = flow.follower.deadline
+        if flow.due < math.inf:
+            heappush(self._dues, (flow.due, flow.number))
+            if flow.due < self._resting.deadline:
+                self._resting.deadline = flow.due
+
+    def begin(self, body: Body, follower: Follower) -> Flow:
+        """Hand a body to its follower as it comes, until that wants no more, or its deadline, or the body's end.
+
+        Where the flow is `stopped` already, the follower is not told.
+        """
+        flow = Flow(body, follower)
+        while flow.waiting:
+            flow.step(trio.current_time())
+        self._taken()
+        if not flow.stopped:
+            self._epoll.register(flow.number, select.EPOLLIN)
+            self._flows[flow.number] = flow
+            self._look_at(flow)
+        return flow
+
+    def leave(self, flow: Flow) -> None:
+        """It is not followed any more; nobody is told. Before its connection is closed, whose number another gets."""
+        if self._flows.get(flow.number) is flow:
+            self._forget(flow.number)
+
     async def follow(self, body: Body, sink: Sink) -> bool:
-        """Hand a body to its sink as it comes, until that wants no more; True: until its end.
+        """Hand a body to the sink as it comes, until that wants no more; True: until its end.
 
         Raises: what the sink raises, Torn, OSError.
         """
-        flow = _Flow(body, sink)
-        while body.waiting and not flow.stopped:
-            flow.step(trio.current_time())
-        self._taken()
+        waiting = _Waiting(sink)
+        flow = self.begin(body, waiting)
         if flow.stopped:
             await trio.lowlevel.checkpoint()
         else:
-            number = body.wire.fileno()
-            self._epoll.register(number, select.EPOLLIN)
-            self._flows[number] = flow
             try:
-                await flow.over()
+                await waiting.wait()
             finally:
-                if self._flows.get(number) is flow:
-                    self._forget(number)
-        if (error := flow.error) is not None:
-            flow.error = None
-            try:
-                raise error
-            finally:
-                del error  # no cycle through its traceback
-        return flow.ended
+                self.leave(flow)
+        return flow.result()
 
     def close(self) -> None:
         """Nothing is followed any more."""
         self._epoll.close()
+
+    def _stop(self, number: int) -> None:
+        follower = self._flows[number].follower
+        self._forget(number)
+        follower.stopped()
 
     def _forget(self, number: int) -> None:
         del self._flows[number]

@@ -1,4 +1,4 @@
-"""The LLM streamer: one task per running request, one batch of pieces per tick and address.
+"""The LLM streamer: one task per request until its answer flows, one batch of pieces per tick and address.
 
 Each request reads its provider's answer and appends what it means to the list of the address that asked;
 the whole list leaves as one message whenever something was read, so one message carries the pieces of all running
@@ -15,7 +15,7 @@ import logging
 
 import trio
 
-from actors.asking import Asking
+from actors.asking import Asking, Means
 from actors.models import ModelLists
 from actors.outlet import Outlet, Outlets
 from actors.provider import Clients
@@ -91,7 +91,7 @@ class Streamer:
         self._upstreams = Upstreams(self._report)
         self._models = ModelLists(clients)
         self._outlets = outlets
-        self._backoff_s = float(ctx.args.get("backoff_s", BACKOFF_S))
+        self._means = Means(clients, self._upstreams, float(ctx.args.get("backoff_s", BACKOFF_S)), self._go_on)
         self._running = self._done = self._failed = 0
         self._ended = trio.Event()
         """Set, and made anew, when a request has ended."""
@@ -105,24 +105,21 @@ class Streamer:
         outlet = self._outlets.get(request.to)
         if outlet is None:
             outlet = self._outlets[request.to] = Outlet(self._ctx.ref(request.to), self._nursery)
-        outlet.requests[request.request] = scope = trio.CancelScope()
-        asking = Asking(
-            request,
-            request.llm or self._snapshot.llm,
-            outlet,
-            self._clients,
-            self._upstreams,
-            self._backoff_s,
-        )
-        # Not the request itself, which is large: `asking` lets go of it when it can.
-        self._nursery.start_soon(self._complete, asking, outlet, scope, name=f"request {request.request}")
+        asking = Asking(request, request.llm or self._snapshot.llm, outlet, self._means)
+        outlet.requests[request.request] = asking
+        self._running += 1
+        self._ctx.report(running=self._running)
+        self._go_on(asking)
+
+    def _go_on(self, asking: Asking) -> None:
+        self._nursery.start_soon(self._answer, asking, name=f"request {asking.number}")
 
     def cancel(self, to: str, request: int) -> None:
         """End a request without a word; ignored if it does not run."""
         outlet = self._outlets.get(to)
-        scope = outlet.requests.pop(request, None) if outlet is not None else None
-        if outlet is not None and scope is not None:
-            scope.cancel()
+        asking = outlet.requests.pop(request, None) if outlet is not None else None
+        if outlet is not None and asking is not None:
+            asking.cancel()
             outlet.forget(request)
 
     def abandon(self, to: str) -> None:
@@ -153,8 +150,7 @@ class Streamer:
                 await self._ended.wait()
         for outlet in tuple(self._outlets.values()):
             for request in tuple(outlet.requests):
-                scope = outlet.requests.pop(request)
-                scope.cancel()
+                outlet.requests.pop(request).cancel()
                 body = Fault(Code.LLM_STREAM_BROKEN, "The part that talks to the model was stopped.").body
                 outlet.pieces.append(Failed(request, body))
                 outlet.push()
@@ -179,27 +175,33 @@ class Streamer:
         """Answer what a provider offers."""
         box.settle(reply, await self._models.answer(message, self._snapshot.llm))
 
-    async def _complete(self, asking: Asking, outlet: Outlet, scope: trio.CancelScope) -> None:
-        self._running += 1
-        self._ctx.report(running=self._running)
+    async def _answer(self, asking: Asking) -> None:
+        """Until its answer flows, and again from where it does not any more, to its end."""
         out: Finished | Failed | None = None
         try:
-            with scope:
+            with asking.scope:
                 try:
                     out = await asking.answer()
                 except Fault as fault:
                     out = Failed(asking.number, fault.body)
         finally:
-            self._running -= 1
-            self._ended.set()
-            self._ended = trio.Event()
-            # Cancelled from outside (or superseded): it is no longer registered, and nothing more is said.
-            if outlet.requests.get(asking.number) is scope:
-                del outlet.requests[asking.number]
-                if out is not None and not scope.cancel_called:
-                    outlet.pieces.append(out)
-            outlet.push()
-            self._count(asking, out)
+            if asking.flows:
+                asking.rest()
+            else:
+                self._end(asking, out)
+
+    def _end(self, asking: Asking, out: Finished | Failed | None) -> None:
+        outlet = asking.outlet
+        self._running -= 1
+        self._ended.set()
+        self._ended = trio.Event()
+        # Cancelled from outside (or superseded): it is no longer registered, and nothing more is said.
+        if outlet.requests.get(asking.number) is asking:
+            del outlet.requests[asking.number]
+            if out is not None and not asking.scope.cancel_called:
+                outlet.pieces.append(out)
+        outlet.push()
+        self._count(asking, out)
 
     def _count(self, asking: Asking, out: Finished | Failed | None) -> None:
         if isinstance(out, Finished):

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import Self
 
 import trio
 
@@ -29,9 +28,8 @@ BLAMED = frozenset({Code.LLM_UNAVAILABLE, Code.LLM_STREAM_BROKEN})
 
 
 class Turn:
-    """One try that may begin; says once how it went. Its block ends it."""
+    """One try that may begin; says once how it went, then leaves."""
 
-    # No generator makes the block: its frame would stand while the answer flows.
     __slots__ = ("_breaker", "_place", "_probe", "_told", "_upstream")
 
     def __init__(self, upstream: Upstream, place: Queuer, *, probe: bool) -> None:
@@ -67,10 +65,7 @@ class Turn:
             rest = self._breaker.blocked_s(now)
             log.warning("%s is left alone for %.0f s after its failures: %s", upstream.name, rest, complaint.what)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def leave(self) -> None:
         """It is over; where nothing was said, nothing is known."""
         if not self._told:
             self._breaker.dropped(trio.current_time(), probe=self._probe)
@@ -109,7 +104,7 @@ class Upstream:
         self.breaker.change(options.breaker.failures, options.breaker.rest)
 
     async def turn(self) -> Turn:
-        """One try, when it may begin; its block must follow. Raises Complaint: it may not."""
+        """One try, when it may begin; it must leave. Raises Complaint: it may not."""
         self._refuse(self.breaker.blocked_s(trio.current_time()))
         mine = self._join()
         try:

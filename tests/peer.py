@@ -11,7 +11,7 @@ import json
 import os
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
@@ -170,15 +170,19 @@ async def peer(s: Served, query: str = "", headers: Headers | None = None) -> As
         yield p
 
 
+def tasks() -> Iterator[trio.lowlevel.Task]:
+    """All that live."""
+    waiting = [trio.lowlevel.current_root_task()]
+    while waiting:
+        if (task := waiting.pop()) is not None:
+            yield task
+            waiting.extend(child for nursery in task.child_nurseries for child in nursery.child_tasks)
+
+
 def connections(s: Service) -> tuple[int, int, int]:
     """Of the gateway's port: sockets in conversations, tasks, descriptors (of clients in this process too)."""
-    tasks, waiting = 0, [trio.lowlevel.current_root_task()]
-    while waiting:
-        task = waiting.pop()
-        if task is not None:
-            tasks += task.name.startswith(("actors.connection.", "actors.outbox.", "trio_websocket."))
-            waiting.extend(child for nursery in task.child_nurseries for child in nursery.child_tasks)
-    return len(front_of(s).sockets), tasks, sum(_of_port(int(fd), s.port) for fd in os.listdir("/proc/self/fd"))
+    ours = sum(task.name.startswith(("actors.connection.", "actors.outbox.", "trio_websocket.")) for task in tasks())
+    return len(front_of(s).sockets), ours, sum(_of_port(int(fd), s.port) for fd in os.listdir("/proc/self/fd"))
 
 
 def _of_port(fd: int, port: int) -> bool:

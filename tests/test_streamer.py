@@ -33,6 +33,7 @@ from tests.fakes import (
     say,
     think,
 )
+from tests.peer import tasks
 from tests.stops import hanging, stopped
 from tests.streaming import KEY, Harness, harness, provider, snapshot
 
@@ -201,6 +202,33 @@ async def test_cancel_closes_the_upstream_and_leaves_the_others() -> None:
             h.ask(3)
             await h.finished(3)
             assert h.tree.state("llm/streamer") == Status.RUNNING
+
+
+async def test_no_task_waits_for_an_answer_that_flows_and_yet_it_ends_as_ever() -> None:
+    hold = trio.Event()
+    ends = {"cut": Script(("begin ", Stall(hold), Cut())), "say": _held(None, hold)}
+    async with FakeProvider(lambda body: ends[body["messages"][0]["content"]]) as upstream:
+        async with harness(provider(upstream.base_url, retries=0, total_timeout=60.0)) as h:
+            for request in range(1, 9):
+                h.ask(request, "cut" if request > 6 else "say")
+            await h.until(lambda: all(h.text(request) == "begin " for request in range(1, 9)))
+            assert not [task for task in tasks() if task.name.startswith("request ")]
+            assert h.facts()["running"] == 8
+            for request in (1, 2):
+                h.cancel(request)
+                h.cancel(request)
+            h.ask(3, "say")  # in the place of the one that runs
+            await h.until(lambda: h.text(3) == "begin begin ")
+            hold.set()
+            for request in (4, 5, 6):
+                await h.finished(request)
+                assert h.text(request) == "begin end"
+            for request in (7, 8):
+                assert (await h.failed(request)).fault.code == Code.LLM_STREAM_BROKEN
+            await h.finished(3)
+            await trio.testing.wait_all_tasks_blocked()
+            assert h.facts()["running"] == 0
+            assert upstream.open == 4  # kept for the next requests, but for those that were cancelled or cut
 
 
 def _held(_: Any, hold: trio.Event) -> Script:
