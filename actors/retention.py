@@ -68,19 +68,28 @@ NEWEST = (
 LOOK = "SELECT owner, id, entered_at, saved_turn FROM conversation WHERE n = ?"
 REMOVE = "UPDATE conversation SET id = 'removed ' || n, owner = '', front = '' WHERE n = ?"
 ANY_REMOVED = "SELECT n FROM conversation WHERE owner = ? LIMIT 1"
-SOME_EVENTS = "SELECT turn, pos FROM event WHERE conversation = ? ORDER BY turn, pos LIMIT 1 OFFSET ?"
-DROP_EVENTS = "DELETE FROM event WHERE conversation = ? AND (turn, pos) <= (?, ?)"
+SOME_EVENTS = (
+    "SELECT turn.turn FROM turn JOIN event ON event.turn = turn.n "
+    "WHERE turn.conversation = ? ORDER BY turn.turn, pos LIMIT 1 OFFSET ?"
+)
+DROP_EVENTS = (
+    "DELETE FROM event WHERE n IN (SELECT event.n FROM turn JOIN event ON event.turn = turn.n "
+    "WHERE turn.conversation = ? ORDER BY turn.turn, pos LIMIT ?)"
+)
 DROP_TURNS = "DELETE FROM turn WHERE conversation = ? AND turn < ?"
 DROP_CONVERSATION = "DELETE FROM conversation WHERE n = ?"
 OLDEST_TURN = (
     "SELECT turn.turn, turn.messages, event.at FROM turn JOIN event "
-    "ON event.conversation = turn.conversation AND event.turn = turn.turn "
+    "ON event.turn = turn.n "
     "WHERE turn.conversation = ? AND turn.turn > ? ORDER BY turn.turn, event.pos LIMIT 1"
 )
-DROP_TURN_EVENTS = "DELETE FROM event WHERE conversation = ? AND turn = ?"
+DROP_TURN_EVENTS = "DELETE FROM event WHERE turn = (SELECT n FROM turn WHERE conversation = ? AND turn = ?)"
 DROP_TURN = "DELETE FROM turn WHERE conversation = ? AND turn = ?"
 COUNT_OUT = "UPDATE conversation SET messages = messages - ? WHERE n = ?"
-FIRST_EVENT = "SELECT body FROM event WHERE conversation = ? ORDER BY turn, pos LIMIT 1"
+FIRST_EVENT = (
+    "SELECT body FROM turn JOIN event ON event.turn = turn.n "
+    "WHERE turn.conversation = ? ORDER BY turn.turn, pos LIMIT 1"
+)
 
 Head = tuple[bool, float, int]
 """Of a conversation's turns that are not saved: whether it has saved ones, the time of the oldest, its number."""
@@ -256,8 +265,8 @@ class _Sweep:
         while (found := one(self._db, ANY_REMOVED, NOBODY)) is not None:
             (conversation,) = found
             cut = one(self._db, SOME_EVENTS, conversation, SLICE - 1)
-            turn, pos = cut or (LAST_TURN, LAST_TURN)
-            self._db.execute(DROP_EVENTS, (conversation, turn, pos))
+            (turn,) = cut or (LAST_TURN,)
+            self._db.execute(DROP_EVENTS, (conversation, SLICE))
             work = self._db.changes()
             self._db.execute(DROP_TURNS, (conversation, turn))
             if cut is None:

@@ -71,34 +71,36 @@ ADD_TURN = (
     "ON CONFLICT (conversation, request_id) DO NOTHING"
 )
 FIND_TURN = (
-    "SELECT turn.conversation, state, hop, seq, front FROM conversation "
+    "SELECT turn.n, state, front FROM conversation "
     "JOIN turn ON turn.conversation = conversation.n WHERE conversation.id = ? AND turn.turn = ?"
 )
-SET_STATE = "UPDATE turn SET state = ? WHERE conversation = ? AND turn = ?"
-SET_REACHED = "UPDATE turn SET hop = ?, seq = ?, tick = ? WHERE conversation = ? AND turn = ?"
-SET_ENDED = (
-    "UPDATE turn SET hop = ?, seq = ?, state = ?, messages = 1 + ?, tick = 0 WHERE conversation = ? AND turn = ?"
-)
-# One statement, as each costs 2 us. A turn has tens of events: looking through them for a key beats an index.
+SET_STATE = "UPDATE turn SET state = ? WHERE n = ?"
+SET_REACHED = "UPDATE turn SET hop = ?, seq = ?, tick = ? WHERE n = ?"
+SET_ENDED = "UPDATE turn SET hop = ?, seq = ?, state = ?, messages = 1 + ?, tick = 0 WHERE n = ?"
+# One statement, as each costs 2 us. A turn has tens of events: looking through all their keys, which are side by side
+# in an index, beats an index of keys.
 FIND_END = (
-    "SELECT turn.conversation, turn.turn, state, hop, seq, "
-    "(SELECT pos FROM event WHERE event.conversation = turn.conversation AND event.turn = turn.turn "
-    "ORDER BY pos DESC LIMIT 1), "
-    "EXISTS (SELECT 1 FROM event "
-    "WHERE event.conversation = turn.conversation AND event.turn = turn.turn AND key = ?), "
-    "tick, front "
+    "SELECT turn.n, turn.conversation, turn.turn, state, hop, seq, "
+    "(SELECT pos FROM event WHERE event.turn = turn.n ORDER BY pos DESC LIMIT 1), "
+    "EXISTS (SELECT 1 FROM event WHERE event.turn = turn.n AND key = ?), tick, front "
     "FROM conversation JOIN turn ON turn.conversation = conversation.n WHERE conversation.id = ? AND turn.turn = ?"
 )
 END_PENDING = (
     "UPDATE pending SET state = 'cancelled', settled_at = ? "
     "WHERE conversation = (SELECT id FROM conversation WHERE n = ?) AND turn = ? AND state = 'open'"
 )
-FIND_CALL = "SELECT 1 FROM event WHERE conversation = ? AND turn = ? AND kind = 'tool_started' LIMIT 1"
-ADD_EVENT = "INSERT INTO event (conversation, turn, pos, key, kind, at, body) VALUES (?, ?, ?, ?, ?, ?, ?)"
+FIND_CALL = "SELECT 1 FROM event WHERE turn = ? AND kind = 'tool_started' LIMIT 1"
+ADD_EVENT = "INSERT INTO event (turn, pos, key, kind, body, at) VALUES (?, ?, ?, ?, ?, ?)"
 TURNS_BEFORE = "SELECT turn FROM turn WHERE conversation = ? AND turn < ? ORDER BY turn DESC LIMIT ?"
 TURNS_AFTER = "SELECT turn FROM turn WHERE conversation = ? AND turn > ? AND turn < ? ORDER BY turn LIMIT ?"
-SIZES = "SELECT turn, sum(octet_length(body)) FROM event WHERE conversation = ? AND turn BETWEEN ? AND ? GROUP BY turn"
-EVENTS = "SELECT turn, at, body FROM event WHERE conversation = ? AND turn BETWEEN ? AND ? ORDER BY turn, pos"
+SIZES = (
+    "SELECT turn.turn, sum(octet_length(body)) FROM turn JOIN event ON event.turn = turn.n "
+    "WHERE turn.conversation = ? AND turn.turn BETWEEN ? AND ? GROUP BY turn.turn"
+)
+EVENTS = (
+    "SELECT turn.turn, at, body FROM turn JOIN event ON event.turn = turn.n "
+    "WHERE turn.conversation = ? AND turn.turn BETWEEN ? AND ? ORDER BY turn.turn, pos"
+)
 OPEN_TURNS = (
     "SELECT turn, state FROM turn WHERE conversation = ? AND state IN ('queued', 'running') ORDER BY conversation, turn"
 )
@@ -196,7 +198,7 @@ def begin(db: Database, message: BeginTurn, now: float, fence: Fence) -> Began |
         state = "queued" if message.queued else "running"
         db.execute(ADD_TURN, (conversation, message.turn, request_id, state))
         if db.changes():
-            _add_event(db, conversation, message.turn, 1, message.event, now)
+            db.execute(ADD_EVENT, (db.last_insert_rowid(), 1, None, *_stored(message.event), now))
             db.execute(SET_BEGUN, (now, now, message.turn, conversation))
             if not last_turn:
                 db.execute(SET_TITLE, (title(message.event.content), conversation))
@@ -215,11 +217,11 @@ def start(db: Database, message: StartTurn, fence: Fence) -> Done | Fault:
     found = one(db, FIND_TURN, message.conversation, message.turn)
     if found is None:
         return Fault(Code.NOT_FOUND, NO_TURN)
-    conversation, state, _, _, holder = found
+    number, state, holder = found
     if (fault := _writing(message.front, holder, state, fence)) is not None:
         return fault
     if state == "queued":
-        db.execute(SET_STATE, ("running", conversation, message.turn))
+        db.execute(SET_STATE, ("running", number))
     return Done()
 
 
@@ -233,6 +235,8 @@ def _writing(front: str, holder: str, state: str, fence: Fence) -> Fault | None:
 class End(NamedTuple):
     """Where a turn's next event goes, and what the turn has reached."""
 
+    number: int
+    """Of its row."""
     conversation: int
     turn: int
     state: str
@@ -268,25 +272,27 @@ def append(db: Database, message: Append, now: float, fence: Fence) -> Done | Fa
 
 def add_events(db: Database, end: End, events: list[Event], now: float, key: str | None = None) -> None:
     """Append to an open turn; what comes after a `Closed` is dropped."""
-    conversation, turn, _, hop, seq, last, _, tick, _ = end
+    number, conversation, turn, _, hop, seq, last, _, tick, _ = end
     closed: Closed | None = None
+    called = last > 1  # than the user's message
+    added: list[tuple[SQLiteValue, ...]] = []
     for pos, event in enumerate(events, last + 1):
-        _add_event(db, conversation, turn, pos, event, now, key)
-        key = None
+        added.append((number, pos, None if added else key, *_stored(event), now))
         match event:
             case HopEvent():
                 hop = max(hop, event.hop)
             case ToolStarted() | ToolEnded():
-                seq = max(seq, event.seq)
+                seq, called = max(seq, event.seq), True
             case Closed():
                 closed = event
                 seq = max(seq, event.seq)
                 break
+    db.executemany(ADD_EVENT, added)
     if closed is not None:
-        answered = bool(closed.message) or one(db, FIND_CALL, conversation, turn) is not None
-        db.execute(SET_ENDED, (hop, seq, closed.outcome, answered, conversation, turn))
+        answered = bool(closed.message) or (called and one(db, FIND_CALL, number) is not None)
+        db.execute(SET_ENDED, (hop, seq, closed.outcome, answered, number))
         db.execute(SET_CLOSED, (now, answered, conversation))
-        if answered:  # where no tool was called nothing waits for a person
+        if called:  # where no tool was called nothing waits for a person
             db.execute(END_PENDING, (now, conversation, turn))
         tick = 0
     elif (hop, seq) != (end.hop, end.seq):
@@ -294,17 +300,14 @@ def add_events(db: Database, end: End, events: list[Event], now: float, key: str
             # A call that begins with it is past all its text, and nothing of the next hop can have been shown yet.
             reached, tick = ticks.left(db, (conversation, turn), hop, tick) if seq == end.seq else (seq, 0)
             seq = max(seq, reached)
-        db.execute(SET_REACHED, (hop, seq, tick, conversation, turn))
+        db.execute(SET_REACHED, (hop, seq, tick, number))
     if tick != end.tick:
         ticks.drop(db)
 
 
-def _add_event(
-    db: Database, conversation: int, turn: int, pos: int, event: Event, now: float, key: str | None = None
-) -> None:
-    body = msgspec.json.encode(event).decode()
-    kind = type(event).__struct_config__.tag
-    db.execute(ADD_EVENT, (conversation, turn, pos, key, kind, now, body))
+def _stored(event: Event) -> tuple[SQLiteValue, str]:
+    """Its kind and its body."""
+    return type(event).__struct_config__.tag, msgspec.json.encode(event).decode()
 
 
 # History.

@@ -61,8 +61,10 @@ COPY_TURNS = (
     "SELECT ?, turn, request_id, state, hop, seq, messages FROM turn WHERE conversation = ? AND turn <= ? ORDER BY turn"
 )
 COPY_EVENTS = (
-    "INSERT INTO event (conversation, turn, pos, key, kind, at, body) "
-    "SELECT ?, turn, pos, key, kind, at, body FROM event WHERE conversation = ? AND turn <= ? ORDER BY turn, pos"
+    "INSERT INTO event (turn, pos, key, kind, at, body) "
+    "SELECT copy.n, pos, key, kind, at, body FROM turn AS source "
+    "JOIN turn AS copy ON copy.conversation = ? AND copy.turn = source.turn JOIN event ON event.turn = source.n "
+    "WHERE source.conversation = ? AND source.turn <= ? ORDER BY source.turn, pos"
 )
 COPY_FACTS = (
     "UPDATE conversation SET last_turn = ?, messages = ?, "

@@ -6,8 +6,9 @@ edited: a change is a new step at the end. A file that is newer than this progra
 program's, is refused untouched (`Unfit`).
 
 Where rows live: `conversation.n` is a small integer that everything else is keyed by, so the long ids that
-clients see are stored once. Turns are clustered by conversation; events are in the order of their writing, with
-an index by (conversation, turn, position), and so is the text of running answers, a row for each tick.
+clients see are stored once. Turns, events and the text of running answers are in the order of their writing, and
+an event is found by its turn's number, which grows with time: what runs now is together at the end of each table
+and index, on few pages, however many conversations it belongs to.
 """
 
 from __future__ import annotations
@@ -248,6 +249,53 @@ def _ticks(db: Database) -> None:
     db.execute("DROP TABLE delta")
 
 
+def _places(db: Database) -> None:
+    # Clustered by conversation, a turn had a page of its own to be written at its beginning and at its end, and so had
+    # the place of each of its events: a commit of a hundred conversations wrote five hundred pages for their turns.
+    # `key` is in the index since whether an event came under it is asked with each that comes.
+    db.execute(
+        """
+        CREATE TABLE begun (
+            n INTEGER PRIMARY KEY,
+            conversation INTEGER NOT NULL REFERENCES conversation (n),
+            turn INTEGER NOT NULL,
+            request_id TEXT NOT NULL,
+            state TEXT NOT NULL, -- queued, running, or the outcome
+            hop INTEGER NOT NULL DEFAULT 0, -- greatest hop with an event: deltas up to it are superseded
+            seq INTEGER NOT NULL DEFAULT 0, -- greatest position of its log that storage has seen
+            messages INTEGER NOT NULL DEFAULT 1, -- the user's, and the answer if there is one
+            lost INTEGER NOT NULL DEFAULT 0, -- with a front, before anything was shown
+            tick INTEGER NOT NULL DEFAULT 0 -- first row with text of its running hop
+        ) STRICT;
+        INSERT INTO begun (conversation, turn, request_id, state, hop, seq, messages, lost, tick)
+            SELECT conversation, turn, request_id, state, hop, seq, messages, lost, tick FROM turn;
+        CREATE UNIQUE INDEX begun_place ON begun (conversation, turn);
+        CREATE TABLE written (
+            n INTEGER PRIMARY KEY,
+            turn INTEGER NOT NULL REFERENCES begun (n),
+            pos INTEGER NOT NULL,
+            key TEXT, -- of the Append that brought it, on its first event: a repeat is known by it
+            kind TEXT NOT NULL,
+            at REAL NOT NULL,
+            body TEXT NOT NULL -- JSON of protocol.writer.Event
+        ) STRICT;
+        INSERT INTO written (n, turn, pos, key, kind, at, body)
+            SELECT event.n, begun.n, pos, key, kind, at, body FROM event JOIN begun
+            ON begun.conversation = event.conversation AND begun.turn = event.turn ORDER BY event.n;
+        DROP TABLE event;
+        DROP TABLE turn;
+        DROP INDEX begun_place;
+        ALTER TABLE begun RENAME TO turn;
+        ALTER TABLE written RENAME TO event;
+        CREATE UNIQUE INDEX turn_place ON turn (conversation, turn);
+        CREATE UNIQUE INDEX turn_request ON turn (conversation, request_id);
+        CREATE INDEX turn_open ON turn (conversation, turn, state) WHERE state IN ('queued', 'running');
+        CREATE INDEX turn_tick ON turn (tick) WHERE tick > 0;
+        CREATE INDEX event_place ON event (turn, pos, key);
+        """
+    )
+
+
 Step = Callable[[Database], None]
 MIGRATIONS: tuple[Step, ...] = (
     _conversations,
@@ -260,6 +308,7 @@ MIGRATIONS: tuple[Step, ...] = (
     _pins,
     _granted,
     _ticks,
+    _places,
 )
 """Step number n (from 1) makes `user_version` n."""
 

@@ -59,12 +59,16 @@ def test_what_was_said_before_there_were_saves_is_counted_and_named(tmp_path: Pa
             old.execute("INSERT OR IGNORE INTO turn (conversation, turn, request_id, state) VALUES (?, ?, ?, ?)", row)
             kind = json.loads(body)["type"]
             old.execute("INSERT INTO event VALUES (?, ?, ?, NULL, ?, 0, ?)", (conversation, turn, pos, kind, body))
-        everything = "SELECT conversation, turn, pos, key, kind, at, body FROM event ORDER BY conversation, turn, pos"
-        before = old.execute(everything).fetchall()
+        what, order = (
+            "SELECT conversation, turn.turn, pos, key, kind, at, body",
+            "ORDER BY conversation, turn.turn, pos",
+        )
+        before = old.execute(f"{what} FROM event AS turn {order}").fetchall()
         assert migrate(old) == len(MIGRATIONS) - 3
-        assert old.execute(everything).fetchall() == before
+        assert old.execute(f"{what} FROM event JOIN turn ON event.turn = turn.n {order}").fetchall() == before
         turns = old.execute("SELECT messages FROM turn ORDER BY conversation, turn").fetchall()
         assert [row[0] for row in turns] == [2, 1, 2, 1, 1]
+        assert list(old.pragma("foreign_key_check") or []) == []
         assert old.execute("SELECT title, messages FROM conversation").fetchall() == [("two lines", 6), ("", 1)]
     old.close()
 
@@ -81,7 +85,7 @@ def test_text_of_answers_that_an_older_program_did_not_finish_is_theirs(tmp_path
                 "INSERT INTO turn (conversation, turn, request_id, state, hop, seq) VALUES (?, ?, ?, ?, ?, ?)", turn
             )
             body = '{"type":"user","content":"hi","request_id":"r1","streaming":true}'
-            old.execute(rows.ADD_EVENT, (n, 1, 1, None, "user", 1.0, body))
+            old.execute("INSERT INTO event VALUES (NULL, ?, 1, 1, NULL, 'user', 1.0, ?)", (n, body))
         for row in ((1, 1, 5, 1, text, "hm"), (1, 1, 7, 1, ", the end", ""), (2, 1, 7, 2, "second", "")):
             old.execute(
                 "INSERT INTO delta (conversation, turn, seq, hop, text, thinking) VALUES (?, ?, ?, ?, ?, ?)", row

@@ -27,8 +27,11 @@ from protocol.writer import (
     HopEvent,
     LoadHistory,
     Operation,
+    ToolStarted,
 )
-from tests.stores import append, begin, delta, do, events, history, hop, opened, tick
+from tests.stores import append, begin, closed, delta, do, events, history, hop, opened, tick
+
+FRAME_BYTES = 24 + 4096  # one page in the log
 
 
 def test_what_people_said_is_not_for_others_to_read(tmp_path: Path) -> None:
@@ -229,6 +232,8 @@ def test_the_log_is_moved_into_the_file_past_its_limit(tmp_path: Path, monkeypat
     monkeypatch.setattr(store, "TRUNCATE_PAGES", 200)
     monkeypatch.setattr(store, "BUSY_MS", 1)
     path = tmp_path / "chat.db"
+    with opened(path):
+        pass  # what its tables take is moved when it is closed
     with opened(path) as s:
         turn, most = 0, 0
         for turn in range(1, 101):
@@ -252,6 +257,46 @@ def test_the_log_is_moved_into_the_file_past_its_limit(tmp_path: Path, monkeypat
         s.checkpoint()
         assert s.sizes().log == 0
         assert history(s, limit=1).last_turn == turn
+
+
+def test_what_runs_is_together_on_few_pages_however_long_the_conversations_are(tmp_path: Path) -> None:
+    conversations = [f"c{number}" for number in range(50)]
+    with opened(tmp_path / "chat.db") as s:
+
+        def pages(*batch: Operation) -> float:
+            s.db.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_TRUNCATE)
+            s.commit(batch)
+            return s.sizes().log / FRAME_BYTES / len(batch)
+
+        for turn in range(1, 81):
+            began = pages(*(begin(turn, conversation=name) for name in conversations))
+            called = ToolStarted("call", "m", 3, "add", "demo", "{}")
+            journaled = pages(*(append(called, turn=turn, key="hop-1", conversation=name) for name in conversations))
+            ended = pages(*(append(closed(), turn=turn, key="closed", conversation=name) for name in conversations))
+        assert began < 3, "one of each index that is ordered by conversation, and some for all of them"
+        assert journaled < 0.5
+        assert ended < 0.5
+
+
+def test_a_plain_turn_takes_four_statements_to_begin_and_five_to_end() -> None:
+    statements: list[str] = []
+
+    def traced(cursor: apsw.Cursor, sql: str, bindings: object) -> bool:
+        statements.append(sql)
+        return True
+
+    with opened(MEMORY) as s:
+        do(s, begin(1))
+        do(s, append(hop(1, "text"), closed(), turn=1))
+        s.db.exec_trace = traced
+        for count in (1, 10):
+            operations = [begin(turn) for turn in range(100 * count, 100 * count + count)]
+            s.commit(operations)
+            assert len(statements) == 2 + 4 * count, statements
+            statements.clear()
+            s.commit([append(hop(1, "text"), closed(), turn=operation.turn) for operation in operations])
+            assert len(statements) == 2 + 5 * count, statements
+            statements.clear()
 
 
 def test_a_closed_store_is_unavailable() -> None:

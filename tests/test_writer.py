@@ -93,7 +93,7 @@ async def test_an_answer_means_that_it_is_on_disk_and_commits_are_shared(tmp_pat
             assert began == Began(turn, repeated=False)
             history = await writer.ask(LoadHistory("ann", name), within=WITHIN)
             assert history.last_turn == turn, "a query sees what was acknowledged before it was sent"
-        where = f"FROM turn JOIN conversation ON conversation = n WHERE id = '{name}'"
+        where = f"FROM turn JOIN conversation ON conversation = conversation.n WHERE id = '{name}'"
         assert in_file(path, f"SELECT count(*) {where}") == each
 
     async with writing(path) as tree:
@@ -287,11 +287,9 @@ async def test_a_stop_in_the_middle_of_a_commit(tmp_path: Path) -> None:
                     nursery.start_soon(produce, tree.ref(PATH), cut, number, stop)
                 await stop.wait()
     assert gone == 100
+    begun = "SELECT id, request_id FROM turn JOIN conversation ON conversation = conversation.n"
     with closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)) as db:
-        turns = {
-            f"{name}-{request}"
-            for name, request in db.execute("SELECT id, request_id FROM turn JOIN conversation ON n = conversation")
-        }
+        turns = {f"{name}-{request}" for name, request in db.execute(begun)}
     assert acked <= turns
     assert in_file(path, "SELECT count(*) FROM event WHERE kind = 'user'") == len(turns)
 

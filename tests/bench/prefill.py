@@ -133,8 +133,8 @@ def contents(path: Path, conversations: list[str]) -> dict[str, Rows]:
     """All that a store has of each of those conversations."""
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
         query = (
-            "SELECT event.turn, pos, kind, body FROM event JOIN conversation ON conversation.n = event.conversation "
-            "WHERE conversation.id = ? ORDER BY event.turn, pos"
+            "SELECT turn.turn, pos, kind, body FROM conversation JOIN turn ON turn.conversation = conversation.n "
+            "JOIN event ON event.turn = turn.n WHERE conversation.id = ? ORDER BY turn.turn, pos"
         )
         return {name: db.execute(query, (name,)).fetchall() for name in conversations}
 
