@@ -44,6 +44,8 @@ class Stored(NamedTuple):
     messages_s: float
     cpu_us: float
     """Per message, the producers' share included."""
+    store_us: float
+    """Of that in the threads of the database: the rest is the writer's loop, and what the producers do."""
     per_commit: float
     written_kb: float
     """Per message, to the disk."""
@@ -87,6 +89,7 @@ def produce(kind: str, what: str, options: Options) -> Stored:
     return Stored(
         said["messages"] / said["seconds"],
         said["cpu_s"] / said["messages"] * 1e6,
+        said["store_cpu_s"] / said["messages"] * 1e6,
         said["messages"] / said["commits"],
         said["written"] / said["messages"] / 1024,
     )
@@ -137,13 +140,14 @@ def told_alone(alone: Mapping[str, list[Stored]]) -> str:
             name,
             spread([run.messages_s for run in runs], 0),
             spread([run.cpu_us for run in runs]),
+            spread([run.store_us for run in runs]),
             spread([run.per_commit for run in runs], 0),
             spread([run.written_kb for run in runs]),
         )
         for name, runs in alone.items()
     ]
-    heads = (f"{PRODUCERS} producers", "messages/s", "µs CPU/message", "messages/commit", "KB written/message")
-    return table(heads, rows)
+    heads = (f"{PRODUCERS} producers", "messages/s", "µs CPU/message", "of it the database")
+    return table((*heads, "messages/commit", "KB written/message"), rows)
 
 
 def told_within(within: Mapping[str, list[Within]], streams: int) -> str:
