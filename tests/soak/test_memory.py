@@ -3,7 +3,7 @@
     SOAK_MEMORY_S=1200 uv run pytest -n 0 -s tests/soak/test_memory.py
 
 The whole service in its processes, with a load that checks every token. Conversations without a client are kept for
-ten minutes, and of those with one the last 200 turns: so of 20 minutes the last quarter must be as the one before it;
+two minutes, and of those with one the last 200 turns: so of 20 minutes the last quarter must be as the one before it;
 a shorter run is allowed what those cost. Without a C compiler there is no load, and nothing is tested.
 """
 
