@@ -12,7 +12,6 @@ Providers differ wildly within "compatible"; every rule below has been seen on a
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from typing import Any
 
 import msgspec
@@ -152,7 +151,7 @@ class Completion:
         """A piece came out."""
         self._calls = Calls()
         self._text: list[str] = []
-        self._kept: defaultdict[str, list[str]] = defaultdict(list)
+        self._kept: dict[str, list[str]] = {}
         self._raw: dict[str, Any] = {}
         self._parts: list[Any] | None = None
         self._citations = self._results = NONE
@@ -252,15 +251,15 @@ class Completion:
 
     def _refuse(self, text: str, out: list[Piece]) -> None:
         # Comes in place of content: who asked must read it. Kept too, since it goes back under its own name.
-        self._kept["refusal"].append(text)
+        self._kept.setdefault("refusal", []).append(text)
         self.shown = True
         out.append(Text(self.request, text))
 
     def _reason(self, delta: Delta, out: list[Piece]) -> None:
         if delta.reasoning:
-            self._kept["reasoning"].append(delta.reasoning)
+            self._kept.setdefault("reasoning", []).append(delta.reasoning)
         if delta.reasoning_content:
-            self._kept["reasoning_content"].append(delta.reasoning_content)
+            self._kept.setdefault("reasoning_content", []).append(delta.reasoning_content)
         self._think(delta.reasoning or delta.reasoning_content or "", out)
 
     def _think(self, text: str, out: list[Piece]) -> None:
@@ -372,7 +371,7 @@ class Completion:
 
     def _keep(self, key: str, value: Any) -> None:
         if isinstance(value, str) and key not in self._raw:
-            self._kept[key].append(value)
+            self._kept.setdefault(key, []).append(value)
             return
         if key in self._kept:
             self._raw[key] = "".join(self._kept.pop(key))

@@ -46,7 +46,7 @@ class Conversation:
     def __init__(self, conversation_id: str, owner: str) -> None:
         self.id = conversation_id
         self.owner = owner
-        self.sockets: set[Socket] = set()
+        self.sockets: list[Socket] = []
         self.tail = TurnLog(conversation_id, 0)
         """The last attached log; a finished sentinel at first."""
         self.tail.finished = True
@@ -220,7 +220,7 @@ class Front:
         self.leave(socket)
         socket.seen = None
         socket.conversation = conversation
-        conversation.sockets.add(socket)
+        conversation.sockets.append(socket)
         tail = conversation.tail
         socket.place(tail, tail.seq if tail.finished else 0, headed=tail.finished)
 
@@ -228,7 +228,7 @@ class Front:
         """Take a socket out of its conversation; a running turn goes on."""
         conversation, socket.conversation = socket.conversation, None
         if conversation is not None:
-            conversation.sockets.discard(socket)
+            conversation.sockets.remove(socket)
             conversation.idle_since = trio.current_time()
             # at a stop nobody has left: clients come back to it
             if not conversation.sockets and self.taking:

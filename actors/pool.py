@@ -19,10 +19,15 @@ from httpcore._async.connection import AsyncHTTPConnection
 from httpcore._async.connection_pool import AsyncPoolRequest
 from httpcore._async.http11 import HTTP11ConnectionByteStream
 from httpcore._async.interfaces import AsyncConnectionInterface
+from httpcore._synchronization import AsyncLock
 
 from actors.http1 import Asked
 
 SWEEP_S = 1.0  # between two looks at what is idle
+
+
+OPENED = AsyncLock()
+"""In the place of the lock of each connection that is open: it is taken to open one, and never again."""
 
 
 class _Requests(list[AsyncPoolRequest]):
@@ -50,7 +55,9 @@ class _Connection(AsyncHTTPConnection):
 
     async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
         if self._connection is None:
-            return await super().handle_async_request(request)
+            response = await super().handle_async_request(request)
+            self._request_lock = OPENED
+            return response
         return await self._connection.handle_async_request(request)
 
 
@@ -88,7 +95,7 @@ class Pool(httpcore.AsyncConnectionPool):
         self._swept_at = 0.0
 
     async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
-        """As httpcore's; a request of a known form that finds a connection idle does not queue."""
+        """As httpcore's; a request of a known form does not queue where a connection is idle, or may be opened."""
         connection, closing = None, list[AsyncConnectionInterface]()
         if isinstance(request, Asked) and (origin := request.form.origin) is not None and not self._requests.waiting:
             connection = self._take(origin, closing)
@@ -162,24 +169,24 @@ class Pool(httpcore.AsyncConnectionPool):
     def _take(
         self, origin: httpcore.Origin, closing: list[AsyncConnectionInterface]
     ) -> AsyncConnectionInterface | None:
-        """One that is idle, and can be used."""
+        """One that is idle, and can be used, or a new one; None: as many are in use as may be."""
         while self._idle:
             connection, _ = self._idle.popitem()  # the one that was used last: others may expire
             if connection.is_available() and connection.can_handle_request(origin) and not connection.has_expired():
                 return connection
             self._connections.remove(connection)
             closing.append(connection)
-        return None
+        if len(self._connections) >= self._max_connections:
+            return None
+        connection = self.create_connection(origin)
+        self._connections.append(connection)
+        return connection
 
     def _serve(self, request: AsyncPoolRequest, closing: list[AsyncConnectionInterface]) -> bool:
         """Give it a connection, if there may be one."""
-        origin = request.request.url.origin
-        connection = self._take(origin, closing)
+        connection = self._take(request.request.url.origin, closing)
         if connection is None:
-            if len(self._connections) >= self._max_connections:
-                return False
-            connection = self.create_connection(origin)
-            self._connections.append(connection)
+            return False
         request.assign_to_connection(connection)
         return True
 

@@ -84,8 +84,8 @@ class Session:
         self.writer: Ref[Any] = ctx.ref("store/writer")
         self.streamer: Ref[Any] = ctx.ref("llm/streamer")
         self.turns = Turns(0, front.snapshot.service.max_tool_hops)
-        self.loaded = False
-        self._loading = trio.Lock()
+        self._loading: trio.Lock | None = trio.Lock()
+        """Until it is loaded."""
         self.events: list[Event] = []
         """Of the turns that have ended, in order."""
         self.messages = Messages(front, conversation, self.writer)
@@ -97,11 +97,18 @@ class Session:
         self.journal: Append | None = None
         """The running turn's last journal, until it is acknowledged."""
 
+    @property
+    def loaded(self) -> bool:
+        """It knows what was said before."""
+        return self._loading is None
+
     # Start, and start after a crash.
 
     async def load(self, lost: object = None) -> None:
         """Read the conversation and take up what the last incarnation left."""
-        async with self._loading:
+        if (loading := self._loading) is None:
+            return
+        async with loading:
             if self.loaded:
                 return
             conversation = self.conversation
@@ -114,7 +121,7 @@ class Session:
                     # what the last incarnation left must come to its end without a new message
                     self.tasks.start_soon(self._load_later, lost)
                 return
-            self.loaded = True
+            self._loading = None
             notices = self.front.snapshot.service.tool_notifications
             live, tail_turn = conversation.live, conversation.tail.turn
             self._take_over(takeover.find(conversation.id, history, live, tail_turn, notices))

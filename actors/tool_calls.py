@@ -39,7 +39,7 @@ class ToolCalls:
         self._front = front
         self._conversation = conversation
         self._tasks = tasks
-        self.waiting: set[str] = set()
+        self.waiting: frozenset[str] = frozenset()
         """Calls that wait for a person."""
         self._approvals = Approvals(front, conversation, ctx.ref("store/writer"))
         self._scopes: dict[str, trio.CancelScope] = {}
@@ -58,10 +58,10 @@ class ToolCalls:
 
     def _waits(self, paused: Callable[[], None], call_id: str, waits: bool) -> None:
         if waits:
-            self.waiting.add(call_id)
+            self.waiting |= {call_id}
             paused()
         else:
-            self.waiting.discard(call_id)
+            self.waiting -= {call_id}
 
     def suspend(self, turn: RunningTurn) -> None:
         """Wait no more for those that wait for a person; they stay open in the store."""
@@ -97,7 +97,7 @@ class ToolCalls:
             else:
                 text = permission.why_not
         self._scopes.pop(call_id, None)
-        self.waiting.discard(call_id)
+        self.waiting -= {call_id}
         if scope.cancel_called:
             return  # the turn is being closed, which writes the outcome; or others will go on with it
         if permission.moved:

@@ -24,7 +24,7 @@ know: messages' contents, logs, sockets, SQL.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
 from actors.effects import (
@@ -76,7 +76,7 @@ class Current:
     rounds: int = 0
     """Tool rounds made."""
     asks: int = 1
-    calls: set[str] = field(default_factory=set)
+    calls: frozenset[str] = frozenset()
     ending: tuple[str, FaultBody | None] | None = None
     """Ordered to end before it was on disk."""
 
@@ -245,7 +245,7 @@ class Turns:
             return self._end("failed", _fault(Code.TOOL_HOPS_EXCEEDED, detail))
         current.rounds += 1
         current.phase = Phase.JOURNALING
-        current.calls = set(calls)
+        current.calls = frozenset(calls)
         return [Journal(turn)]
 
     def failed(self, turn: int, fault: FaultBody) -> list[Effect]:
@@ -269,7 +269,7 @@ class Turns:
         if not self._is(turn, Phase.CALLING):
             return []
         current = self._now
-        current.calls.discard(call)
+        current.calls -= {call}
         if current.calls:
             return []
         current.hop += 1
@@ -288,7 +288,7 @@ class Turns:
 
     def adopt_waiting(self, turn: int, calls: Collection[str], *, attached: bool, hop: int) -> list[Effect]:
         """A turn that waited for nothing but a person's approval of these calls: it goes on waiting."""
-        self.current = Current(turn, Phase.CALLING, self.max_tool_hops, hop=hop, rounds=hop, calls=set(calls))
+        self.current = Current(turn, Phase.CALLING, self.max_tool_hops, hop=hop, rounds=hop, calls=frozenset(calls))
         self.last_turn = max(self.last_turn, turn)
         return [*([] if attached else [Start(turn)]), RunCalls(turn)]
 

@@ -70,7 +70,7 @@ class Mailbox(Generic[M]):
         self._senders: trio.lowlevel.ParkingLot | None = None
         """Once somebody has waited for room."""
         self._current: Reply | None = None
-        self._in_hand: set[Reply] = set()
+        self._in_hand: dict[Reply, None] = {}
         self._hand: object = None
         self.lost: object = None
         """The message that the last incarnation died with; the next one may look at it, once."""
@@ -156,7 +156,9 @@ class Mailbox(Generic[M]):
                 return self._take()
             if self._closed:
                 await self._end()
-            await self._wait()
+            # Many actors wait here, and nowhere else: no more frames than must be.
+            self._reader = trio.lowlevel.current_task()
+            await trio.lowlevel.wait_task_rescheduled(self._leave)
             self._budget = BATCH
 
     async def _end(self) -> NoReturn:
@@ -185,13 +187,9 @@ class Mailbox(Generic[M]):
             self.on_take(message)
         return cast(M, message)
 
-    async def _wait(self) -> None:
-        def abort(_: object) -> trio.lowlevel.Abort:
-            self._reader = None
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        self._reader = trio.lowlevel.current_task()
-        await trio.lowlevel.wait_task_rescheduled(abort)
+    def _leave(self, _: object) -> trio.lowlevel.Abort:
+        self._reader = None
+        return trio.lowlevel.Abort.SUCCEEDED
 
     @property
     def reply_slot(self) -> Reply | None:

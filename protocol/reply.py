@@ -44,7 +44,7 @@ class Reply:
         self.answered = False
         """Closed by an answer or a fault; not by the asker's end."""
         self._done = False
-        self._hand: set[Reply] | None = None  # the asks in hand of the mailbox that it was taken from
+        self._hand: dict[Reply, None] | None = None  # the asks in hand of the mailbox that it was taken from
         self._value: Any = None
         self._error: Exception | None = None
         self._task: trio.lowlevel.Task | None = None
@@ -55,11 +55,11 @@ class Reply:
         """Nobody has answered yet and the asker still waits."""
         return not self._done
 
-    def taken_into(self, hand: set[Reply]) -> None:
+    def taken_into(self, hand: dict[Reply, None]) -> None:
         """The actor has the message: the slot is one of `hand` until it is closed."""
         if not self._done:
             self._hand = hand
-            hand.add(self)
+            hand[self] = None
 
     def when_closed(self, hook: Callable[[Reply], None]) -> None:
         """Call `hook` once, when the slot closes: answered, faulted, or given up. It must not wait or raise.
@@ -115,7 +115,7 @@ class Reply:
     def _close(self) -> None:
         self._done = True
         if self._hand is not None:
-            self._hand.discard(self)
+            self._hand.pop(self, None)
         if self._hook is not None:
             hook, self._hook = self._hook, None
             hook(self)

@@ -78,7 +78,7 @@ class Branch(Member):
         self.began_at = trio.current_time()
         self._batches.clear()
         self._failure, self._leaving, self._final = None, False, False
-        self.ended = trio.Event()
+        self._ended = None
         self.alive = True
         self.turn(Status.STARTING)
         self.tree.nursery.start_soon(self._supervise, name=f"group {self.path or self.spec.name}")
@@ -110,7 +110,7 @@ class Branch(Member):
             self.parent.ended_by_itself(self, self._failure)
         else:
             self.turn(Status.STOPPED)
-        self.ended.set()
+        self._has_ended()
         if self.parent is not None:
             self.parent.ring()
 

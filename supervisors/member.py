@@ -47,7 +47,18 @@ class Member(ABC):
         self.ready_at: float | None = None
         self.last_error = ""
         self.last_error_at: datetime | None = None
-        self.ended = trio.Event()
+        self._ended: trio.Event | None = None
+
+    @property
+    def ended(self) -> trio.Event:
+        """Set when the present incarnation has ended. There is one only where somebody waits: there are many actors."""
+        if self._ended is None:
+            self._ended = trio.Event()
+        return self._ended
+
+    def _has_ended(self) -> None:
+        if self._ended is not None:
+            self._ended.set()
 
     @property
     def log(self) -> logging.Logger:

@@ -67,7 +67,7 @@ class Slot(Member):
         self.facts.clear()
         self.box.open()
         self.box.on_idle = self.ready
-        self.ended = trio.Event()
+        self._ended = None
         self.alive = True
         self._scope = trio.CancelScope()
         self.turn(Status.STARTING)
@@ -100,7 +100,7 @@ class Slot(Member):
                 self.log.error("%s failed while it was stopped: %s", self.path, describe(error), exc_info=trace)
         else:
             self.parent.ended_by_itself(self, error)
-        self.ended.set()
+        self._has_ended()
         self.parent.ring()
 
     def _over(self) -> None:
@@ -134,12 +134,13 @@ class Slot(Member):
                 self._asked = True
                 self.box.hold()
             self.turn(Status.DRAINING)
+            ended = self.ended
             with trio.move_on_after(self.spec.shutdown_s):
-                await self.ended.wait()
+                await ended.wait()
             self._scope.cancel()
             with trio.move_on_after(CANCEL_S):
-                await self.ended.wait()
-            if not self.ended.is_set():
+                await ended.wait()
+            if not ended.is_set():
                 self.last_error = "ignores its cancellation"
                 self.log.error(
                     "%s still runs %g s after it was cancelled: it catches trio.Cancelled or blocks the loop; "
