@@ -167,7 +167,7 @@ class Connection(httpcore.AsyncHTTP11Connection):
         self._state, self._expire_at = http11.HTTPConnectionState.ACTIVE, None
         wire = self._network_stream.get_extra_info("wire")
         try:
-            came = await self._exchanged(request, isinstance(wire, RawStream))
+            came = await self._exchanged(request, wire if isinstance(wire, RawStream) else None)
         except BaseException:
             with trio.CancelScope(shield=True):
                 await self._response_closed()
@@ -194,24 +194,23 @@ class Connection(httpcore.AsyncHTTP11Connection):
         self._h11_state = SPENT  # what it knows of this exchange is not needed while the body flows
         return response
 
-    async def _exchanged(self, request: httpcore.Request, direct: bool) -> Exchanged:
+    async def _exchanged(self, request: httpcore.Request, wire: RawStream | None) -> Exchanged:
         """Head and body leave together: a write of each costs a turn of the scheduler, and the provider a wake."""
         patience = request.extensions.get("timeout", {})
         head: bytes | None = None
         if isinstance(request, Asked):
             body = request.body
-            if direct and request.form.opening is not None:
+            if wire is not None and request.form.opening is not None:
                 head = b"%bContent-Length: %d\r\n\r\n" % (request.form.opening, len(body))
         else:
             body = b"".join([part async for part in cast(AsyncIterable[bytes], request.stream)])
-            if direct:
+            if wire is not None:
                 head = heads.written(request.method, request.url.target, request.headers, body)
+        stream = self._network_stream if wire is None else wire
         with suppress(httpcore.WriteError):  # servers may answer, and close, before they have read all
-            await self._network_stream.write(
-                self._encoded(request, body) if head is None else head + body, patience.get("write")
-            )
+            await stream.write(self._encoded(request, body) if head is None else head + body, patience.get("write"))
         if head is not None:
-            came = await self._network_stream.read(self.READ_NUM_BYTES, patience.get("read"))
+            came = await stream.read(self.READ_NUM_BYTES, patience.get("read"))
             if not came:
                 raise httpcore.RemoteProtocolError("Server disconnected without sending a response.")
             if (plain := heads.read(came)) is not None:

@@ -69,8 +69,10 @@ class Turn:
         """It is over; where nothing was said, nothing is known."""
         if not self._told:
             self._breaker.dropped(trio.current_time(), probe=self._probe)
+        others = self._upstream.gate.waiting
         self._place.leave()
-        self._upstream.changed()
+        if others or self._probe or self._breaker.state is not State.CLOSED:
+            self._upstream.changed()
 
 
 class Upstream:

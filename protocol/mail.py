@@ -307,7 +307,7 @@ class Ref(Generic[M]):
         Raises: TooSlow, Gone, Overloaded, or the actor's Fault.
         """
         answer: list[R] = []
-        with trio.move_on_after(within):
+        with trio.CancelScope(deadline=trio.current_time() + within):
             pause = 0.005
             while not answer:
                 try:
