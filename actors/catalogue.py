@@ -9,10 +9,14 @@ names are stable over restarts of servers and of ours.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
+
+import msgspec
 
 from actors import system_prompt
 from protocol.mcp_server import Catalogue, Tool
@@ -38,6 +42,11 @@ class Merged:
         ]
         """As the `tools` of a chat completion request, ordered by name."""
 
+    @cached_property
+    def tools_text(self) -> bytes:
+        """The same as it is sent; made once, since every request has the same."""
+        return text_of(self.tools_for_model)
+
     def prompt(self, configured: str, *, instructions: bool) -> str:
         """`system_prompt.build`; made once, since every turn has the same, and 400 resources take a millisecond."""
         made_of = configured, instructions
@@ -52,6 +61,16 @@ class Merged:
     def names(self) -> dict[tuple[str, str], str]:
         """For each (server, the server's own name of the tool): the name for the model."""
         return {(server, tool.name): name for name, (server, tool) in self._tools.items()}
+
+
+def text_of(tools: Sequence[Mapping[str, Any]]) -> bytes:
+    """Tools as JSON; empty for none."""
+    if not tools:
+        return b""
+    try:
+        return msgspec.json.encode(tools)
+    except (UnicodeEncodeError, OverflowError):  # half a surrogate pair, or a number of more than 64 bits: servers do
+        return json.dumps(tools).encode()
 
 
 def merge(catalogues: Mapping[str, Catalogue]) -> Merged:

@@ -99,7 +99,8 @@ def request_body(request: Complete, provider: Provider) -> dict[str, Any]:
         body.setdefault("stream_options", {"include_usage": True})
     if request.tools:
         own = body.get("tools")
-        body["tools"] = [*own, *request.tools] if isinstance(own, list) else request.tools
+        tools = msgspec.Raw(request.tools)
+        body["tools"] = [*own, *msgspec.json.decode(tools, type=list[msgspec.Raw])] if isinstance(own, list) else tools
     return {key: value for key, value in body.items() if value is not None}
 
 

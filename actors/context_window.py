@@ -18,8 +18,6 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
-import msgspec
-
 BYTES_PER_TOKEN = 3.5  # of UTF-8; see above
 IMAGE_TOKENS = 1_000  # of an image, whatever its size: providers count 85 to 1,600 of one
 MESSAGE_TOKENS = 4  # of a message's frame: its role and the marks around it
@@ -39,16 +37,17 @@ class Told(NamedTuple):
     """Messages that were left out, those of the turns included."""
 
 
-def room(context_tokens: int, parameters: Mapping[str, Any], tools: Sequence[Mapping[str, Any]]) -> int:
+def room(context_tokens: int, parameters: Mapping[str, Any], tools: bytes) -> int:
     """Tokens that are left for messages: the window without the tools, and without what the answer may take.
 
     Args:
         context_tokens: the whole window.
         parameters: the provider's; may limit the answer.
+        tools: as JSON.
     """
     wanted = [value for key in ANSWER_LIMITS if isinstance(value := parameters.get(key), int)]
     answer = min(max(wanted, default=0), int(context_tokens * MOST_FOR_ANSWER))
-    return context_tokens - answer - (tokens_of(msgspec.json.encode(tools).decode()) if tools else 0)
+    return context_tokens - answer - tokens_of(tools.decode())
 
 
 def fit(messages: Sequence[Message], most: int) -> Told:

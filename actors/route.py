@@ -43,7 +43,7 @@ def route(request: Complete, llm: Llm) -> list[tuple[Provider, Complete]]:
         provider = llm.providers[other]
         if images and not provider.client.vision:
             continue
-        tools = [] if provider.client.small else request.tools
+        tools = b"" if provider.client.small else request.tools
         found.append(
             (provider, msgspec.structs.replace(request, provider=other, model="", messages=messages, tools=tools))
         )

@@ -79,8 +79,8 @@ class RunningTurn:
         active = self.snapshot.llm.providers.get(self.snapshot.llm.active)
         small = active is not None and active.client.small
         self.merged = merged
-        self.tools = [] if small else merged.tools_for_model
-        """What the model may call."""
+        self.tools = b"" if small else merged.tools_text
+        """What the model may call, as JSON."""
         configured = self.snapshot.service.system_prompt
         self.prompt = configured if small else merged.prompt(configured, instructions=self.snapshot.tools.instructions)
         """The configured system prompt, and what the servers offer now."""

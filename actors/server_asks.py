@@ -21,6 +21,7 @@ import msgspec
 import trio
 
 from actors import aside, sampling
+from actors.catalogue import text_of
 from actors.decisions import until_settled
 from actors.front import Front
 from actors.settling import show_completed
@@ -237,7 +238,7 @@ class ServerAsks:
             provider=name,
             model="",
             messages=sampling.messages_of(asked, vision=vision),
-            tools=[] if small else sampling.tools_of(asked),
+            tools=b"" if small else text_of(sampling.tools_of(asked)),
             conversation=place.conversation,
             llm=llm,
         )

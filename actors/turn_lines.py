@@ -77,7 +77,7 @@ def asked(turn: RunningTurn, live: Snapshot, request: Complete) -> None:
         return
     where, about, provider = tag(turn.log.conversation, turn.turn), _about(turn.log), turn.provider
     what = "streaming request" if provider is None or provider.client.stream else "request"
-    sizes = f"{len(request.messages)} messages, {len(request.tools)} tools"
+    sizes = f"{len(request.messages)} messages, {len(turn.merged.tools_for_model) if request.tools else 0} tools"
     text = "→ LLM: %s [%s] %s/%s, %s"
     llm_log.info(text, what, where, request.provider, request.model, sizes, extra=about)
     first = request.messages[0] if request.messages else {}

@@ -31,8 +31,8 @@ class Complete(msgspec.Struct, frozen=True, tag=True):
     """Overrides the provider's `model` when not empty."""
     messages: list[dict[str, Any]]
     """`chat/completions` messages, system prompt first."""
-    tools: list[dict[str, Any]]
-    """`chat/completions` tools; empty: none are offered."""
+    tools: bytes
+    """`chat/completions` tools: their list as JSON text, which is sent as it is; empty: none are offered."""
     conversation: str
     """For logs only."""
     llm: Llm | None = None

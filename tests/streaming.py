@@ -81,7 +81,9 @@ class Harness:
     listener: str = "front/gateway"
 
     def ask(self, request: int, said: str = "hi", to: str = "", **fields: Any) -> None:
-        values: dict[str, Any] = {"provider": "", "model": "", "tools": [], "conversation": "c"} | fields
+        values: dict[str, Any] = {"provider": "", "model": "", "conversation": "c"} | fields
+        tools = values.pop("tools", [])
+        values["tools"] = msgspec.json.encode(tools) if tools else b""
         messages = [{"role": "user", "content": said}]
         to = to or self.listener
         assert self.tree.ref("llm/streamer").offer(Complete(request=request, to=to, messages=messages, **values))

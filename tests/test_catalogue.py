@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -67,8 +69,22 @@ def test_schemas_go_to_the_model_verbatim() -> None:
     }
 
 
+def test_what_is_sent_is_made_once_for_the_same_offer() -> None:
+    merged = merge({"demo": offering("demo", "add", "echo")})
+    assert msgspec.json.decode(merged.tools_text) == merged.tools_for_model
+    assert merged.tools_text is merged.tools_text
+
+
+def test_what_servers_put_into_json_can_be_sent() -> None:
+    odd = Tool(name="odd", description="half a pair: \ud800", schema={"maximum": 2**70}, annotations={})
+    merged = merge({"demo": Catalogue(server="demo", tools=[odd], resources=[], prompts=[], instructions="")})
+    assert json.loads(merged.tools_text) == merged.tools_for_model
+    assert json.loads(msgspec.json.encode([msgspec.Raw(merged.tools_text)]))
+
+
 def test_nothing_offered_gives_nothing() -> None:
     assert merge({}).tools_for_model == []
+    assert merge({}).tools_text == b""
 
 
 NAMES = st.one_of(st.sampled_from(["x", "a__x", "b__x", "x.y", "x_y", "x y", "", "n" * 70, "ä"]), st.text(max_size=80))

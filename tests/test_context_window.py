@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -100,12 +101,12 @@ def test_sizes_are_estimated_from_bytes_and_images_cost_the_same_whatever_their_
 
 def test_the_answer_and_the_tools_take_their_part_of_the_window() -> None:
     tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
-    assert room(1000, {}, []) == 1000
-    assert room(1000, {"max_tokens": 300}, []) == 700
-    assert room(1000, {"max_tokens": 300, "max_completion_tokens": 400}, []) == 600
-    assert room(1000, {"max_tokens": 5000}, []) == 500
-    assert room(1000, {"max_tokens": "many"}, []) == 1000
-    assert 900 < room(1000, {}, [tool]) < 1000
+    assert room(1000, {}, b"") == 1000
+    assert room(1000, {"max_tokens": 300}, b"") == 700
+    assert room(1000, {"max_tokens": 300, "max_completion_tokens": 400}, b"") == 600
+    assert room(1000, {"max_tokens": 5000}, b"") == 500
+    assert room(1000, {"max_tokens": "many"}, b"") == 1000
+    assert 900 < room(1000, {}, msgspec.json.encode([tool])) < 1000
 
 
 async def test_what_does_not_fit_is_not_sent_and_the_client_is_told(tmp_path: Path) -> None:

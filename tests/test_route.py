@@ -30,7 +30,7 @@ MESSAGES: list[dict[str, Any]] = [
     },
     {"role": "tool", "tool_call_id": "1", "content": "r"},
 ]
-TOOLS = [{"type": "function", "function": {"name": "f"}}]
+TOOLS = b'[{"type":"function","function":{"name":"f"}}]'
 
 
 def asked(name: str = "", messages: list[dict[str, Any]] | None = None) -> Complete:
@@ -85,4 +85,4 @@ def test_who_cannot_see_is_not_shown_images_and_who_is_small_is_offered_no_tools
     blind = llm("q", "r", q={"vision": False}, r={"small": True})
     assert names(asked(messages=image), blind) == ["p", "r"]
     assert names(asked(), blind) == ["p", "q", "r"]
-    assert route(asked(), blind)[2][1].tools == []
+    assert route(asked(), blind)[2][1].tools == b""
