@@ -1,8 +1,9 @@
-"""What a socket costs on which nothing happens: one task, and few bytes. Counts, not times; the peers are plain."""
+"""What a socket costs, and an answer that is running: few tasks, and few bytes. Counts, not times; peers are plain."""
 
 from __future__ import annotations
 
 import gc
+import json
 import socket
 import tracemalloc
 from contextlib import ExitStack
@@ -18,13 +19,21 @@ from tests.peer import upgrade
 from tests.service import Service, front_of, service
 
 SOCKETS = 60
+STREAMS = 40
+MOST_RUNNING_BYTES = 27_000  # as below, of its socket, session, turn and connection to the provider; it was 33,000
+MASK = b"\x01\x02\x03\x04"
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+BEGUN = b'data: {"choices": [{"index": 0, "delta": {"content": "begin "}}]}\n\n'
 MOST_BYTES = 11_000  # of Python's, each in a conversation of its own; it was 27,000 with a library's connection in it
 
 
-def connect(s: Service, stack: ExitStack, count: int) -> None:
+def connect(s: Service, stack: ExitStack, count: int) -> list[socket.socket]:
+    clients: list[socket.socket] = []
     for _ in range(count):
         one = stack.enter_context(socket.create_connection(("127.0.0.1", s.port)))
         one.sendall(upgrade(s.port, path="/ws/chat?conversation=new"))
+        clients.append(one)
+    return clients
 
 
 async def settled(s: Service, count: int) -> None:
@@ -51,3 +60,53 @@ async def test_an_idle_socket_is_one_task_and_few_bytes(tmp_path: Path, monkeypa
             gc.collect()
             assert trio.lowlevel.current_statistics().tasks_living - tasks == SOCKETS
             assert (tracemalloc.get_traced_memory()[0] - before) / SOCKETS < MOST_BYTES
+
+
+def speak(one: socket.socket, number: int) -> None:
+    """A message to the model, in a masked frame."""
+    text = json.dumps({"type": "user_message", "message": "hi", "request_id": f"r{number}"}).encode()
+    masked = bytes(byte ^ MASK[place % 4] for place, byte in enumerate(text))
+    one.sendall(b"\x81" + bytes((0x80 | len(text),)) + MASK + masked)
+
+
+async def answered(listener: socket.socket, stack: ExitStack, count: int) -> None:
+    """So many requests come, and their answers begin."""
+    for _ in range(count):
+        await trio.lowlevel.wait_readable(listener)
+        one = stack.enter_context(listener.accept()[0])
+        asked = b""
+        while b"\r\n\r\n" not in asked or not asked.endswith(b"}"):
+            await trio.lowlevel.wait_readable(one)
+            asked += one.recv(65536)
+        one.sendall(ANSWER + b"%x\r\n%b\r\n" % (len(BEGUN), BEGUN))
+
+
+async def test_a_running_answer_is_a_sleeping_session_and_few_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_socket, "HOLD_S", 0.01)
+    with ExitStack() as stack, socket.create_server(("127.0.0.1", 0), backlog=STREAMS) as listener:
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        settings = {"llm": {"providers": {"fake": {"base_url": address, "client": {"prewarm": 0}}}}}
+        async with service(tmp_path, say("x"), settings=settings) as s:
+
+            async def begin(count: int) -> None:
+                before = len(front_of(s).sockets)
+                clients = connect(s, stack, count)
+                await settled(s, before + count)
+                for number, one in enumerate(clients):
+                    speak(one, number)
+                await answered(listener, stack, count)
+                while sum(log.shown and log.attached for log in front_of(s).running()) < before + count:
+                    await trio.testing.wait_all_tasks_blocked(0.01)
+                await trio.testing.wait_all_tasks_blocked(0.05)
+
+            await begin(5)  # what is made once is made
+            tasks = trio.lowlevel.current_statistics().tasks_living
+            tracemalloc.start()
+            stack.callback(tracemalloc.stop)
+            before = tracemalloc.get_traced_memory()[0]
+            await begin(STREAMS)
+            gc.collect()
+            assert trio.lowlevel.current_statistics().tasks_living - tasks == 2 * STREAMS
+            assert (tracemalloc.get_traced_memory()[0] - before) / STREAMS < MOST_RUNNING_BYTES
