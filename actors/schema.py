@@ -289,7 +289,7 @@ def _places(db: Database) -> None:
         ALTER TABLE written RENAME TO event;
         CREATE UNIQUE INDEX turn_place ON turn (conversation, turn);
         CREATE UNIQUE INDEX turn_request ON turn (conversation, request_id);
-        CREATE INDEX turn_open ON turn (conversation, turn, state) WHERE state IN ('queued', 'running');
+        CREATE INDEX turn_open ON turn (conversation, turn) WHERE state IN ('queued', 'running');
         CREATE INDEX turn_tick ON turn (tick) WHERE tick > 0;
         CREATE INDEX event_place ON event (turn, pos, key);
         """
