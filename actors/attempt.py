@@ -185,6 +185,7 @@ class Attempt:
         while True:
             try:
                 if self._begun and answer.flows:
+                    await trio.lowlevel.checkpoint()  # what was shown is on its way before the rest is seen to
                     return True
                 chunk = await answer.read_some()
             except Complaint:

@@ -60,13 +60,18 @@ def for_model(
         if type(event) is Closed:
             continue
         if isinstance(event, UserEvent):
-            _settle(messages, waiting)
+            if waiting:
+                _settle(messages, waiting)
             messages.append({"role": "user", "content": event.content if vision else in_words(event.content)})
         elif isinstance(event, HopEvent):
-            _settle(messages, waiting)
-            if event.content or event.tool_calls:
-                messages.append(_assistant(event, provider))
-                waiting = {call.id: None for call in event.tool_calls}
+            if waiting:
+                _settle(messages, waiting)
+            if event.tool_calls or event.raw:
+                if event.content or event.tool_calls:
+                    messages.append(_assistant(event, provider))
+                    waiting = {call.id: None for call in event.tool_calls}
+            elif event.content:
+                messages.append({"role": "assistant", "content": event.content})
         elif isinstance(event, ToolEnded) and event.model_call_id in waiting:
             del waiting[event.model_call_id]
             messages.append({"role": "tool", "tool_call_id": event.model_call_id, "content": event.result})
@@ -75,10 +80,9 @@ def for_model(
 
 
 def _settle(messages: list[dict[str, Any]], waiting: dict[str, None]) -> None:
-    if waiting:
-        for call_id in waiting:
-            messages.append({"role": "tool", "tool_call_id": call_id, "content": UNKNOWN_OUTCOME})
-        waiting.clear()
+    for call_id in waiting:
+        messages.append({"role": "tool", "tool_call_id": call_id, "content": UNKNOWN_OUTCOME})
+    waiting.clear()
 
 
 def _assistant(event: HopEvent, provider: str) -> dict[str, Any]:
