@@ -98,6 +98,11 @@ class Answer:
         self._flow = self._poller.begin(self._body, follower)
         return self._flow
 
+    def stay(self) -> None:
+        """It flows no more: not another byte of it is handed on."""
+        if self._flow is not None:
+            self._poller.leave(self._flow)
+
     def follow(self, sink: Sink) -> Awaitable[bool]:
         """Hand the rest of the body to the sink as it comes, until that wants no more; True: until its end.
 
@@ -143,8 +148,7 @@ class Answer:
 
     async def leave(self) -> None:
         """Be done with it, wherever it stands."""
-        if self._flow is not None:
-            self._poller.leave(self._flow)
+        self.stay()
         if self._body is not None:
             self._body.close()
         else:

@@ -113,6 +113,8 @@ class Asking:
     def cancel(self) -> None:
         """End it without a word."""
         self.scope.cancel()
+        if self._attempt is not None:
+            self._attempt.stay()  # now: its task ends it in the next round of the loop only
         self._go_on()
 
     def _go_on(self) -> None:

@@ -148,6 +148,11 @@ class Attempt:
             raise Complaint(Code.LLM_UNAVAILABLE, f"no answer within {first_s:g} s")
         return completion.finish()
 
+    def stay(self) -> None:
+        """Where its answer flows: no piece of it comes any more."""
+        if self._answer is not None:
+            self._answer.stay()
+
     async def leave(self) -> None:
         """Be done with it, wherever it stands."""
         try:

@@ -13,7 +13,7 @@ import math
 import select
 import time
 from collections.abc import Callable
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import Protocol
 
 import trio
@@ -23,6 +23,7 @@ from actors.http1 import Body
 MOST = 256  # sockets per wake
 SLICE_S = 0.002  # after that much reading everybody else has a turn; what was read is on its way meanwhile
 TICK_S = 0.001  # between two looks while many streams flow: a third less processor time per delta than at every delta
+FEW = 64  # deadlines of flows that have left; what more there are than flows are forgotten
 MANY = 16  # deltas in the last four ticks from which on that is done; whoever is alone is read at once
 
 Sink = Callable[[bytes, float], bool]
@@ -213,6 +214,10 @@ class Poller:
         flow.due = flow.follower.deadline
         if flow.due < math.inf:
             heappush(self._dues, (flow.due, flow.number))
+            if len(self._dues) > 2 * len(self._flows) + FEW:
+                # Mostly of flows that have left: with a deadline far away there would be more and more of them.
+                self._dues[:] = [(one.due, one.number) for one in self._flows.values() if one.due < math.inf]
+                heapify(self._dues)
             if flow.due < self._resting.deadline:
                 self._resting.deadline = flow.due
 

@@ -10,7 +10,7 @@ keeps every batch, and the streamer::
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -146,8 +146,13 @@ async def harness(
     mailbox: int = 256,
     fallbacks: Sequence[str] = (),
     backoff_s: float = 0.001,
+    before: Callable[[], Awaitable[None]] | None = None,
 ) -> AsyncIterator[Harness]:
-    """A running streamer; the first provider is the active one."""
+    """A running streamer; the first provider is the active one.
+
+    Args:
+        before: awaited by the receiver with each message, before it takes the next.
+    """
     batches: list[list[Piece]] = []
     gate, came = trio.Event(), trio.lowlevel.ParkingLot()
     if taking:
@@ -173,6 +178,8 @@ async def harness(
             assert isinstance(message, Pieces)
             batches.append(message.pieces)
             came.unpark_all()
+            if before is not None:
+                await before()
 
     tree = Group(
         "root",
