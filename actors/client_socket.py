@@ -87,8 +87,12 @@ class Socket:
 
         What was written before a client can say where it was would come twice.
         """
-        mine = self.held = object()
-        self.outbox.after(HOLD_S, lambda: self.release() if self.held is mine else None)
+        self.held = object()
+        self.outbox.after(HOLD_S, self._held_for, self.held)
+
+    def _held_for(self, mine: object) -> None:
+        if self.held is mine:
+            self.release()
 
     def release(self) -> None:
         """The client has said where it was, or that it was nowhere."""
@@ -128,7 +132,7 @@ class Socket:
             return False
         if not self._gathers:
             self._gathers = True
-            self.outbox.after(left, self._gathered)
+            self.outbox.after(left, Socket._gathered, self)
         return True
 
     def _gathered(self) -> None:

@@ -160,7 +160,7 @@ async def _finish(stream: trio.SocketStream, last: bytes) -> None:
 async def _websocket(front: Front, stream: trio.SocketStream, entry: Entry) -> None:
     try:
         async with trio.open_nursery() as nursery:
-            outbox = Outbox(stream.socket, nursery)
+            outbox = Outbox(stream.socket, nursery, front.timer)
             outbox.write(entry.answer + entry.unsent)
             outbox.frame_s = entry.frame_s
             several = front.handover is not None

@@ -20,6 +20,7 @@ from actors.client_socket import Socket
 from actors.handover import Handover
 from actors.listening import Listening
 from actors.tally import Tally
+from actors.timer import Timer
 from actors.turnlog import TurnLog, frame_of
 from protocol.client import ServerFrame, encode
 from protocol.gateway import Figure
@@ -131,6 +132,8 @@ class Front:
         """Set, and made anew, whenever `snapshot` is another."""
         self.listening = listening
         self.status = status
+        self.timer = Timer()
+        """For what is due at some time; runs beside the listeners."""
         self.down: dict[str, str] = {}
         """Actors that are down, with the reason."""
         self.sockets: dict[int, Socket] = {}

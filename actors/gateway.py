@@ -79,6 +79,7 @@ async def keep(ctx: KeepContext) -> AsyncIterator[Front]:
             if handover is not None:
                 await stack.enter_async_context(handover.listening(lambda stream, passed: serve(front, stream, passed)))
             nursery.start_soon(look_after, front)
+            nursery.start_soon(front.timer.run)
             listening.begin(ctx.args["listeners"], loopback=ctx.args["loopback"])
             try:
                 yield front

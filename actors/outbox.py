@@ -13,8 +13,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import TypeVar
 
 import trio
+
+from actors.timer import Timer
+
+T = TypeVar("T")
 
 HIGH = 256 * 1024  # bytes that may wait in one socket's buffer before its readers fall behind
 LOW = 64 * 1024  # drained to here, readers go on
@@ -26,6 +31,7 @@ class Outbox:
     Args:
         sock: the connection's socket.
         nursery: where the drain task runs while there is something to drain.
+        timer: for `after`.
     """
 
     __slots__ = (
@@ -34,6 +40,7 @@ class Outbox:
         "_nursery",
         "_room",
         "_sock",
+        "_timer",
         "_was_full",
         "broken",
         "frame_s",
@@ -42,9 +49,10 @@ class Outbox:
         "sealed",
     )
 
-    def __init__(self, sock: trio.socket.SocketType, nursery: trio.Nursery) -> None:
+    def __init__(self, sock: trio.socket.SocketType, nursery: trio.Nursery, timer: Timer) -> None:
         self._sock = sock
         self._nursery = nursery
+        self._timer = timer
         self._buffer = bytearray()
         self._draining = False
         self._was_full = False
@@ -150,9 +158,9 @@ class Outbox:
             self._draining = False
             self._tell_room()
 
-    def after(self, seconds: float, call: Callable[[], None]) -> None:
-        """Call it after that time, unless the connection ends before."""
-        self._nursery.start_soon(_later, seconds, call)
+    def after(self, seconds: float, call: Callable[[T], None], about: T) -> None:
+        """Call it after that time, also if the connection has ended meanwhile."""
+        self._timer.at(trio.current_time() + seconds, call, about)
 
     async def wait_room(self) -> None:
         """Wait until little is left to send; for answers that only this peer asked for."""
@@ -179,8 +187,3 @@ class Outbox:
         """Close the connection; what waits is dropped."""
         self._break()
         self._sock.close()
-
-
-async def _later(seconds: float, call: Callable[[], None]) -> None:
-    await trio.sleep(seconds)
-    call()

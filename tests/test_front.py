@@ -39,8 +39,8 @@ class Sink:
         self.fails = False
         self.later: list[tuple[float, Callable[[], None]]] = []
 
-    def after(self, seconds: float, call: Callable[[], None]) -> None:
-        self.later.append((seconds, call))
+    def after(self, seconds: float, call: Callable[[Any], None], about: Any) -> None:
+        self.later.append((seconds, lambda: call(about)))
 
     @property
     def full(self) -> bool:

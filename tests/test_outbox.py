@@ -14,6 +14,7 @@ import trio
 import trio.testing
 
 from actors.outbox import HIGH, LOW, Outbox
+from actors.timer import Timer
 from tests.behind import read_nothing_of
 
 BUFFER = 8192  # of the kernel, each way: so that little fits into it
@@ -33,7 +34,7 @@ async def connected() -> AsyncIterator[tuple[Outbox, trio.SocketStream, trio.Nur
         await listener.accept() as stream,
         trio.open_nursery() as tasks,
     ):
-        yield Outbox(stream.socket, tasks), peer, tasks
+        yield Outbox(stream.socket, tasks, Timer()), peer, tasks
         tasks.cancel_scope.cancel()
 
 

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.outbox import Outbox
+from actors.timer import Timer
 from actors.wire import AT_ONCE, MAX_FRAGMENTS, MAX_PARTS, Wire, close_frame, frame_head, plain_text
 from tests.peer import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, frame
 
@@ -211,7 +212,7 @@ async def connected(**options: Any) -> AsyncIterator[tuple[Wire, trio.SocketStre
     peer = trio.SocketStream(trio.socket.from_stdlib_socket(theirs))
     async with peer, trio.open_nursery() as tasks:
         with trio.socket.from_stdlib_socket(ours) as sock:
-            yield Wire(Outbox(sock, tasks), sock, lambda: LIMIT, **options), peer
+            yield Wire(Outbox(sock, tasks, Timer()), sock, lambda: LIMIT, **options), peer
             tasks.cancel_scope.cancel()
 
 
