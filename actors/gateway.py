@@ -9,7 +9,7 @@ told as lost, and everything else goes on with the next incarnation.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -56,6 +56,7 @@ SWEEP_S = 15.0  # how often that is looked at
 PROGRESS_S = 0.1  # of one call, shown at most this often: a flood of progress must not become a flood of frames
 TOOLS = "mcp/"  # begins the paths of tool servers' actors
 TICK_S = 10.0  # for the store to take a tick before it is sent again
+AT_ONCE = 32  # turns whose growth is looked at before others go on; all of hundreds take as long as two looks
 REFUSED_S = 1.0  # between ticks that the store refuses, at most: much text that waits would ask at each piece
 
 
@@ -366,7 +367,7 @@ class Gateway:
 
     async def _tick(self) -> bool:
         """Store what grew; answers whether it was taken."""
-        growth = [(turn_log, delta) for turn_log in self.front.running() if (delta := grown(turn_log)) is not None]
+        growth = await growth_of(tuple(self.front.running()))
         if not growth:
             return True
         try:
@@ -435,18 +436,33 @@ def address(websocket: WebSocket) -> tuple[str, int, bool]:
     return websocket.host, websocket.port, websocket.allow_unauthenticated
 
 
+async def growth_of(running: Iterable[TurnLog]) -> list[tuple[TurnLog, Delta]]:
+    """What the store does not have of each; with many of them deltas go out meanwhile."""
+    growth: list[tuple[TurnLog, Delta]] = []
+    for number, turn_log in enumerate(running, 1):
+        if (delta := grown(turn_log)) is not None:
+            growth.append((turn_log, delta))
+        if not number % AT_ONCE:
+            await trio.lowlevel.checkpoint()
+    return growth
+
+
 def grown(turn_log: TurnLog) -> Delta | None:
     """What a running turn's log has that the store does not; the range stays the same until it is acknowledged."""
     end = turn_log.sending if turn_log.sending > turn_log.stored else turn_log.seq
     if not turn_log.attached or end <= turn_log.stored:
         return None
     turn_log.sending = end
-    entries = [e for e in turn_log.entries[turn_log.stored : end] if type(e) is tuple]
+    text: list[str] = []
+    thinking: list[str] = []
+    for entry in turn_log.entries[turn_log.stored : end]:
+        if type(entry) is tuple:
+            (thinking if entry[0] else text).append(entry[1])
     return Delta(
         conversation=turn_log.conversation,
         turn=turn_log.turn,
         hop=turn_log.hop,
         seq=end,
-        text="".join(text for thinking, text in entries if not thinking),
-        thinking="".join(text for thinking, text in entries if thinking),
+        text="".join(text),
+        thinking="".join(thinking),
     )

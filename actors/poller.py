@@ -18,13 +18,14 @@ from typing import Protocol
 
 import trio
 
+from actors.alarm import Alarm
 from actors.http1 import Body
 
 MOST = 256  # sockets per wake
-SLICE_S = 0.002  # after that much reading everybody else has a turn; what was read is on its way meanwhile
-TICK_S = 0.001  # between two looks while many streams flow: a third less processor time per delta than at every delta
+SLICE_S = 0.001  # after that much reading everybody else has a turn; what was read is on its way meanwhile
+TICK_S = 0.0006  # between two looks while many streams flow; if shorter, most of the work would be waking everybody
+MANY = 10  # deltas in the last four ticks from which on that is done; whoever is alone is read at once
 FEW = 64  # deadlines of flows that have left; what more there are than flows are forgotten
-MANY = 16  # deltas in the last four ticks from which on that is done; whoever is alone is read at once
 
 Sink = Callable[[bytes, float], bool]
 """Takes some of a body at once, at that time of trio's clock; False: no more for now."""
@@ -151,6 +152,7 @@ class Poller:
     def __init__(self, taken: Callable[[], None]) -> None:
         self._taken = taken
         self._epoll = select.epoll()
+        self._alarm = Alarm()
         self._flows: dict[int, Flow] = {}
         self._dues: list[tuple[float, int]] = []
         """A heap: when the deadline of which socket's flow is looked at; of flows that have left, too."""
@@ -171,7 +173,7 @@ class Poller:
         pace = Pace(clock())
         while True:
             if (rest := pace.rest_s(clock())) > 0:
-                await trio.sleep(rest)
+                await self._alarm.sleep(rest)
             else:
                 await trio.lowlevel.wait_readable(epoll.fileno())
             now = clock()
@@ -260,6 +262,7 @@ class Poller:
     def close(self) -> None:
         """Nothing is followed any more."""
         self._epoll.close()
+        self._alarm.close()
 
     def _stop(self, number: int) -> None:
         follower = self._flows[number].follower

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from actors.gateway import grown
+from actors.gateway import AT_ONCE, grown, growth_of
 from actors.turnlog import TurnLog
 from protocol.errors import Code, Fault
 from protocol.gateway import StopTaking
@@ -296,3 +296,30 @@ def test_a_tick_that_was_not_acknowledged_is_sent_again_unchanged() -> None:
     assert (second.seq, second.text) == (2, "two ")
     log.stored = log.sending
     assert grown(log) is None
+
+
+async def test_deltas_go_out_while_the_growth_of_many_turns_is_gathered() -> None:
+    logs = [TurnLog(f"c{number}", 1) for number in range(AT_ONCE * 5)]
+    for log in logs:
+        log.attached = True
+        log.add("before", thinking=True)
+        log.add("text")
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            logs[-1].add("meanwhile")
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(others)
+        growth = await growth_of(logs)
+        nursery.cancel_scope.cancel()
+    assert turns >= 3
+    assert [log for log, _ in growth] == logs
+    assert {(delta.thinking, delta.text) for _, delta in growth[:-1]} == {("before", "text")}
+    last = growth[-1][1]
+    assert last.text.startswith("text" + "meanwhile" * 3)
+    assert logs[-1].sending == last.seq

@@ -17,6 +17,7 @@ import trio
 import trio.testing
 
 from actors import http1
+from actors.alarm import Alarm
 from actors.chunked import Chunked, Torn
 from actors.http1 import Body
 from actors.poller import MANY, TICK_S, Pace, Poller
@@ -129,7 +130,7 @@ def test_who_is_alone_is_read_at_once_and_many_are_gathered() -> None:
         rests.append(pace.rest_s(now))
     assert not any(rests)
     now += 1  # then nobody
-    for _ in range(10):  # 400 of them; the first are not gathered
+    for _ in range(MANY):  # 400 of them; the first are not gathered
         now += 1 / 20_000
         pace.looked(now, 1)
     assert pace.rest_s(now) == 0
@@ -146,6 +147,36 @@ def test_who_is_alone_is_read_at_once_and_many_are_gathered() -> None:
     assert pace.rest_s(now + TICK_S) == 0
     pace.looked(now + 1, 1)
     assert pace.rest_s(now + 1) == 0
+
+
+async def test_what_few_streams_say_is_told_of_as_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = 0
+    came = Kept()
+    kept = trio.Event()
+
+    def taken() -> None:
+        nonlocal told
+        told += 1
+        if came:
+            kept.set()
+
+    async def sleep(_: Alarm, seconds: float) -> None:
+        raise AssertionError(f"it waited {seconds} s for others")
+
+    monkeypatch.setattr(Alarm, "sleep", sleep)
+    poller = Poller(taken)
+    async with body() as (answer, peer), trio.open_nursery() as nursery:
+        nursery.start_soon(poller.run)
+        nursery.start_soon(poller.follow, answer, came.take)
+        await trio.testing.wait_all_tasks_blocked()
+        for number in range(MANY // 2):
+            before, kept = told, trio.Event()
+            came.clear()
+            await peer.send_all(b"1\r\n%d\r\n" % number)
+            await kept.wait()
+            assert (came, told) == ([b"%d" % number], before + 1)
+        nursery.cancel_scope.cancel()
+    poller.close()
 
 
 async def test_what_many_streams_say_is_told_of_once_and_comes_whole() -> None:
