@@ -341,8 +341,15 @@ def migrate(db: Database, steps: tuple[Step, ...] = MIGRATIONS) -> int:
     """
     version = inspect(db, len(steps))
     for number, step in enumerate(steps[version:], version + 1):
-        with db:  # the driver's transaction: COMMIT, or ROLLBACK on an exception
+        db.execute("SAVEPOINT step")
+        try:
             step(db)
             db.pragma("application_id", APPLICATION_ID)
             db.pragma("user_version", number)
+            db.execute("RELEASE step")
+        except BaseException:
+            if db.in_transaction:  # a full disk has rolled back already: the driver's own block would fail by that
+                db.execute("ROLLBACK TO step")
+                db.execute("RELEASE step")
+            raise
     return len(steps) - version

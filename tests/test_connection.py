@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import random
 import socket
 import struct
 from collections.abc import AsyncIterator
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 import websockets.sync.client
 from websockets.exceptions import ConnectionClosed
 
@@ -227,6 +229,44 @@ async def test_messages_in_any_form_are_handled_in_order(tmp_path: Path) -> None
         await p.send(*(frame(TEXT, ping(number)) for number in range(3, 60)))  # many at once
         answers = [(await p.until("pong"))["request_id"] for _ in range(1, 60)]
         assert answers == [f"é{number}" for number in range(1, 60)]
+
+
+ASKED = (
+    '{"type":"ping","request_id":"%s"}',
+    '{"type":"stop","request_id":"%s"}',  # nothing runs: refused at once, as the next one
+    '{"type":"user_message","message":"hi","mode":"?","request_id":"%s"}',
+    '{"type":"get_history","limit":1,"request_id":"%s"}',  # the store is asked
+    '{"type":"unheard_of","request_id":"%s"}',
+    '{"type":"stop","turn":"?","request_id":"%s"}',
+    '{"type":"user_message","message":[],"request_id":"%s"}',
+)
+"""Each is answered with one frame that names it; some need no waiting, and no task."""
+
+
+async def test_what_needs_no_waiting_overtakes_nothing_and_is_not_overtaken(tmp_path: Path) -> None:
+    rng = random.Random(1)
+    async with service(tmp_path, say("x")) as s, nothing_left(s):
+        for _ in range(12):
+            async with peer(s, "?conversation=new") as p:
+                if rng.randrange(2):
+                    await p.until("welcome")
+                for number in range(40):
+                    data = (rng.choice(ASKED) % number).encode()
+                    cut = rng.choice([0, 0, 0, rng.randrange(len(data))])
+                    parts = (frame(TEXT, data[:cut], fin=False), frame(CONTINUATION, data[cut:]))
+                    await p.send(rng.choice([b"", b"", frame(PING)]), *(parts if cut else [frame(TEXT, data)]))
+                    match rng.randrange(4):
+                        case 0:
+                            await trio.testing.wait_all_tasks_blocked()
+                        case 1:
+                            await trio.lowlevel.checkpoint()
+                await p.frame(CLOSE, b"\x03\xe8")  # behind them: they are answered all the same
+                answers: list[str] = []
+                while (found := await p.receive()) is not None:
+                    if found[0] == TEXT and (named := json.loads(found[1]).get("request_id")) is not None:
+                        answers.append(named)
+                assert answers == [str(number) for number in range(len(answers))]
+                assert len(answers) >= 30, "the last ones may still have waited when the close frame came"
 
 
 async def test_what_comes_with_the_handshake_is_not_lost(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import resource
@@ -17,8 +18,8 @@ import pytest
 import trio
 import trio.testing
 
-from actors import store
-from actors.schema import Database
+from actors import rows, store
+from actors.schema import MIGRATIONS, Database, migrate
 from actors.store import AT_ONCE, MEMORY, Busy, Fatal, Full, Storage, Store, Unavailable
 from protocol.errors import Code, Fault
 from protocol.writer import (
@@ -28,6 +29,7 @@ from protocol.writer import (
     LoadHistory,
     Operation,
     ToolStarted,
+    UserEvent,
 )
 from tests.stores import append, begin, closed, delta, do, events, history, hop, opened, tick
 
@@ -213,6 +215,31 @@ def test_a_file_that_may_not_grow_is_a_full_disk(tmp_path: Path) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert history(s).last_turn == 1
         assert s.commit([append(hop(1, "x" * 1_000_000))]) == [Done()]
+
+
+def test_a_disk_too_full_for_a_new_form_of_the_file_leaves_it_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "chat.db"
+    with apsw.Connection(str(path)) as old:
+        migrate(old, MIGRATIONS[:-1])
+        rows.add_conversation(old, "c", "ann", 1.0)
+        old.execute("INSERT INTO turn (conversation, turn, request_id, state) VALUES (1, 1, 'r1', 'completed')")
+        body = json.dumps({"type": "user", "content": "x" * 3_000_000, "request_id": "r1", "streaming": True})
+        old.execute(
+            "INSERT INTO event (conversation, turn, pos, kind, at, body) VALUES (1, 1, 1, 'user', 1.0, ?)", (body,)
+        )
+    old.close()
+    monkeypatch.setattr(store, "CACHE_KB", 64)  # so that much of it is written before its end
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size // 2, hard))
+    try:
+        with pytest.raises(Full), opened(path):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with opened(path) as s:
+        assert [len(event.content) for event in events(s) if isinstance(event, UserEvent)] == [3_000_000]
 
 
 def test_another_program_that_holds_the_file_is_busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,6 +154,64 @@ def test_close_frames_are_short_and_readable() -> None:
     assert close_frame(1002, "\ud800") == b"\x88\x03\x03\xea?"
 
 
+# With the library, and past it.
+
+
+class Written:
+    """An outbox that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.data = b""
+        self.sealed = False
+
+    def write(self, data: bytes) -> None:
+        self.data += data
+
+
+TEXTS = st.one_of(
+    st.text(max_size=40).map(str.encode),
+    st.sampled_from([b"", b"x" * 125, b"x" * 126, b"x" * 300, b"x" * 301, b"\xff", "\N{EURO SIGN}".encode()[:2]]),
+)
+READS = st.lists(
+    st.lists(
+        st.one_of(
+            st.builds(frame, st.just(TEXT), TEXTS, key=st.sampled_from([bytes(4), b"mask"])),
+            st.builds(frame, st.sampled_from([TEXT, CONTINUATION, BINARY]), TEXTS, fin=st.booleans()),
+            st.builds(frame, st.sampled_from([PING, PONG]), st.binary(max_size=3), fin=st.just(True)),
+            st.sampled_from(
+                [frame(CLOSE, b"\x03\xe8"), frame(TEXT, b"a", mask=False), b"\x81\xfe\x00\x01mask1", b"\x81"]
+            ),
+        ),
+        max_size=2,
+    ).map(b"".join),
+    max_size=8,
+)
+
+
+def told(reads: list[bytes]) -> tuple[object, ...]:
+    """All that a wire says and answers to what it reads, each message handled as soon as it is there."""
+    outbox = Written()
+    read = Wire(outbox, NO_SOCKET, lambda: 300, keeps=True)  # type: ignore[arg-type]  # the part of one that is used
+    found: list[str | bytes] = []
+    for data in reads:
+        if read._done or not (data and read._take_in(data)):
+            continue
+        while not read.drained:
+            if (message := read.next()) is not None:
+                found.append(message)
+                read.taken()
+    left = read.untaken if read.closed is None and not read.refused else b""
+    return found, outbox.data, outbox.sealed, read.closed, read.refused, read.peer_closing, left
+
+
+@given(READS)
+def test_what_is_read_without_the_library_is_read_as_by_it(reads: list[bytes]) -> None:
+    quick = told(reads)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("actors.wire.plain_text", lambda _: None)
+        assert told(reads) == quick
+
+
 # Moving to another front.
 
 
