@@ -16,7 +16,7 @@ from tests.bench.figures import spread, table
 from tests.bench.options import Options
 from tests.bench.picture import Chart, svg
 from tests.bench.processes import family, rss_kb
-from tests.bench.programs import Programs, Script, compiled, load, upstream
+from tests.bench.programs import Programs, Script, Upstream, compiled, load, upstream
 from tests.bench.relay import BEGIN_S, begin, rotated
 from tests.bench.subjects import TITLES, USUAL, Missing, Running, subject
 
@@ -25,6 +25,7 @@ STREAMS = 500
 SCRIPT = Script(1, 40, 4)
 RUN_S = 5.0  # that streams run before they are looked at
 WARM = 20  # sockets before anything is measured
+WARM_S = 1.0  # of the answer that runs before others are measured
 
 
 class Memory(NamedTuple):
@@ -87,7 +88,8 @@ def measure(programs: Programs, name: str, sockets: int, streams: int) -> Memory
             of_idle = rss_kb(service.pid) - before
     # another service, since what the first has freed would be used again and not be seen
     with upstream(programs) as source, subject(name, source, SCRIPT, programs) as service:
-        before = warmed(programs, service)
+        warmed(programs, service)
+        before = asked(programs, service, source)
         with load(programs, service.port, service.path, streams, SCRIPT) as running:
             begin(source, running)
             source.release()
@@ -101,3 +103,12 @@ def warmed(programs: Programs, service: Running) -> int:
     with load(programs, service.port, service.path, WARM, SCRIPT) as some:
         some.ready(BEGIN_S)
     return rss_kb(service.pid)
+
+
+def asked(programs: Programs, service: Running, source: Upstream) -> int:
+    """Its memory in KiB once an answer runs: what the first one takes is not taken for each of them."""
+    with load(programs, service.port, service.path, 1, SCRIPT) as one:
+        begin(source, one)
+        source.release()
+        time.sleep(WARM_S)
+        return rss_kb(service.pid)
