@@ -64,7 +64,7 @@ async def answer(front: Front, complete: Complete) -> tuple[str, Finished]:
     Args:
         complete: its number and address are filled in here.
     """
-    streamer: Ref[Any] = front.ctx.ref("llm/streamer")
+    streamer: Ref[Any] = front.streamer
     number = front.next_request()
     aside = front.asides[number] = Aside()
     try:

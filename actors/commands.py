@@ -84,7 +84,7 @@ class Commands:
         self._asides = 0
         self.owner = LOCAL_OWNER
         self._first = True
-        self.writer: Ref[Any] = front.ctx.ref("store/writer")
+        self.writer: Ref[Any] = front.writer
 
     async def greet(self, wanted: str, spoken_in: str = "", place: Place | None = None) -> None:
         """Enter the conversation that the address names, and say welcome. Raises MailError, Fault (storage).
@@ -184,7 +184,7 @@ class Commands:
             case LoadSession():
                 await self._load_session(message)
             case AskModels():
-                self._aside(message.request_id, partial(verbs.models, message, self.front.ctx.ref("llm/streamer")))
+                self._aside(message.request_id, partial(verbs.models, message, self.front.streamer))
             case _ if isinstance(message, ToolFrame):
                 answering = partial(server_verbs.answer, message, self.front, self.socket)
                 self._aside(message.request_id, answering)

@@ -30,7 +30,7 @@ async def until_settled(front: Front, opening: OpenPending, opened: Callable[[],
     Args:
         opened: called when somebody must be waited for.
     """
-    writer: Ref[Any] = front.ctx.ref("store/writer")
+    writer: Ref[Any] = front.writer
     name = opening.pending.id
     front.waits[name] = trio.Event()
     try:

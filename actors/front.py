@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("actors.front")
 
 LOADING_S = 15.0  # for the model on this machine; 0.7 s on an idle machine
+SESSION_RESTARTS = Intensity(restarts=20, period_s=10.0)
 MOVED = 1012, "this conversation is served elsewhere now: connect again, and resume"
 
 
@@ -132,6 +133,9 @@ class Front:
         """Set, and made anew, whenever `snapshot` is another."""
         self.listening = listening
         self.status = status
+        # one reference for all: each finds, and keeps, what is behind it
+        self.writer: Ref[Any] = ctx.ref("store/writer")
+        self.streamer: Ref[Any] = ctx.ref("llm/streamer")
         self.timer = Timer()
         """For what is due at some time; runs beside the listeners."""
         self.down: dict[str, str] = {}
@@ -235,7 +239,7 @@ class Front:
             conversation.idle_since = trio.current_time()
             # at a stop nobody has left: clients come back to it
             if not conversation.sockets and self.taking:
-                self.ctx.ref("store/writer").offer(InUse([], left=[conversation.id]))
+                self.writer.offer(InUse([], left=[conversation.id]))
 
     def in_use(self) -> InUse:
         """What retention leaves alone."""
@@ -252,7 +256,7 @@ class Front:
                 restart=Restart.TRANSIENT,
                 mailbox=64,
                 shutdown_s=5.0,
-                intensity=Intensity(restarts=20, period_s=10.0),
+                intensity=SESSION_RESTARTS,
                 on_limit=OnLimit.PARK,
                 park_s=5.0,
                 args={"front": self, "conversation": conversation},
@@ -282,7 +286,7 @@ class Front:
 
     def _release(self, conversations: list[str]) -> None:
         if self.id and conversations:
-            self.ctx.ref("store/writer").offer(Release(self.id, conversations))
+            self.writer.offer(Release(self.id, conversations))
 
     def evict(self, conversation: Conversation) -> None:
         """It is another front's: end all that goes on in it, write no more of it, and let its clients come again."""
@@ -292,7 +296,7 @@ class Front:
         for socket in tuple(conversation.sockets):
             socket.close(*MOVED)
         for request in self.drop_requests(conversation.id, None):
-            self.ctx.ref("llm/streamer").offer(Cancel(to=self.ctx.path, request=request))
+            self.streamer.offer(Cancel(to=self.ctx.path, request=request))
         for call, (turn_log, _) in tuple(self.calls.items()):
             if turn_log.conversation == conversation.id:
                 del self.calls[call]

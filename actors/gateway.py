@@ -153,8 +153,8 @@ class Gateway:
     def __init__(self, ctx: Context, front: Front, asks: ServerAsks) -> None:
         self.ctx = ctx
         self.front = front
-        self.writer = ctx.ref("store/writer")
-        self.streamer = ctx.ref("llm/streamer")
+        self.writer = front.writer
+        self.streamer = front.streamer
         self.refused = False  # by the store: the last tick
         self.resting: set[str] = set()
         """Tool servers that are degraded although their actors run."""

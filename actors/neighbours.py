@@ -43,7 +43,7 @@ def banished(front: Front) -> None:
 
 async def tell_shown(front: Front) -> None:
     """Tell the store at once of turns that begin to show something: they are not asked again if this front dies."""
-    writer: Ref[Any] = front.ctx.ref("store/writer")
+    writer: Ref[Any] = front.writer
     while True:
         await front.shows.wait()
         front.shows = trio.Event()
@@ -74,7 +74,7 @@ async def take_up_unfinished(front: Front) -> None:
 
 
 async def _take_up(front: Front, dead: list[str]) -> None:
-    writer: Ref[Any] = front.ctx.ref("store/writer")
+    writer: Ref[Any] = front.writer
     try:
         for other in dead:  # the store may not have heard of it yet
             await writer.ask(FrontGone(other), within=ASK_S, again=True)

@@ -113,7 +113,7 @@ async def _ready(front: Front) -> Page:
     if not front.taking:
         reasons.append("the service is shutting down")
     try:
-        await front.ctx.ref("store/writer").ask(ListUnfinished(), within=READY_S)
+        await front.writer.ask(ListUnfinished(), within=READY_S)
     except (MailError, Fault) as error:
         reasons.append(f"the store does not answer: {error}")
     body = {"ready": not reasons, "reasons": reasons, "notes": await notes(front)}

@@ -67,7 +67,7 @@ async def settle(
 ) -> Place | Fault | MailError | None:
     """Where the client is to be, here; None where another front has the connection now; else why that is nowhere."""
     wanted = passed.conversation if passed is not None else head.query.get("conversation", "")
-    writer, default, patience = front.ctx.ref("store/writer"), front.snapshot.service.default_session, Patience()
+    writer, default, patience = front.writer, front.snapshot.service.default_session, Patience()
     while True:
         try:
             # a front that leaves takes nothing more; what it still has, it serves
@@ -95,7 +95,7 @@ async def bury(front: Front, other: str) -> bool:
         return False
     log.warning("%s has ended, and nobody has said so", other)
     try:
-        await front.ctx.ref("store/writer").ask(FrontGone(other), within=SETTLE_S, again=True)
+        await front.writer.ask(FrontGone(other), within=SETTLE_S, again=True)
     except (MailError, Fault) as error:
         log.warning("the store was not told: %s", error)
         return False

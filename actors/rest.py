@@ -44,7 +44,7 @@ async def answer(front: Front, head: Head) -> tuple[int, bytes]:
 
 
 async def _body(front: Front, head: Head) -> bytes:
-    writer, snapshot = front.ctx.ref("store/writer"), front.snapshot
+    writer, snapshot = front.writer, front.snapshot
     match (head.method, head.path.strip("/").split("/")[1:]):
         case ("GET" | "HEAD", []):
             return await saves.rest_list(writer, snapshot, LOCAL_OWNER)

@@ -83,7 +83,7 @@ class ServerAsks:
     def __init__(self, front: Front, tasks: trio.Nursery) -> None:
         self._front = front
         self._tasks = tasks
-        self._writer: Ref[Any] = front.ctx.ref("store/writer")
+        self._writer: Ref[Any] = front.writer
         self._scopes: dict[str, trio.CancelScope] = {}
         for asked in front.server_asks.values():
             self._begin(asked)

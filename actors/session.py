@@ -41,7 +41,7 @@ from actors.tool_calls import ToolCalls
 from actors.turn import Phase, Turns
 from actors.turnlog import Lost, TurnLog
 from protocol.errors import Code, Fault, FaultBody
-from protocol.mail import Mailbox, MailError, Ref, Request
+from protocol.mail import Mailbox, MailError, Request
 from protocol.session import Drain, Say, SessionMessage, Stop
 from protocol.spec import Context
 from protocol.streamer import Cancel, Complete, Failed, Finished
@@ -81,8 +81,8 @@ class Session:
         self.front = front
         self.conversation = conversation
         self.tasks = tasks
-        self.writer: Ref[Any] = ctx.ref("store/writer")
-        self.streamer: Ref[Any] = ctx.ref("llm/streamer")
+        self.writer = front.writer
+        self.streamer = front.streamer
         self.turns = Turns(0, front.snapshot.service.max_tool_hops)
         self._loading: trio.Lock | None = trio.Lock()
         """Until it is loaded."""

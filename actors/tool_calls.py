@@ -44,7 +44,7 @@ class ToolCalls:
         self._tasks = tasks
         self.waiting = NOBODY
         """Calls that wait for a person."""
-        self._approvals = Approvals(front, conversation, ctx.ref("store/writer"))
+        self._approvals = Approvals(front, conversation, front.writer)
         self._scopes: dict[str, trio.CancelScope] = {}
 
     def run(self, turn: RunningTurn, ended: Ended, paused: Callable[[], None], *, resumed: bool = False) -> None:
@@ -76,7 +76,7 @@ class ToolCalls:
         """Cancel those that run, or wait; also those of an earlier session, which have no task here."""
         if turn.log.calls:
             # the end of the turn does it too, but tells nobody
-            self._ctx.ref("store/writer").offer(CancelPending(self._conversation.id, turn.turn))
+            self._front.writer.offer(CancelPending(self._conversation.id, turn.turn))
         for call_id, call in turn.log.calls.items():
             scope = self._scopes.get(call_id)
             if scope is not None:
@@ -110,7 +110,7 @@ class ToolCalls:
         ended = turn.end_call(started, status, text, elapsed_ms, outcome)
         self._front.tally.tool_call(started.server, ended.status)
         append = Append(self._conversation.id, turn.turn, started.call_id, [ended], self._front.id)
-        self._tasks.start_soon(insist, self._ctx.ref("store/writer"), append)
+        self._tasks.start_soon(insist, self._front.writer, append)
         self._conversation.pump()
         told(turn.turn, started.call_id)
 

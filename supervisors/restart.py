@@ -19,6 +19,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cache
 
 from protocol.spec import Backoff, Child, Group, Intensity, OnLimit, Restart, Strategy
 
@@ -59,8 +60,12 @@ class Policy:
     def of(cls, spec: Child | Group) -> Policy:
         """The policy in a spec; a group is always permanent."""
         if isinstance(spec, Child):
-            return cls(spec.restart, spec.backoff, spec.intensity, spec.on_limit, spec.park_s)
+            # One for all that have the same: there may be thousands of sessions.
+            return _one(spec.restart, spec.backoff, spec.intensity, spec.on_limit, spec.park_s)
         return cls(Restart.PERMANENT, spec.backoff, spec.intensity, spec.on_limit)
+
+
+_one = cache(Policy)
 
 
 @dataclass(frozen=True)
