@@ -131,6 +131,8 @@ class Front:
         self.snapshot = snapshot
         self._configured = trio.Event()
         """Set, and made anew, whenever `snapshot` is another."""
+        self._loaded_by: float | None = None
+        """Until when messages wait for the model that is being loaded, in trio's time; once one has waited for it."""
         self.listening = listening
         self.status = status
         # one reference for all: each finds, and keeps, what is behind it
@@ -198,12 +200,16 @@ class Front:
     def configure(self, snapshot: Snapshot) -> None:
         """Another configuration is in force."""
         self.snapshot = snapshot
+        if not snapshot.llm.loading:
+            self._loaded_by = None
         self._configured.set()
         self._configured = trio.Event()
 
     async def model_there(self) -> None:
-        """While the model that answers is being loaded: until it is there, LOADING_S at most."""
-        with trio.move_on_after(LOADING_S):
+        """While the model that answers is being loaded: until it is there, LOADING_S at most for all that wait."""
+        if self._loaded_by is None:
+            self._loaded_by = trio.current_time() + LOADING_S
+        with trio.CancelScope(deadline=self._loaded_by):
             while self.snapshot.llm.loading:
                 await self._configured.wait()
 

@@ -8,13 +8,14 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
+import msgspec
 import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.client_socket import HOLD_S, Socket
-from actors.front import Conversation, Front
+from actors.front import LOADING_S, Conversation, Front
 from actors.listening import Listening
 from actors.outbox import Outbox
 from actors.turnlog import TurnLog
@@ -460,3 +461,21 @@ async def test_numbers_are_never_used_twice() -> None:
     requests = [front.next_request() for _ in range(5)]
     assert len(set(numbers)) == len(set(requests)) == 5
     assert 0 not in requests, "0 means none"
+
+
+@pytest.mark.autojump
+async def test_messages_that_wait_one_after_the_other_do_so_once_for_a_model_that_is_being_loaded() -> None:
+    front = House().front
+
+    def loading(loads: bool) -> None:
+        llm = msgspec.structs.replace(front.snapshot.llm, loading=loads)
+        front.configure(msgspec.structs.replace(front.snapshot, llm=llm))
+
+    for _ in range(2):
+        loading(True)
+        began = trio.current_time()
+        for _ in range(3):
+            await front.model_there()
+            assert trio.current_time() - began == LOADING_S
+        loading(False)
+        await front.model_there()
