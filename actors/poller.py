@@ -23,7 +23,7 @@ from actors.http1 import Body
 
 MOST = 256  # sockets per wake
 SLICE_S = 0.001  # after that much reading everybody else has a turn; what was read is on its way meanwhile
-TICK_S = 0.0006  # between two looks while many streams flow; if shorter, most of the work would be waking everybody
+TICK_S = 0.0007  # between two looks while many streams flow; if shorter, most of the work would be waking everybody
 MANY = 10  # deltas in the last four ticks from which on that is done; whoever is alone is read at once
 FEW = 64  # deadlines of flows that have left; what more there are than flows are forgotten
 
