@@ -110,3 +110,28 @@ async def test_a_running_answer_is_a_sleeping_session_and_few_bytes(
             gc.collect()
             assert trio.lowlevel.current_statistics().tasks_living - tasks == 2 * STREAMS
             assert (tracemalloc.get_traced_memory()[0] - before) / STREAMS < MOST_RUNNING_BYTES
+
+
+class Spawned(trio.abc.Instrument):
+    """The names of the tasks that began."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def task_spawned(self, task: trio.lowlevel.Task) -> None:
+        """One began."""
+        self.names.append(task.name)
+
+
+async def test_a_message_takes_a_task_to_be_stored_two_to_be_answered_and_one_for_its_end(tmp_path: Path) -> None:
+    async with service(tmp_path, say("x")) as s, s.client() as client:
+        await client.say("what is made once is made")
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        spawned = Spawned()
+        trio.lowlevel.add_instrument(spawned)
+        await client.say("and then")
+        trio.lowlevel.remove_instrument(spawned)
+    ours = sorted(name.partition(" ")[0] for name in spawned.names if not name.startswith(("tests.", "trio")))
+    asked = ours.count("request")  # once more to end it, where it has flowed
+    assert ours == ["actors.session.Session._store", "actors.session.Session._store_end", *["request"] * asked]
+    assert asked <= 2
