@@ -96,8 +96,9 @@ class Socket:
 
     def release(self) -> None:
         """The client has said where it was, or that it was nowhere."""
-        self.held = None
-        self.pump()
+        if self.held is not None:
+            self.held = None
+            self.pump()
 
     @property
     def behind(self) -> bool:

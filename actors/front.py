@@ -253,22 +253,23 @@ class Front:
 
     def session(self, conversation: Conversation) -> Ref[Any]:
         """The conversation's session actor, started if it is not there."""
-        path = f"{self.sessions}/{conversation.id}"
-        self.ctx.start_child(
-            self.sessions,
-            Child(
-                name=conversation.id,
-                run="actors.session:run",
-                restart=Restart.TRANSIENT,
-                mailbox=64,
-                shutdown_s=5.0,
-                intensity=SESSION_RESTARTS,
-                on_limit=OnLimit.PARK,
-                park_s=5.0,
-                args={"front": self, "conversation": conversation},
-            ),
-        )
-        return self.ctx.ref(path)
+        ref = self.ctx.ref(f"{self.sessions}/{conversation.id}")
+        if not ref.there:
+            self.ctx.start_child(
+                self.sessions,
+                Child(
+                    name=conversation.id,
+                    run="actors.session:run",
+                    restart=Restart.TRANSIENT,
+                    mailbox=64,
+                    shutdown_s=5.0,
+                    intensity=SESSION_RESTARTS,
+                    on_limit=OnLimit.PARK,
+                    park_s=5.0,
+                    args={"front": self, "conversation": conversation},
+                ),
+            )
+        return ref
 
     def retire(self, idle_s: float) -> None:
         """Let go of conversations without sockets, turns or waiting messages for that long.

@@ -107,16 +107,18 @@ class Upstream:
 
     async def turn(self) -> Turn:
         """One try, when it may begin; it must leave. Raises Complaint: it may not."""
-        self._refuse(self.breaker.blocked_s(trio.current_time()))
-        mine = self._join()
+        now = trio.current_time()
+        self._refuse(self.breaker.blocked_s(now))
+        mine = self._join(now)
         try:
             if not mine.admitted:
                 self.changed()
                 with trio.move_on_after(self._wait_s):
                     await mine.wait()
+                now = trio.current_time()
             if not mine.admitted:
                 raise self._late(f"let nothing through for {self._wait_s:g} s")
-            admission = self.breaker.admit(trio.current_time())
+            admission = self.breaker.admit(now)
             self._refuse(admission.after_s)
         except BaseException:
             mine.leave()
@@ -126,8 +128,7 @@ class Upstream:
             self.changed()
         return Turn(self, mine, probe=admission.probe)
 
-    def _join(self) -> Queuer:
-        now = trio.current_time()
+    def _join(self, now: float) -> Queuer:
         held_s, due_s = self.gate.held_s(now), self.gate.due(now) - now
         if held_s > self._wait_s:
             raise Complaint(Code.LLM_RATE_LIMITED, f"it asked for no requests for another {held_s:.0f} s")

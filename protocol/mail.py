@@ -274,6 +274,12 @@ class Ref(Generic[M]):
             self._box = self._directory.mailbox(self.path)
         return self._box
 
+    @property
+    def there(self) -> bool:
+        """Somebody takes mail at it."""
+        box = self._find()
+        return box is not None and not box.closed
+
     def offer(self, message: M) -> bool:
         """Queue without waiting. False: not taken (full, or nobody there); counted there."""
         box = self._find()

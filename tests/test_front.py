@@ -73,7 +73,7 @@ class House:
             path="front/gateway",
             start_child=lambda _, child: self.started.append(child),
             stop_child=self.stopped.append,
-            ref=lambda path: SimpleNamespace(path=path, offer=lambda _: True),
+            ref=lambda path: SimpleNamespace(path=path, there=False, offer=lambda _: True),
         )
 
         async def status() -> bytes:
