@@ -53,6 +53,7 @@ class Attempt:
         "_deadline",
         "_decoder",
         "_failed",
+        "_finished",
         "_flow",
         "_flown",
         "_idle_s",
@@ -78,6 +79,8 @@ class Attempt:
         self._decoder = Decoder()
         self._deadline = math.inf
         self._begun = False
+        self._finished = False
+        """`_deadline` is for what may follow the answer."""
         self._failed: Complaint | EventTooLarge | None = None
 
     async def ask(
@@ -235,7 +238,10 @@ class Attempt:
         """Something came just now: how long may be silence from here."""
         completion = self._completion
         if completion.complete:
-            self._deadline = now + (AFTER_END_S if completion.ended else AFTER_FINISH_S)
+            rest = now + (AFTER_END_S if completion.ended else AFTER_FINISH_S)
+            # What comes then does not prolong it: some providers send signs of life for as long as somebody listens.
+            self._deadline = min(self._deadline, rest) if self._finished else rest
+            self._finished = True
         elif completion.events:
             self._deadline = now + self._idle_s
             if not self._begun:
@@ -246,6 +252,7 @@ class Attempt:
         if silence is not None:
             silence.deadline = math.inf  # it is we who do not read
         await self._outlet.room()
+        self._finished = False
         self._go_on(trio.current_time())
 
     async def _whole(self, body: bytes, answer: Answer, silence: trio.CancelScope) -> None:

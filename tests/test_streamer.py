@@ -411,6 +411,18 @@ async def test_the_end_of_the_connection_after_the_finish_is_no_failure() -> Non
         assert (await h.finished(1)).finish_reason == "stop"
 
 
+@pytest.mark.autojump
+@pytest.mark.parametrize("mark", [b"", b"data: [DONE]\n\n"], ids=["finish", "end mark"])
+async def test_signs_of_life_behind_the_end_do_not_prolong_it(mark: bytes) -> None:
+    alive = [item for _ in range(200) for item in (b": alive\n\n", Pause(0.08))]
+    script = Script((*say("whole").items, *([mark] if mark else []), *alive), done=False)
+    async with FakeProvider(script) as upstream, harness(provider(upstream.base_url)) as h:
+        h.ask(1)
+        assert (await h.finished(1)).finish_reason == "stop"
+        await upstream.requests[0].closed.wait()
+        assert upstream.requests[0].sent < len(script.items) - 200
+
+
 async def test_an_upstream_that_stays_after_the_end_mark_is_not_waited_for() -> None:
     script = Script((*say("whole").items, b"data: [DONE]\n\n", Stall()), done=False)
     async with FakeProvider(script) as upstream, harness(provider(upstream.base_url)) as h:
