@@ -120,6 +120,8 @@ class Group:
     """As of a child."""
     dynamic: bool = False
     """Children are added and removed while it runs (`ctx.start_child`)."""
+    runs: str = ""
+    """What its children run, `package.module:function`: imported when it starts, so that the first need not wait."""
 
 
 class Down(msgspec.Struct, frozen=True, tag=True):

@@ -13,16 +13,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
-from protocol.spec import Child, Down, Group, Restart, Status
+from protocol.spec import Child, Down, Group, Parked, Restart, Status
 from supervisors.member import Member, consequence, describe, explained, outcome_of
 from supervisors.restart import Outcome, Verdict, decide, together
-from supervisors.slot import Slot
+from supervisors.slot import Slot, resolve
 
 if TYPE_CHECKING:
     from supervisors.supervisor import Tree
@@ -91,6 +92,9 @@ class Branch(Member):
                 self._remove(member)
             else:
                 member.plan(now, gated=member.spec.gate and not self.spec.dynamic, fresh=True)
+        if self.spec.runs:
+            with suppress(Parked):  # the first child parks for it, and says why
+                await resolve(self.spec.runs)
         while self._failure is None and not self._leaving:
             while self._batches:
                 await self._cycle(self._batches.pop(0))

@@ -155,7 +155,7 @@ def front(name: str, gateway: Args) -> Group:
     return Group(
         name,
         (
-            Group("sessions", dynamic=True),
+            Group("sessions", dynamic=True, runs="actors.session:run"),
             Child(
                 "gateway",
                 "actors.gateway:run",

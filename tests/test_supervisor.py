@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import random
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from itertools import pairwise
@@ -995,3 +996,20 @@ def test_crashes_lose_only_what_is_in_hand() -> None:
         assert seen == [n for n, bad in enumerate(poison) if not bad]
 
     play()
+
+
+def test_what_children_of_a_group_run_is_there_before_the_first_of_them() -> None:
+    async def main() -> None:  # real time, as above
+        sys.modules.pop("colorsys", None)
+        # what cannot be imported is told by the first child, not by the group
+        wanted = (
+            Group("d", dynamic=True, runs="colorsys:rgb_to_hsv"),
+            Group("e", dynamic=True, runs="tests.nowhere:run"),
+        )
+        with trio.fail_after(20):
+            async with running(group(*(Group(name, dynamic=True, runs=run) for name, run in wanted))) as tree:
+                assert "colorsys" in sys.modules
+                await tree.start_child("e", child("x", "tests.nowhere:run"))
+                assert tree.state("e/x") is Status.PARKED
+
+    trio.run(main)
