@@ -1007,7 +1007,7 @@ def test_what_children_of_a_group_run_is_there_before_the_first_of_them() -> Non
             Group("e", dynamic=True, runs="tests.nowhere:run"),
         )
         with trio.fail_after(20):
-            async with running(group(*(Group(name, dynamic=True, runs=run) for name, run in wanted))) as tree:
+            async with running(group(*wanted)) as tree:
                 assert "colorsys" in sys.modules
                 await tree.start_child("e", child("x", "tests.nowhere:run"))
                 assert tree.state("e/x") is Status.PARKED
