@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NoReturn
 
 import trio
 
@@ -124,7 +125,7 @@ class Attempt:
                     return completion.finish()  # the answer was whole before the connection broke
                 raise torn(error) from error
             if self._failed is not None:
-                raise self._failed
+                self._fail(self._failed)
             if self._outlet.full:
                 await self._room(None)
             elif not (ended or completion.complete):
@@ -138,6 +139,13 @@ class Attempt:
         """Have what is left read by the one task that reads all streams; False: it has stopped already."""
         self._flow = answer.flow(self)
         return not self._flow.stopped
+
+    def _fail(self, failed: Exception) -> NoReturn:
+        self._failed = None
+        try:
+            raise failed
+        finally:
+            del failed  # no cycle through its traceback, which knows this
 
     def _finish(self, *, silent: bool, first_s: float = math.inf) -> Finished:
         completion = self._completion
@@ -162,7 +170,7 @@ class Attempt:
             if self._answer is not None:
                 await self._answer.leave()
         finally:
-            self._answer = self._flow = None
+            self._answer = self._flow = self._failed = None
             self.turn.leave()
 
     # As a follower of its answer.

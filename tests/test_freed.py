@@ -34,6 +34,8 @@ def by_last_message(body: Any) -> Any:
             return failing(400)
         case "break off":
             return Script(("so", Cut()))
+        case "go wrong":
+            return Script(("so", {"error": {"message": "the model fell over", "code": 502}}))
         case _:
             return say("some", "words", "of", "answer")
 
@@ -74,6 +76,11 @@ async def broken_off(s: Service) -> None:
         await client.say("break off")
 
 
+async def gone_wrong(s: Service) -> None:
+    async with s.client("?conversation=new") as client:
+        assert (await client.say("go wrong"))[-1]["outcome"] == "failed"
+
+
 async def two_look_back(s: Service) -> None:
     async with s.client("?conversation=new") as one:
         await one.say("hi")
@@ -109,7 +116,19 @@ async def pages(s: Service) -> None:
         await s.get(path)
 
 
-KINDS = [chat, stopped, tool, approved, failed, broken_off, two_look_back, nonsense, reset, pages]
+KINDS = [
+    chat,
+    stopped,
+    tool,
+    approved,
+    failed,
+    broken_off,
+    gone_wrong,
+    two_look_back,
+    nonsense,
+    reset,
+    pages,
+]
 ASK = {"chat": {"tools": {"policy": {"demo/add": "ask"}}}}
 
 
