@@ -237,11 +237,11 @@ class Postman:
         return None
 
 
-def front_with(log: TurnLog) -> Front:
+def front_with(log: TurnLog, postman: Postman) -> Front:
     conversation = Conversation("c", "ann")
     conversation.attach(log)
     kept = {"id": "", "running": lambda: iter([log]), "conversations": {"c": conversation}, "grew": lambda _: None}
-    return cast(Front, SimpleNamespace(**kept))
+    return cast(Front, SimpleNamespace(**kept, writer=postman, streamer=None))
 
 
 @given(rng=st.randoms(use_true_random=False), steps=st.integers(1, 40), streaming=st.booleans())
@@ -251,8 +251,7 @@ def test_whatever_happens_to_the_ticks_the_store_has_the_text(rng: random.Random
             do(store, BeginTurn("ann", "c", 1, UserEvent("hi", "r1", streaming), queued=False))
             postman = Postman(store, rng)
             log = TurnLog("c", 1, streaming=streaming)
-            ctx = cast(Context, SimpleNamespace(ref=lambda _: postman))
-            gateway = Gateway(ctx, front_with(log), cast(ServerAsks, None))
+            gateway = Gateway(cast(Context, None), front_with(log, postman), cast(ServerAsks, None))
             log.begin_hop(1, 1)
             number = 0
             for _ in range(steps):
