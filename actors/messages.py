@@ -21,6 +21,7 @@ from protocol.session import Say
 from protocol.writer import Began, BeginTurn, UserEvent
 
 WAITING_BYTES = 20 * 2**20  # of images in messages that are not over: they are read together after a restart
+MOST_KNOWN = 250  # messages; more than may wait or be sent again soon, as a session lives as long as its clients
 
 
 class Messages:
@@ -35,7 +36,7 @@ class Messages:
         self._conversation = conversation
         self._writer = writer
         self.known: dict[str, int] = {}
-        """Turns by request_id."""
+        """Turns by request_id, of the last messages; those before are known to the store."""
         self.users: dict[int, UserEvent] = {}
         """User events of turns that have not ended."""
 
@@ -81,6 +82,8 @@ class Messages:
         event = UserEvent(content=say.content, request_id=say.request_id, streaming=streaming)
         self.users[effect.turn] = event
         self.known[say.request_id] = effect.turn
+        if len(self.known) > MOST_KNOWN:
+            del self.known[next(iter(self.known))]
         return BeginTurn(
             owner=self._conversation.owner,
             conversation=self._conversation.id,

@@ -8,6 +8,7 @@ import pytest
 import trio
 import trio.testing
 
+from actors import messages
 from protocol.watcher import SetLocalModel
 from tests.fakes import Script, Stall, ask_tool, ask_tools, fail, say, think
 from tests.service import DEMO, LIGHT, front_of, of_type, service, text_of
@@ -184,6 +185,21 @@ async def test_the_same_request_id_starts_nothing_twice(tmp_path: Path) -> None:
         assert again[-1] == first[-1]
         assert again[0]["request_id"] == "same"
         assert len(s.provider.requests) == 1
+
+
+async def test_the_same_request_id_long_ago_is_known_to_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(messages, "MOST_KNOWN", 2)
+    async with service(tmp_path, say("once"), say("later")) as s, s.client() as client:
+        first = await client.say("hi", request_id="same")
+        for number in range(3):
+            await client.say("and", request_id=f"{number}")
+        await client.send("user_message", message="hi", request_id="same")
+        again = await client.until("turn_finished")
+        assert [f["type"] for f in again] == ["turn_started", "assistant_message", "turn_finished"]
+        assert (again[-1], again[0]["request_id"]) == (first[-1], "same")
+        assert (await client.say("new"))[-1]["outcome"] == "completed"
 
 
 async def test_the_same_request_id_after_a_restart_of_the_service(tmp_path: Path) -> None:
