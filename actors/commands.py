@@ -137,6 +137,7 @@ class Commands:
             return False
         if not isinstance(message, UserMessage | StopTurn):
             return False
+        log.debug("socket %d: %s", self.socket.number, type(message).__name__)
         try:
             self._of_turns(message)
         except Fault as fault:

@@ -207,6 +207,8 @@ class Front:
 
     async def model_there(self) -> None:
         """While the model that answers is being loaded: until it is there, LOADING_S at most for all that wait."""
+        if not self.snapshot.llm.loading:
+            return
         if self._loaded_by is None:
             self._loaded_by = trio.current_time() + LOADING_S
         with trio.CancelScope(deadline=self._loaded_by):

@@ -101,7 +101,7 @@ async def run(box: Mailbox[GatewayMessage], ctx: Context) -> None:
     lost, box.lost = box.lost, None
     ctx.watch("")
     ctx.ref("watcher").offer(Subscribe(to=ctx.path))
-    ctx.ref("store/writer").offer(WatchPending(to=ctx.path))
+    front.writer.offer(WatchPending(to=ctx.path))
     async with trio.open_nursery() as tasks:
         gateway = Gateway(ctx, front, ServerAsks(front, tasks))
         gateway.recover(lost, tasks)

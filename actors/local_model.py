@@ -79,7 +79,7 @@ async def run(box: Mailbox[LocalModelMessage], ctx: Context) -> None:
             nursery.cancel_scope.cancel()
 
     # An earlier incarnation may not have taken its address back; seen as configured, it would make us unwanted.
-    await _tell(watcher, SetLocalModel(None, expected=True))
+    await model.announce()
     await _tell(watcher, Subscribe(to=ctx.path))
     async with trio.open_nursery() as nursery:
         started = False
@@ -119,10 +119,10 @@ class _Model:
 
     async def announce(self) -> None:
         """Give the watcher the address, or say that there will be one soon."""
+        message = SetLocalModel(None, expected=True)
         if self._listening is not None:
-            await _tell(self._watcher, SetLocalModel(self._listening.base_url, self._listening.model))
-        else:
-            await _tell(self._watcher, SetLocalModel(None, expected=True))
+            message = SetLocalModel(self._listening.base_url, self._listening.model)
+        await _tell(self._watcher, message)
 
     async def serve(self, nursery: trio.Nursery) -> None:
         """Run the child until cancelled. Raises ModelDied, Parked, OSError."""

@@ -177,8 +177,7 @@ class Session:
         if not self.loaded:
             self.perform([Refuse(say.client, say.echo, Fault(Code.STORAGE_UNAVAILABLE).body, say)])
             return
-        if self.front.snapshot.llm.loading:
-            await self.front.model_there()
+        await self.front.model_there()
         self._take_up(say)
 
     def _take_up(self, say: Say) -> None:

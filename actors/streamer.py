@@ -105,9 +105,10 @@ class Streamer:
         outlet = self._outlets.get(request.to)
         if outlet is None:
             outlet = self._outlets[request.to] = Outlet(self._ctx.ref(request.to), self._nursery)
-        # Nearly always it is what we have: not one more of it for each request.
-        llm = self._snapshot.llm if request.llm in (None, self._snapshot.llm) else request.llm
-        asking = Asking(request, llm or self._snapshot.llm, outlet, self._means)
+        llm = request.llm
+        if llm is None or llm == self._snapshot.llm:
+            llm = self._snapshot.llm  # nearly always: not one more of it for each request
+        asking = Asking(request, llm, outlet, self._means)
         outlet.requests[request.request] = asking
         self._running += 1
         self._ctx.report(running=self._running)

@@ -104,7 +104,7 @@ async def streaming(
         made.append(self)
 
     async def wait() -> None:
-        await trio.sleep(pause())
+        await trio.sleep(pause())  # a receiver that is slow is what they are tried with
 
     monkeypatch.setattr(Streamer, "__init__", noted)
     monkeypatch.setattr(outlet, "MOST_WAITING", 20)

@@ -40,10 +40,18 @@ def by_last_message(body: Any) -> Any:
             return say("some", "words", "of", "answer")
 
 
-async def chat(s: Service) -> None:
-    async with s.client("?conversation=new") as client:
-        await client.say("hi")
-        await client.say("again")
+Kind = Callable[[Service], Awaitable[None]]
+
+
+def says(*messages: str) -> Kind:
+    """A client that comes, says that, and goes when it is answered."""
+
+    async def kind(s: Service) -> None:
+        async with s.client("?conversation=new") as client:
+            for message in messages:
+                await client.say(message)
+
+    return kind
 
 
 async def stopped(s: Service) -> None:
@@ -53,27 +61,12 @@ async def stopped(s: Service) -> None:
         await client.until("turn_finished")
 
 
-async def tool(s: Service) -> None:
-    async with s.client("?conversation=new") as client:
-        await client.say("add")
-
-
 async def approved(s: Service) -> None:
     async with s.client("?conversation=new") as client:
         await client.send("user_message", message="add")
         asked = (await client.until("approval_request"))[-1]
         await client.send("approve", approval_id=asked["approval_id"], decision="once")
         await client.until("turn_finished")
-
-
-async def failed(s: Service) -> None:
-    async with s.client("?conversation=new") as client:
-        await client.say("fail")
-
-
-async def broken_off(s: Service) -> None:
-    async with s.client("?conversation=new") as client:
-        await client.say("break off")
 
 
 async def gone_wrong(s: Service) -> None:
@@ -116,32 +109,32 @@ async def pages(s: Service) -> None:
         await s.get(path)
 
 
-KINDS = [
-    chat,
-    stopped,
-    tool,
-    approved,
-    failed,
-    broken_off,
-    gone_wrong,
-    two_look_back,
-    nonsense,
-    reset,
-    pages,
-]
+KINDS: dict[str, Kind] = {
+    "chat": says("hi", "again"),
+    "stopped": stopped,
+    "tool": says("add"),
+    "approved": approved,
+    "failed": says("fail"),
+    "broken off": says("break off"),
+    "gone wrong": gone_wrong,
+    "two look back": two_look_back,
+    "nonsense": nonsense,
+    "reset": reset,
+    "pages": pages,
+}
 ASK = {"chat": {"tools": {"policy": {"demo/add": "ask"}}}}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-async def test_nothing_is_left_in_cycles(tmp_path: Path, kind: Callable[[Service], Awaitable[None]]) -> None:
-    servers = LIGHT if kind in (tool, approved) else {}
-    async with service(tmp_path, by_last_message, servers=servers, settings=ASK if kind is approved else {}) as s:
+@pytest.mark.parametrize("name", KINDS)
+async def test_nothing_is_left_in_cycles(tmp_path: Path, name: str) -> None:
+    servers = LIGHT if name in ("tool", "approved") else {}
+    async with service(tmp_path, by_last_message, servers=servers, settings=ASK if name == "approved" else {}) as s:
         if servers:
             await connected(s, "demo")
 
         async def rounds() -> None:
             for _ in range(ROUNDS):
-                await kind(s)
+                await KINDS[name](s)
             await trio.testing.wait_all_tasks_blocked(0.05)
             front_of(s).retire(-1.0)
             await trio.testing.wait_all_tasks_blocked(0.05)
