@@ -24,14 +24,14 @@ INSIST_S = 600.0  # how long an operation that was not acknowledged in time is t
 PAUSE_S = 1.0  # between those tries: a full disk answers at once
 
 
-def storage_fault(error: MailError | Fault) -> FaultBody:
+def storage_fault(error: Exception) -> FaultBody:
     """What a client is told when the store did not answer, or answered with an error."""
     if isinstance(error, Fault):
         return error.body
     return Fault(Code.STORAGE_UNAVAILABLE).body
 
 
-def has_moved(error: MailError | Fault) -> bool:
+def has_moved(error: Exception) -> bool:
     """The conversation is another front's: nothing more may be written of it here."""
     return isinstance(error, Fault) and error.code is Code.MOVED
 

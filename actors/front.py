@@ -17,6 +17,7 @@ import trio
 from actors.call_clock import CallClock
 from actors.catalogue import Merged, merge
 from actors.client_socket import Socket
+from actors.commits import Commits
 from actors.handover import Handover
 from actors.listening import Listening
 from actors.tally import Tally
@@ -140,6 +141,8 @@ class Front:
         self.streamer: Ref[Any] = ctx.ref("llm/streamer")
         self.timer = Timer()
         """For what is due at some time; runs beside the listeners."""
+        self.commits = Commits(self.writer, self.timer)
+        """For what sessions ask the store."""
         self.down: dict[str, str] = {}
         """Actors that are down, with the reason."""
         self.sockets: dict[int, Socket] = {}

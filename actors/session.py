@@ -12,11 +12,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import trio
 
 from actors import takeover, turn_lines
+from actors.commits import Writing
 from actors.durable import COMMIT_S, PAUSE_S, has_moved, insist, storage_fault
 from actors.effects import (
     Ask,
@@ -41,7 +41,7 @@ from actors.tool_calls import ToolCalls
 from actors.turn import Phase, Turns
 from actors.turnlog import Lost, TurnLog
 from protocol.errors import Code, Fault, FaultBody
-from protocol.mail import Mailbox, MailError, Request
+from protocol.mail import Gone, Mailbox, MailError, Overloaded, Reply
 from protocol.session import Drain, Say, SessionMessage, Stop
 from protocol.spec import Context
 from protocol.streamer import Cancel, Complete, Failed, Finished
@@ -57,7 +57,7 @@ TRIES = 2  # how often a message that kills the session is taken up
 async def run(box: Mailbox[SessionMessage], ctx: Context) -> None:
     """The actor; args: `front` and `conversation`, kept by the gateway's slot in the same process."""
     async with trio.open_nursery() as tasks:
-        session = Session(ctx, ctx.args["front"], ctx.args["conversation"], tasks)
+        session = Session(ctx, ctx.args["front"], ctx.args["conversation"], tasks, box.nudge)
         lost, box.lost = box.lost, None
         await session.load(lost)
         async for message in box:
@@ -76,11 +76,20 @@ async def run(box: Mailbox[SessionMessage], ctx: Context) -> None:
 class Session:
     """The shell around `Turns`: performs effects, reports what happened."""
 
-    def __init__(self, ctx: Context, front: Front, conversation: Conversation, tasks: trio.Nursery) -> None:
+    def __init__(
+        self,
+        ctx: Context,
+        front: Front,
+        conversation: Conversation,
+        tasks: trio.Nursery,
+        nudge: Callable[[], None],
+    ) -> None:
         self.ctx = ctx
         self.front = front
         self.conversation = conversation
         self.tasks = tasks
+        self.nudge = nudge
+        """Has `wake` called."""
         self.writer = front.writer
         self.streamer = front.streamer
         self.turns = Turns(0, front.snapshot.service.max_tool_hops)
@@ -96,6 +105,8 @@ class Session:
         """The running turn's calls were meant by an earlier session: a person was asked of them."""
         self.journal: Append | None = None
         """The running turn's last journal, until it is acknowledged."""
+        self.answers: list[tuple[Writing, Reply]] = []
+        """What the store has answered, and nothing has followed from yet."""
 
     @property
     def loaded(self) -> bool:
@@ -206,7 +217,9 @@ class Session:
         self.perform(self.turns.suspend(self.calls.waiting))
 
     def wake(self) -> None:
-        """Read decisions from the log."""
+        """Do what follows from the store's answers, and read decisions from the log."""
+        while self.answers:
+            self._follow(*self.answers.pop(0))
         while (running := self.running) is not None and self._asking() and running.log.decisions:
             decision = running.log.decisions.pop(0)
             if decision.request != running.log.request:
@@ -260,7 +273,7 @@ class Session:
     def _commit(self, effect: Commit) -> None:
         begin = self.messages.begin(effect)
         stored, unstored = partial(self._stored_user, begin), partial(self._unstored_user, begin)
-        self.tasks.start_soon(self._store, begin, stored, unstored)
+        self._store(Writing(begin, stored, unstored))
 
     def _stored_user(self, begin: BeginTurn, began: Began) -> list[Effect]:
         self.messages.stored(begin, began)
@@ -274,22 +287,26 @@ class Session:
 
     def _resume(self, turn: int) -> None:
         start, failed = StartTurn(self.conversation.id, turn, self.front.id), partial(self.turns.commit_failed, turn)
-        self.tasks.start_soon(self._store, start, lambda _: self.turns.committed(turn), failed)
+        self._store(Writing(start, lambda _: self.turns.committed(turn), failed))
 
-    async def _store(
-        self, request: Request[Any], done: Callable[[Any], list[Effect]], failed: Callable[[FaultBody], list[Effect]]
-    ) -> None:
-        """Ask the store, and do what follows from its answer."""
-        try:
-            answer = await self.writer.ask(request, within=COMMIT_S, again=True)
-        except (MailError, Fault) as error:
-            if has_moved(error):
+    def _store(self, writing: Writing) -> None:
+        """Ask the store; `wake` does what follows from its answer."""
+        self.front.commits.ask(writing.request, partial(self._told, writing))
+
+    def _told(self, writing: Writing, reply: Reply) -> None:
+        self.answers.append((writing, reply))
+        self.nudge()
+
+    def _follow(self, writing: Writing, reply: Reply) -> None:
+        match reply.error:
+            case None:
+                self.perform(writing.done(reply.value))
+            case Gone() | Overloaded():  # nobody has it in hand
+                self.tasks.start_soon(self.front.commits.insist, writing.request, partial(self._told, writing))
+            case error if has_moved(error):
                 self.front.evict(self.conversation)
-                return
-            self.perform(failed(storage_fault(error)))
-        else:
-            self.perform(done(answer))
-        self.wake()
+            case error:
+                self.perform(writing.failed(storage_fault(error)))
 
     def _ask(self, effect: Ask) -> None:
         running = self.running
@@ -317,7 +334,7 @@ class Session:
         if refused is not None:
             del self.front.requests[request]
             running.log.decisions.append(Failed(request, refused.body))
-            self.ctx.ref(self.ctx.path).nudge()
+            self.nudge()
 
     def _begin(self, turn: int) -> RunningTurn:
         user = self.messages.users[turn]
@@ -374,7 +391,7 @@ class Session:
         events = running.begin_calls()
         self.journal = Append(self.conversation.id, turn, f"hop-{running.log.hop}", events, self.front.id)
         done, failed = partial(self._journaled, turn), partial(self.turns.failed, turn)
-        self.tasks.start_soon(self._store, self.journal, done, failed)
+        self._store(Writing(self.journal, done, failed))
         self.conversation.pump()
 
     def _journaled(self, turn: int, _: Done) -> list[Effect]:

@@ -317,7 +317,7 @@ class Ref(Generic[M]):
             pause = 0.005
             while not answer:
                 try:
-                    answer.append(await self._ask_once(message))
+                    answer.append(cast(R, await self.post(message).wait()))
                 except (Gone, Overloaded):
                     # Nobody has it in hand: an idempotent message may simply be sent again.
                     if not again:
@@ -328,7 +328,11 @@ class Ref(Generic[M]):
             raise TooSlow(f"{self.path}: no answer to {type(message).__name__} within {within:g} s")
         return answer[0]
 
-    async def _ask_once(self, message: Request[R]) -> R:
+    def post(self, message: Request[R]) -> Reply:
+        """Send like `ask`, once and without waiting: the answer comes into the slot, which has no deadline.
+
+        Raises: Gone, Overloaded: it was not taken.
+        """
         box = self._find()
         if box is None or box.closed:
             if box is not None:
@@ -337,7 +341,7 @@ class Ref(Generic[M]):
         reply = Reply()
         if not box.put(message, reply):
             raise Overloaded(self.path)
-        return cast(R, await reply.wait())
+        return reply
 
     def __repr__(self) -> str:
         return f"<Ref {self.path}>"
