@@ -64,6 +64,8 @@ Waits = Callable[[str, bool], None]
 class Approvals:
     """Asks on behalf of one conversation."""
 
+    __slots__ = ("_conversation", "_front", "_writer")
+
     def __init__(self, front: Front, conversation: Conversation, writer: Ref[Any]) -> None:
         self._front = front
         self._conversation = conversation

@@ -46,6 +46,8 @@ class _Call:
 class Calls:
     """The calls of one answer."""
 
+    __slots__ = ("_by_index", "_calls")
+
     def __init__(self) -> None:
         self._calls: list[_Call] = []
         self._by_index: dict[int, _Call] = {}

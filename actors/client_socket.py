@@ -28,6 +28,25 @@ HOLD_S = 1.0  # for a client that comes to say where it was: a round trip on a s
 class Socket:
     """One client's socket: where it is in which conversation, and its outbox."""
 
+    __slots__ = (
+        "_gathers",
+        "_pumped_at",
+        "close",
+        "conversation",
+        "follows",
+        "headed",
+        "held",
+        "index",
+        "log",
+        "number",
+        "outbox",
+        "paused",
+        "quiet",
+        "seen",
+        "speaker",
+        "wire",
+    )
+
     def __init__(self, number: int, outbox: Outbox, close: Callable[[int, str], None]) -> None:
         self.number = number
         self.outbox = outbox

@@ -46,6 +46,8 @@ MOVED = 1012, "this conversation is served elsewhere now: connect again, and res
 class Conversation:
     """A conversation that has sockets or a running turn here."""
 
+    __slots__ = ("id", "idle_since", "owner", "sockets", "suspended", "tail", "unanswered")
+
     def __init__(self, conversation_id: str, owner: str) -> None:
         self.id = conversation_id
         self.owner = owner

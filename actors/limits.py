@@ -23,6 +23,8 @@ class Full(Exception):
 class Pass(ABC):
     """One request at the gate."""
 
+    __slots__ = ("admitted",)
+
     def __init__(self) -> None:
         self.admitted = False
         """It is through."""

@@ -31,6 +31,8 @@ class Messages:
         writer: of the store.
     """
 
+    __slots__ = ("_conversation", "_front", "_writer", "known", "users")
+
     def __init__(self, front: Front, conversation: Conversation, writer: Ref[Any]) -> None:
         self._front = front
         self._conversation = conversation

@@ -13,6 +13,8 @@ from actors.limits import NEVER, Gate, Pass
 class Queuer(Pass):
     """One that wants through a gate. Raises Full when made: as many wait as may."""
 
+    __slots__ = ("_gate", "_woken")
+
     def __init__(self, gate: Gate) -> None:
         super().__init__()
         self._gate = gate

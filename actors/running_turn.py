@@ -37,6 +37,25 @@ class RunningTurn:
         events: stored so far; the user's first.
     """
 
+    __slots__ = (
+        "asked",
+        "asks",
+        "began",
+        "events",
+        "hop_open",
+        "last",
+        "left_out",
+        "log",
+        "merged",
+        "model",
+        "planned",
+        "prompt",
+        "snapshot",
+        "tools",
+        "usage",
+        "user",
+    )
+
     def __init__(
         self,
         log: TurnLog,

@@ -37,6 +37,8 @@ class ToolCalls:
         tasks: where they run; ended by the caller.
     """
 
+    __slots__ = ("_conversation", "_ctx", "_front", "_scopes", "_tasks", "waiting")
+
     def __init__(self, ctx: Context, front: Front, conversation: Conversation, tasks: trio.Nursery) -> None:
         self._ctx = ctx
         self._front = front
@@ -44,7 +46,6 @@ class ToolCalls:
         self._tasks = tasks
         self.waiting = NOBODY
         """Calls that wait for a person."""
-        self._approvals = Approvals(front, conversation, front.writer)
         self._scopes: dict[str, trio.CancelScope] = {}
 
     def run(self, turn: RunningTurn, ended: Ended, paused: Callable[[], None], *, resumed: bool = False) -> None:
@@ -90,7 +91,8 @@ class ToolCalls:
         outcome: ToolOutcome | None = None
         with trio.CancelScope() as scope:
             self._scopes[call_id] = scope
-            permission = await self._approvals.permission(turn, started, waits, resumed=resumed)
+            approvals = Approvals(self._front, self._conversation, self._front.writer)
+            permission = await approvals.permission(turn, started, waits, resumed=resumed)
             if permission.allowed:
                 self._front.calls[call_id] = (turn.log, 0.0)
                 began = trio.current_time()

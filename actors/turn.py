@@ -60,7 +60,7 @@ class Phase(Enum):
     CLOSING = "closing"
 
 
-@dataclass
+@dataclass(slots=True)
 class Current:
     """The running turn."""
 
@@ -81,7 +81,7 @@ class Current:
     """Ordered to end before it was on disk."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Waiting:
     """A message behind the running turn."""
 
@@ -99,6 +99,8 @@ def _fault(code: Code, detail: str = "") -> FaultBody:
 
 class Turns:
     """Decides. `max_tool_hops` may be changed, for turns that begin after that; `draining` once set stays."""
+
+    __slots__ = ("current", "draining", "last_turn", "max_tool_hops", "waiting")
 
     def __init__(self, last_turn: int, max_tool_hops: int) -> None:
         self.last_turn = last_turn

@@ -13,7 +13,7 @@ import msgspec
 from protocol.reply import Reply
 
 
-class Counters(msgspec.Struct):
+class Counters(msgspec.Struct, gc=False):
     """What a mailbox has seen since its slot was made."""
 
     taken: int = 0

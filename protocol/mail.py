@@ -51,6 +51,28 @@ class Mailbox(Generic[M]):
         limit: how many messages may wait.
     """
 
+    __slots__ = (
+        "_budget",
+        "_closed",
+        "_current",
+        "_down",
+        "_hand",
+        "_held",
+        "_in_hand",
+        "_nudged",
+        "_queue",
+        "_reader",
+        "_redelivered",
+        "_senders",
+        "counters",
+        "limit",
+        "lost",
+        "on_idle",
+        "on_take",
+        "path",
+        "redeliver",
+    )
+
     def __init__(self, path: str, limit: int = 256) -> None:
         self.path = path
         self.limit = limit
@@ -70,7 +92,8 @@ class Mailbox(Generic[M]):
         self._senders: trio.lowlevel.ParkingLot | None = None
         """Once somebody has waited for room."""
         self._current: Reply | None = None
-        self._in_hand: dict[Reply, None] = {}
+        self._in_hand: dict[Reply, None] | None = None
+        """Asks that were taken and are not answered; once there has been one."""
         self._hand: object = None
         self.lost: object = None
         """The message that the last incarnation died with; the next one may look at it, once."""
@@ -123,7 +146,7 @@ class Mailbox(Generic[M]):
     @property
     def in_flight(self) -> int:
         """Asks that were taken and are not answered yet."""
-        return len(self._in_hand)
+        return len(self._in_hand or ())
 
     def _wake(self) -> None:
         if self._reader is not None:
@@ -180,6 +203,8 @@ class Mailbox(Generic[M]):
         self.counters.taken += 1
         self._current, self._hand = reply, message
         if reply is not None:
+            if self._in_hand is None:
+                self._in_hand = {}
             reply.taken_into(self._in_hand)
         if self._senders:
             self._senders.unpark()
@@ -248,7 +273,7 @@ class Mailbox(Generic[M]):
 
     def abandon_in_hand(self) -> None:
         """The incarnation died: askers of what it had in hand get Gone."""
-        for reply in list(self._in_hand):
+        for reply in list(self._in_hand or ()):
             self.counters.lost += 1
             reply.fault(Gone(self.path))
         hand, was_cast = self._hand, self._current is None

@@ -68,7 +68,7 @@ class Policy:
 _one = cache(Policy)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Past:
     """What is remembered of a child's ends."""
 
@@ -82,6 +82,10 @@ class Past:
     """It was parked, and not healthy since."""
 
 
+BLANK = Past()
+"""Of all that have never ended."""
+
+
 @dataclass(frozen=True)
 class Decision:
     """The verdict, when it takes effect, and what to remember."""
@@ -89,7 +93,7 @@ class Decision:
     verdict: Verdict
     delay_s: float = field(default=float("inf"))
     """Seconds until the next start, for RESTART and PARK; `inf`: never."""
-    past: Past = Past()
+    past: Past = BLANK
 
 
 def decide(
