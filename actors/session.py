@@ -56,38 +56,48 @@ TRIES = 2  # how often a message that kills the session is taken up
 
 async def run(box: Mailbox[SessionMessage], ctx: Context) -> None:
     """The actor; args: `front` and `conversation`, kept by the gateway's slot in the same process."""
-    async with trio.open_nursery() as tasks:
-        session = Session(ctx, ctx.args["front"], ctx.args["conversation"], tasks, box.nudge)
-        lost, box.lost = box.lost, None
-        await session.load(lost)
-        async for message in box:
-            match message:
-                case Say():
-                    await session.say(message)
-                case Stop():
-                    session.stop(message)
-                case Drain():
-                    session.drain(message)
-                case _:
-                    session.wake()
-        tasks.cancel_scope.cancel()
+    session = Session(ctx, ctx.args["front"], ctx.args["conversation"], box.nudge)
+    lost, box.lost = box.lost, None
+    await session.load(lost)
+    async for message in box:
+        match message:
+            case Say():
+                await session.say(message)
+            case Stop():
+                session.stop(message)
+            case Drain():
+                session.drain(message)
+            case _:
+                session.wake()
 
 
 class Session:
     """The shell around `Turns`: performs effects, reports what happened."""
 
-    def __init__(
-        self,
-        ctx: Context,
-        front: Front,
-        conversation: Conversation,
-        tasks: trio.Nursery,
-        nudge: Callable[[], None],
-    ) -> None:
+    __slots__ = (
+        "_loading",
+        "answers",
+        "calls",
+        "conversation",
+        "ctx",
+        "events",
+        "front",
+        "journal",
+        "messages",
+        "nudge",
+        "resumed",
+        "running",
+        "streamer",
+        "tasks",
+        "turns",
+        "writer",
+    )
+
+    def __init__(self, ctx: Context, front: Front, conversation: Conversation, nudge: Callable[[], None]) -> None:
         self.ctx = ctx
         self.front = front
         self.conversation = conversation
-        self.tasks = tasks
+        self.tasks = ctx.tasks
         self.nudge = nudge
         """Has `wake` called."""
         self.writer = front.writer
@@ -100,7 +110,7 @@ class Session:
         self.messages = Messages(front, conversation, self.writer)
         self.running: RunningTurn | None = None
         """The turn that runs, visible to sockets or not yet."""
-        self.calls = ToolCalls(ctx, front, conversation, tasks)
+        self.calls = ToolCalls(ctx, front, conversation, ctx.tasks)
         self.resumed = False
         """The running turn's calls were meant by an earlier session: a person was asked of them."""
         self.journal: Append | None = None

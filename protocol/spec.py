@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 import msgspec
+import trio
 
 from protocol.mail import Mailbox, Ref
 
@@ -75,7 +76,7 @@ class Intensity:
     period_s: float = 10.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Child:
     """One actor of the tree."""
 
@@ -209,6 +210,11 @@ class Context(Protocol):
     @property
     def kept(self) -> Any:
         """What the slot keeps across incarnations; the actor knows its type."""
+        ...
+
+    @property
+    def tasks(self) -> trio.Nursery:
+        """For what goes on beside the actor: it is cancelled when the actor returns, and ends with it."""
         ...
 
     def ref(self, path: str) -> Ref[Any]:

@@ -9,16 +9,18 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import trio
 
 from protocol.spec import Child, Group, Parked, Status
-from supervisors.restart import Decision, Outcome, Past, Policy, Verdict
+from supervisors.restart import BLANK, Decision, Outcome, Policy, Verdict
 
 if TYPE_CHECKING:
     from supervisors.branch import Branch
     from supervisors.supervisor import Tree
+
+E = TypeVar("E", bound=BaseException)
 
 OURS = ("actors", "protocol", "supervisors")
 TEXT_LIMIT = 500  # characters of an error in status and in a line of the log; a traceback has all of it
@@ -27,13 +29,33 @@ TEXT_LIMIT = 500  # characters of an error in status and in a line of the log; a
 class Member(ABC):
     """One child of a running group, as its supervisor sees it."""
 
+    __slots__ = (
+        "_ended",
+        "alive",
+        "began_at",
+        "due_at",
+        "gated",
+        "incarnation",
+        "last_error",
+        "last_error_at",
+        "parent",
+        "past",
+        "path",
+        "policy",
+        "ready_at",
+        "settled",
+        "spec",
+        "status",
+        "tree",
+    )
+
     def __init__(self, tree: Tree, spec: Child | Group, path: str, parent: Branch | None) -> None:
         self.tree = tree
         self.spec = spec
         self.path = path
         self.parent = parent
         self.policy = Policy.of(spec)
-        self.past = Past()
+        self.past = BLANK
         self.status = Status.PLANNED
         self.incarnation = 0
         self.alive = False
@@ -81,7 +103,7 @@ class Member(ABC):
         if gated:
             self.settled = False
         if fresh:
-            self.past = Past()
+            self.past = BLANK
 
     def remember(self, error: Exception) -> None:
         """Keep an error's text for status."""
@@ -101,10 +123,10 @@ class Member(ABC):
         """Take no mail: parked."""
 
 
-def leaf(error: BaseException) -> BaseException:
+def leaf(error: E) -> E:
     """The error itself: groups of one are unwrapped."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
+        error = cast(E, error.exceptions[0])  # a group of Exceptions has no others
     return error
 
 

@@ -12,13 +12,14 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
 import trio
 
 from protocol.mail import Mailbox, Ref
 from protocol.spec import Actor, Child, Down, Keep, Parked, Status, Up
-from supervisors.member import Member, describe, explained
+from supervisors.member import Member, describe, explained, leaf
 
 if TYPE_CHECKING:
     from supervisors.branch import Branch
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 CANCEL_S = 5.0  # an actor that has not ended this long after its cancellation is reported as stuck
 
 Fact = str | int | float | bool
+
+NO_FACTS: Mapping[str, Fact] = MappingProxyType({})  # one for all: most actors tell none
 
 
 class NotReady(Exception):
@@ -40,6 +43,19 @@ class KeptFailed(Exception):
 class Slot(Member):
     """One actor's place."""
 
+    __slots__ = (
+        "_actor",
+        "_asked",
+        "_cancelled",
+        "_keeper",
+        "_scope",
+        "after",
+        "box",
+        "facts",
+        "kept_facts",
+        "leaving",
+    )
+
     spec: Child
     parent: Branch
 
@@ -47,49 +63,54 @@ class Slot(Member):
         super().__init__(tree, spec, path, parent)
         self.box: Mailbox[Any] = Mailbox(path, spec.mailbox)
         self.box.redeliver = spec.redeliver
-        self.facts: dict[str, Fact] = {}
-        self.kept_facts: dict[str, Fact] = {}
+        self.facts = self.kept_facts = NO_FACTS
         self.leaving = False
         """It is being stopped for good, or is stopped."""
         self.after: Slot | None = None
         """The slot that had this path before and is still being stopped."""
         self._actor: Actor | None = None
         self._keeper: Keeper | None = None
-        self._scope = trio.CancelScope()
-        self._asked = False
+        self._scope: trio.CancelScope | None = None
+        """Of the incarnation, once its task runs."""
+        self._asked = self._cancelled = False
 
     def begin(self) -> None:
         """Start an incarnation in its own task."""
         self.incarnation += 1
         self.due_at, self.ready_at = None, None
-        self.gated = self.leaving = self._asked = False
+        self.gated = self.leaving = self._asked = self._cancelled = False
         self.began_at = trio.current_time()
-        self.facts.clear()
+        self.facts = NO_FACTS
         self.box.open()
         self.box.on_idle = self.ready
         self._ended = None
         self.alive = True
-        self._scope = trio.CancelScope()
         self.turn(Status.STARTING)
         self.tree.nursery.start_soon(self._incarnation, Incarnation(self), name=f"{self.path}#{self.incarnation}")
 
     async def _incarnation(self, context: Incarnation) -> None:
         error: Exception | None = None
+        returned = False
         try:
-            with self._scope:
+            async with trio.open_nursery() as context.tasks:
+                scope = self._scope = context.tasks.cancel_scope
+                if self._cancelled:
+                    scope.cancel()
                 actor = await self._resolve()
-                self._scope.deadline = trio.current_time() + self.spec.start_s
+                scope.deadline = trio.current_time() + self.spec.start_s
                 if self.spec.keep:
                     context.kept = await self._open_keep()
                 await actor(self.box, context)
-            if self._scope.cancelled_caught and not self._asked:
+                returned = True
+                scope.cancel()
+            if not (returned or self._asked):
                 error = NotReady(f"not ready within {self.spec.start_s:g} s")
         except Exception as raised:  # noqa: BLE001 - the boundary: an actor's error is its supervisor's data
-            error = raised
+            error = leaf(raised)
         except trio.Cancelled:
             raise
         except BaseException as raised:  # noqa: BLE001 - KeyboardInterrupt, SystemExit: stop all, in order
-            self.tree.abort(raised)
+            self.tree.abort(leaf(raised))
         finally:
             context.over = True
             self._over()
@@ -104,7 +125,7 @@ class Slot(Member):
         self.parent.ring()
 
     def _over(self) -> None:
-        self.alive = False
+        self.alive, self._scope = False, None
         self.tree.watchers.pop(self, None)
         self.box.on_idle = None
         self.box.abandon_in_hand()
@@ -115,7 +136,8 @@ class Slot(Member):
             return
         self.box.on_idle = None
         self.ready_at = trio.current_time()
-        self._scope.deadline = float("inf")
+        if self._scope is not None:
+            self._scope.deadline = float("inf")
         self.settled = True
         if self.status is not Status.STARTING:
             return
@@ -137,7 +159,7 @@ class Slot(Member):
             ended = self.ended
             with trio.move_on_after(self.spec.shutdown_s):
                 await ended.wait()
-            self._scope.cancel()
+            self._cancel()
             with trio.move_on_after(CANCEL_S):
                 await ended.wait()
             if not ended.is_set():
@@ -158,6 +180,11 @@ class Slot(Member):
         self.retire()
         if self._keeper is not None:
             await self._keeper.close()
+
+    def _cancel(self) -> None:
+        self._cancelled = True
+        if self._scope is not None:
+            self._scope.cancel()
 
     def leave(self) -> None:
         """Stopping for good: no more mail."""
@@ -196,7 +223,7 @@ class Slot(Member):
     async def _open_keep(self) -> object:
         if self._keeper is None or self._keeper.closed.is_set():
             factory = cast(Keep, await resolve(self.spec.keep))
-            self.kept_facts.clear()
+            self.kept_facts = NO_FACTS
             self._keeper = Keeper(self, factory)
         return await self._keeper.enter()
 
@@ -265,6 +292,8 @@ class Keeper:
 class Kept:
     """`KeepContext` of one slot."""
 
+    __slots__ = ("_slot", "_tree")
+
     def __init__(self, slot: Slot) -> None:
         self._slot = slot
         self._tree = slot.tree
@@ -285,7 +314,7 @@ class Kept:
 
     def report(self, **facts: Fact | None) -> None:
         """Facts for the status tree that outlive incarnations; None removes one."""
-        merge(self._slot.kept_facts, facts)
+        self._slot.kept_facts = merged(self._slot.kept_facts, facts)
 
     def start_child(self, group: str, child: Child) -> None:
         """Add a child to a dynamic group; its mailbox is there at once."""
@@ -298,6 +327,10 @@ class Kept:
 
 class Incarnation(Kept):
     """`Context` of one incarnation; without effect on the slot once that is over."""
+
+    __slots__ = ("incarnation", "kept", "over", "tasks")
+
+    tasks: trio.Nursery
 
     def __init__(self, slot: Slot) -> None:
         super().__init__(slot)
@@ -318,16 +351,12 @@ class Incarnation(Kept):
     def report(self, **facts: Fact | None) -> None:
         """Facts for the status tree, until the end of this incarnation; None removes one."""
         if not self.over:
-            merge(self._slot.facts, facts)
+            self._slot.facts = merged(self._slot.facts, facts)
 
 
-def merge(into: dict[str, Fact], facts: Mapping[str, Fact | None]) -> None:
-    """Replace facts of the same name; None removes one."""
-    for name, fact in facts.items():
-        if fact is None:
-            into.pop(name, None)
-        else:
-            into[name] = fact
+def merged(before: Mapping[str, Fact], facts: Mapping[str, Fact | None]) -> Mapping[str, Fact]:
+    """Facts, with those of the same name replaced; None removes one."""
+    return {name: fact for name, fact in {**before, **facts}.items() if fact is not None}
 
 
 async def resolve(name: object) -> object:

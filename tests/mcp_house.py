@@ -97,7 +97,7 @@ class House:
 
     def facts(self, name: str = "odd") -> dict[str, Any]:
         slot = self.tree.slots[f"mcp/{name}"]
-        return slot.kept_facts | slot.facts
+        return {**slot.kept_facts, **slot.facts}
 
     async def call(self, tool: str, server: str = "odd", call: str = "", **arguments: Any) -> ToolOutcome:
         message = CallTool(call=call or tool, tool=tool, arguments=arguments, to="front/gateway")

@@ -94,6 +94,7 @@ class World:
     incarnation = 1
     args: Mapping[str, Any] = {}
     kept: Any = None
+    tasks: trio.Nursery
 
     def __init__(self) -> None:
         self.box: Mailbox[LocalModelMessage] = Mailbox(PATH)
