@@ -130,6 +130,13 @@ def leaf(error: E) -> E:
     return error
 
 
+def cancelled(error: BaseException) -> bool:
+    """It is a cancellation, and nothing else."""
+    return isinstance(error, trio.Cancelled) or (
+        isinstance(error, BaseExceptionGroup) and all(map(cancelled, error.exceptions))
+    )
+
+
 def describe(error: BaseException) -> str:
     """One line: type and text; the parts of a group in brackets."""
     error = leaf(error)

@@ -19,7 +19,7 @@ import trio
 
 from protocol.mail import Mailbox, Ref
 from protocol.spec import Actor, Child, Down, Keep, Parked, Status, Up
-from supervisors.member import Member, describe, explained, leaf
+from supervisors.member import Member, cancelled, describe, explained, leaf
 
 if TYPE_CHECKING:
     from supervisors.branch import Branch
@@ -107,10 +107,10 @@ class Slot(Member):
                 error = NotReady(f"not ready within {self.spec.start_s:g} s")
         except Exception as raised:  # noqa: BLE001 - the boundary: an actor's error is its supervisor's data
             error = leaf(raised)
-        except trio.Cancelled:
-            raise
-        except BaseException as raised:  # noqa: BLE001 - KeyboardInterrupt, SystemExit: stop all, in order
-            self.tree.abort(leaf(raised))
+        except BaseException as raised:
+            if cancelled(raised):
+                raise
+            self.tree.abort(leaf(raised))  # KeyboardInterrupt, SystemExit: stop all, in order
         finally:
             context.over = True
             self._over()
