@@ -47,6 +47,8 @@ class Report(NamedTuple):
     warnings: list[str]
     snapshot: Snapshot | None
     """What would be in force; None where the runtime file is not valid."""
+    variables: frozenset[str] = frozenset()
+    """Names that the environment or a `.env` file gives a value."""
 
 
 class Configuration:
@@ -227,10 +229,12 @@ class Configuration:
             errors += error.problems
         errors += servers.errors
         warnings = [*checked.warnings, *(line for line in servers.problems if line not in servers.errors)]
-        warnings += read_environment(Path.cwd(), self.state_dir).problems
+        environment = read_environment(Path.cwd(), self.state_dir)
+        warnings += environment.problems
         self.runtime.see(layer, checked)
         snapshot = make_snapshot(checked, layer.data, servers, warnings, str(self.state_dir), self.runtime.number())
-        return Report(errors, warnings, snapshot)
+        variables = frozenset(name for name, value in {**environment.values, **os.environ}.items() if value)
+        return Report(errors, warnings, snapshot, variables)
 
     def _take_file(self) -> None:
         """What the file says is in force for a script. Raises ConfigurationError."""

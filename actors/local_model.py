@@ -24,6 +24,7 @@ from typing import IO
 import msgspec
 import trio
 
+from actors.last_words import telling_first
 from protocol.local_model import LocalModelMessage
 from protocol.mail import Gone, Mailbox, Ref
 from protocol.spec import Context, Parked, Up
@@ -184,9 +185,7 @@ class _Child:
         self._said_all.set()
 
     def _tail(self) -> str:
-        lines = self._said.decode(errors="replace").strip().splitlines() or ["nothing on standard error"]
-        # Its last words first: status shows one line.
-        return "\n".join([lines[-1], *lines[:-1]])
+        return telling_first(self._said.decode(errors="replace")) or "nothing on standard error"
 
     def death(self, what: str) -> ModelDied:
         """The error to raise, with exit code or signal."""

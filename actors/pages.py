@@ -19,11 +19,11 @@ import trio
 from actors import metrics, rest
 from actors.front import Front
 from actors.http import Head, response
+from actors.provider_key import missing_key
 from protocol.client import schema
 from protocol.errors import Fault
 from protocol.gateway import GetFigures
 from protocol.mail import MailError
-from protocol.watcher import Snapshot
 from protocol.writer import ListUnfinished
 
 FIGURES_S = 2.0  # for another front to say what it has counted
@@ -109,37 +109,42 @@ async def _metrics(front: Front) -> Page:
 
 
 async def _ready(front: Front) -> Page:
-    reasons: list[str] = []
+    reasons, lines = list[str](), list[str]()
     if not front.taking:
         reasons.append("the service is shutting down")
     try:
         await front.writer.ask(ListUnfinished(), within=READY_S)
     except (MailError, Fault) as error:
         reasons.append(f"the store does not answer: {error}")
-    body = {"ready": not reasons, "reasons": reasons, "notes": await notes(front)}
+    try:
+        parts = await _all_parts(front)
+    except MailError as error:
+        lines.append(f"the supervisor does not say how its parts are: {error}")
+    else:
+        reasons += [str(part.facts["trouble"]) for part in parts if part.facts.get("trouble")]  # a full disk is read
+        lines += _of_parts(parts)
+    body = {"ready": not reasons, "reasons": reasons, "notes": [*lines, *_of_configuration(front)]}
     return (503 if reasons else 200), msgspec.json.encode(body), JSON, []
 
 
-async def notes(front: Front) -> list[str]:
-    """What an operator should know although turns are taken."""
-    try:
-        parts = await _all_parts(front)
-        lines = [f"{part.path} is down: {part.last_error or part.state}" for part in down(parts)]
-        resting = (part.facts.get("resting") for part in parts)
-        lines += [f"providers that failed and are left alone for a while: {names}" for names in resting if names]
-        lines += [
-            f"{part.path} failed too often and is left alone for a while: {part.facts.get('last_failure')}"
-            for part in parts
-            if part.facts.get("breaker") == "open"
-        ]
-    except MailError as error:
-        lines = [f"the supervisor does not say how its parts are: {error}"]
-    if front.listening.trouble:
-        lines.append(front.listening.trouble)
-    missing = missing_key(front.snapshot)
-    if missing:
-        lines.append(missing)
-    return [*lines, *front.snapshot.problems]
+def _of_parts(parts: list[Part]) -> list[str]:
+    """What an operator should know of the parts although turns are taken."""
+    lines = [f"{part.path} is down: {part.last_error or part.state}" for part in down(parts)]
+    lines += [f"{part.path} (pid {part.pid}) does not answer" for part in parts if not part.answers]
+    resting = (part.facts.get("resting") for part in parts)
+    lines += [f"providers that failed and are left alone for a while: {names}" for names in resting if names]
+    lines += [
+        f"{part.path} failed too often and is left alone for a while: {part.facts.get('last_failure')}"
+        for part in parts
+        if part.facts.get("breaker") == "open"
+    ]
+    return lines
+
+
+def _of_configuration(front: Front) -> list[str]:
+    """What is wrong with the configuration, and the address that it names."""
+    lines = [front.listening.trouble, missing_key(front.snapshot)]
+    return [*filter(None, lines), *front.snapshot.problems]
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -149,6 +154,8 @@ class Part(msgspec.Struct, frozen=True):
     kind: str = ""
     state: str = ""
     last_error: str = ""
+    pid: int = 0
+    answers: bool = True
     facts: dict[str, Any] = {}
     children: list[Part] = []
 
@@ -169,16 +176,6 @@ async def _all_parts(front: Front) -> list[Part]:
 def down(parts: list[Part]) -> list[Part]:
     """The actors that are not there; also those that fell before the front was there."""
     return [part for part in parts if part.kind != "group" and part.state in DOWN]
-
-
-def missing_key(snapshot: Snapshot) -> str:
-    """Why the active provider cannot be asked; empty if it can."""
-    provider = snapshot.llm.providers.get(snapshot.llm.active)
-    if provider is None:
-        return f"llm.active names {snapshot.llm.active!r}, which is not among llm.providers"
-    if provider.api_key_env is not None and not os.environ.get(provider.api_key_env):
-        return f"the provider {provider.name!r} has no key: set {provider.api_key_env} in the environment or .env"
-    return ""
 
 
 @cache

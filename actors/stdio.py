@@ -24,6 +24,7 @@ from typing import IO, Any
 import trio
 
 from actors.allowance import Allowance
+from actors.last_words import telling_first
 from actors.redaction import written_as
 from actors.server_faults import ServerEnded, Unusable
 
@@ -160,7 +161,10 @@ class Process:
         return found
 
     def last_words(self, most: int = TAIL_SHOWN) -> str:
-        """The end of its standard error as text of at most that many characters, secrets blacked out."""
+        """The end of its standard error, at most that many characters, the line that says why in front; no secrets."""
+        return telling_first(self._said(most))
+
+    def _said(self, most: int) -> str:
         return self._command.clean(self._tail.decode("utf-8", "replace")).strip()[-most:]
 
     def clean(self, text: str) -> str:
@@ -173,10 +177,13 @@ class Process:
 
     def ended(self) -> dict[str, Any]:
         """For status, at the end."""
-        return {"pid": None, "exit_code": self.exit_code, "stderr": self._last_line()}
+        return {"pid": None, "exit_code": self.exit_code, "stderr": self._why()}
+
+    def _why(self) -> str | None:
+        return self.last_words().partition("\n")[0][:LINE_SHOWN] or None
 
     def _last_line(self) -> str | None:
-        return self.last_words().rpartition("\n")[2][-LINE_SHOWN:] or None
+        return self._said(TAIL_SHOWN).rpartition("\n")[2][-LINE_SHOWN:] or None
 
     async def _closed(self, what: str, error: Exception | None) -> None:
         # Usually it is dying: then `_watch` knows the exit code, raises, and this wait is cancelled.

@@ -24,6 +24,7 @@ from actors import config_http
 from actors.config_access import Access, opened
 from actors.configuration import Configuration, ConfigurationError, part
 from actors.files import Changed, Mark
+from actors.provider_key import missing_key
 from actors.runtime_file import reason
 from actors.snapshot import with_local_model, with_model_loading
 from protocol.errors import Code, Fault
@@ -95,6 +96,8 @@ class Kept:
         """What the files say, without the local model."""
         self._local = SetLocalModel(None, expected=True)
         """What is known of the model on this machine: at first that its actor will say something soon."""
+        self._unanswered = ""
+        """What was logged of the key that is missing."""
         self._subscribers: set[str] = set()
         self._owed: dict[str, tuple[float, float]] = {}
         """Subscribers that did not take the last snapshot: when to offer again, and the pause after that."""
@@ -200,6 +203,7 @@ class Kept:
         for line in new.problems:
             if old is None or line not in old.problems:
                 log.warning("%s", line)
+        self._say_who_answers(self._files, new)
         if old is not None and new.version > old.version:
             last = self.configuration.runtime.newest
             by, changed = (last.author, ", ".join(last.changed)) if last else ("", "")
@@ -210,6 +214,17 @@ class Kept:
         self._report(new)
         for path in sorted(self._subscribers):
             self._offer(path)
+
+    def _say_who_answers(self, files: Snapshot, new: Snapshot) -> None:
+        """Tell once that the provider has no key, as soon as it is known whether a model on this machine steps in."""
+        line = missing_key(files)
+        if line and new.llm.active != files.llm.active:
+            line += "; until then the small model on this machine answers"
+        if new.llm.loading or line == self._unanswered:
+            return
+        self._unanswered = line
+        if line:
+            log.warning("%s", line)
 
     def _offer(self, path: str, pause: float = POLL_S) -> None:
         if self.snapshot is None or self._ctx.ref(path).offer(Configured(self.snapshot)):

@@ -110,25 +110,30 @@ def run(command: Command, arguments: argparse.Namespace) -> int:
 def check(arguments: argparse.Namespace, configuration: Any) -> int:
     """`check`"""
     found = configuration.check()
-    snapshot = found.snapshot
     if arguments.json:
-        _show_json({"errors": found.errors, "warnings": found.warnings, "in_force": _summary(snapshot)})
+        _show_json({"errors": found.errors, "warnings": found.warnings, "in_force": _summary(found)})
     else:
         for line in found.warnings:
             _complain(f"warning: {line}")
         for line in found.errors:
             _complain(line)
         if not found.errors:
-            _say(*(f"{key}: {value}" for key, value in _summary(snapshot).items()))
+            _say(*(f"{key}: {value}" for key, value in _summary(found).items()))
     return FAILED if found.errors else 0
 
 
-def _summary(snapshot: Any) -> dict[str, Any]:
+def _summary(found: Any) -> dict[str, Any]:
+    snapshot = found.snapshot
     if snapshot is None:
         return {}
     provider = snapshot.llm.providers[snapshot.llm.active]
-    websocket = snapshot.websocket
-    key = "no key is needed" if provider.api_key_env is None else f"key from {provider.api_key_env}"
+    websocket, variable = snapshot.websocket, provider.api_key_env
+    if variable is None:
+        key = "no key is needed"
+    elif variable in found.variables:
+        key = f"key from {variable}"
+    else:
+        key = f"no key: set {variable} in the environment or .env"
     return {
         "version": snapshot.version,
         "provider": f"{provider.name} ({key})",

@@ -100,6 +100,8 @@ class Node(msgspec.Struct, frozen=True):
     """Longest stretch in which the loop did not look at I/O, lately; on the root of a process only."""
     dead_letters: int | None = None
     """Messages to addresses that nobody has; on the root of a process only."""
+    answers: bool = True
+    """False: a process that runs and did not say in time how its parts are."""
 
 
 class LoopLag(trio.abc.Instrument):
@@ -236,7 +238,7 @@ def _joined(node: Node, parts: Mapping[str, tuple[int | None, Node | None]]) -> 
     facts = {name: fact for name, fact in node.facts.items() if name not in ("pid", "rss_mb", "lag_ms")}
     node = msgspec.structs.replace(node, kind="process", pid=pid or 0, facts=facts)
     if part is None:
-        return node
+        return msgspec.structs.replace(node, answers=not (pid and node.state == "running"))
     return msgspec.structs.replace(
         node,
         children=part.children,
@@ -285,7 +287,7 @@ def _harmless(line: str) -> str:
 
 
 def _lines(node: Node, first: str, rest: str) -> Iterator[str]:
-    mark = "! " if node.state in ALARMING else ""
+    mark = "! " if node.state in ALARMING or not node.answers or node.facts.get("trouble") else ""
     yield f"{first}{mark}{node.name}  {', '.join(_words(node))}"
     bar = "│ " if node.children else "  "
     for line in _notes(node):
@@ -303,6 +305,8 @@ def _words(node: Node) -> Iterator[str]:
         yield "no next try planned: restart it by hand"
     if node.restarts:
         yield f"{node.restarts} restart{'s' if node.restarts > 1 else ''}"
+    if not node.answers:
+        yield f"pid {node.pid}, does not answer"
     if node.rss_bytes is not None:
         yield f"pid {node.pid}, {node.rss_bytes / 1e6:.0f} MB"
     if node.loop_lag_ms is not None:

@@ -42,12 +42,27 @@ def run(state: Path, capsys: pytest.CaptureFixture[str]) -> Run:
     return command
 
 
-def test_check_says_what_would_be_in_force_and_makes_nothing(run: Run, state: Path) -> None:
+def test_check_says_what_would_be_in_force_and_makes_nothing(
+    run: Run, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENROUTER_API_KEY", "sk-planted")
     code, out, err = run("check")
     assert (code, err) == (0, "")
     assert "provider: openrouter (key from OPENROUTER_API_KEY)" in out.splitlines()
+    assert "sk-planted" not in out
     assert "address: ws://127.0.0.1:8000/ws/chat" in out.splitlines()
     assert not state.exists()
+
+
+def test_check_says_that_the_key_is_not_there(run: Run, state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENROUTER_API_KEY", "")  # as good as not set, and it wins over the file
+    state.mkdir()
+    (state / ".env").write_text("OPENROUTER_API_KEY=1\nMINE_API_KEY=1\n")
+    line = "provider: openrouter (no key: set OPENROUTER_API_KEY in the environment or .env)"
+    assert line in run("check")[1].splitlines()
+    mine = "llm: {active: mine, providers: {mine: {base_url: 'https://llm.example/v1', model: m}}}"
+    (state / RUNTIME).write_text(mine)
+    assert "provider: mine (key from MINE_API_KEY)" in run("check")[1].splitlines()
 
 
 def test_check_tells_every_mistake_of_both_files_with_its_line(run: Run, state: Path) -> None:

@@ -69,7 +69,7 @@ async def test_readiness_names_what_is_wrong(tmp_path: Path, monkeypatch: pytest
 async def test_parts_that_fell_before_the_front_was_there_are_named(tmp_path: Path) -> None:
     async with service(tmp_path, say("x")) as s:
         front = front_of(s)
-        tree = {
+        tree: dict[str, Any] = {
             "path": "",
             "kind": "group",
             "state": "running",
@@ -90,6 +90,7 @@ async def test_parts_that_fell_before_the_front_was_there_are_named(tmp_path: Pa
                 {"path": "mcp/b", "kind": "actor", "state": "parked", "last_error": "its command is missing"},
                 {"path": "mcp/a", "kind": "actor", "state": "restarting", "last_error": ""},
                 {"path": "mcp/c", "kind": "actor", "state": "running", "last_error": "long ago"},
+                {"path": "front2", "kind": "process", "state": "running", "pid": 77, "answers": False},
             ],
         }
 
@@ -97,13 +98,24 @@ async def test_parts_that_fell_before_the_front_was_there_are_named(tmp_path: Pa
             return msgspec.json.encode(tree)
 
         front.status = status
-        assert await pages.notes(front) == [
+        notes = [
             "mcp/a is down: restarting",
             "mcp/b is down: its command is missing",
+            "front2 (pid 77) does not answer",
             "providers that failed and are left alone for a while: groq open",
         ]
+        assert await readiness(s) == (200, {"ready": True, "reasons": [], "notes": notes})
+        # reading works on a full disk, so the store answers; no turn is taken
+        writer = {
+            "path": "store/writer",
+            "kind": "actor",
+            "state": "running",
+            "facts": {"trouble": "No space is left."},
+        }
+        tree = {"children": [writer]}
+        assert await readiness(s) == (503, {"ready": False, "reasons": ["No space is left."], "notes": []})
         tree = {}  # what is said of a tree that is not there yet
-        assert await pages.notes(front) == []
+        assert await readiness(s) == (200, {"ready": True, "reasons": [], "notes": []})
 
 
 async def test_a_key_that_is_missing_is_named_and_its_value_never(

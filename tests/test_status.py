@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -11,7 +12,7 @@ import trio.testing
 
 from protocol.mail import Gone, Mailbox, Request
 from protocol.spec import Child, Context, Group, Parked
-from supervisors.status import MOST_SHOWN, LoopLag, Mail, Node, age, render
+from supervisors.status import MOST_SHOWN, PROCESSES, LoopLag, Mail, Node, age, render, with_processes
 from supervisors.supervisor import running
 
 
@@ -106,6 +107,27 @@ def test_rendered_for_a_stranger() -> None:
         "└─ ! demo  parked, next try in 4m32s, 5 restarts\n"
         "       last error 2026-01-02T03:04:05Z: ServerDied: exit code 1\n"
     )
+    # what runs and needs somebody all the same
+    full = node("writer", facts={"trouble": "No space is left."})
+    assert render(full) == "! writer  running for 3m12s\n    trouble: No space is left.\n"
+    hung = node("llm", kind="process", answers=False)
+    assert render(hung) == "! llm  running for 3m12s, pid 7, does not answer\n"
+
+
+@pytest.mark.parametrize(
+    ("state", "pid", "answers"), [("running", 7, False), ("running", None, True), ("restarting", 7, True)]
+)
+async def test_a_process_that_runs_and_says_nothing_does_not_answer(state: str, pid: int | None, answers: bool) -> None:
+    root = Node("", "", "group", "running", 1, 1, 0, 1.0, None, "", "", children=[])
+    llm = Node("llm", "llm", "actor", state, 1, 1, 0, 1.0, None, "", "")
+
+    async def silence(within: float) -> None:
+        return None
+
+    slot = SimpleNamespace(spec=SimpleNamespace(run=PROCESSES[0]), kept=SimpleNamespace(pid=pid, report=silence))
+    tree: Any = SimpleNamespace(slots={"llm": slot}, status=lambda: msgspec.structs.replace(root, children=[llm]))
+    (found,) = (await with_processes(tree, 1.0)).children
+    assert (found.kind, found.pid, found.answers) == ("process", pid or 0, answers)
 
 
 def test_what_strangers_wrote_stays_on_its_line_and_moves_no_cursor() -> None:

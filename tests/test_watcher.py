@@ -184,6 +184,31 @@ async def test_the_local_model_comes_and_goes(state: Path, monkeypatch: pytest.M
         assert "local" not in told.llm.providers
 
 
+async def test_who_answers_without_a_key_is_logged_once(
+    state: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("OPENROUTER_API_KEY", raising=False)
+    missing = "the provider 'openrouter' has no key: set OPENROUTER_API_KEY in the environment or .env"
+
+    def said() -> list[str]:
+        return [record.message for record in caplog.records if "has no key" in record.message]
+
+    async with house(state) as watched:
+        watcher = watched.tree.ref("watcher")
+        await watched.until(lambda snapshot: snapshot.llm.loading)
+        assert said() == []  # a model here may step in
+        watcher.offer(SetLocalModel("http://127.0.0.1:1/v1", "tiny"))
+        await watched.until(lambda snapshot: snapshot.llm.active == "local")
+        stands_in = f"{missing}; until then the small model on this machine answers"
+        assert said() == [stands_in]
+        watched.write(port(8001))
+        await watched.until(has_port(8001))
+        assert said() == [stands_in]
+        watcher.offer(SetLocalModel(None))
+        await watched.until(lambda snapshot: snapshot.llm.active == "openrouter")
+        assert said() == [stands_in, missing]
+
+
 async def test_a_number_that_changes_its_type_only_is_a_change(state: Path) -> None:
     async with house(state) as watched:
         for version, value in enumerate(("1", "1.0", "true"), 2):
