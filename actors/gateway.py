@@ -22,7 +22,7 @@ from actors.front import Conversation, Front
 from actors.handover import Handover
 from actors.listening import Listening, bind
 from actors.server_asks import ServerAsks
-from actors.turnlog import Lost, TurnLog
+from actors.turnlog import Lost, Thought, TurnLog
 from protocol.client import ConfigChanged, Degraded, Recovered, ToolExecution
 from protocol.errors import Fault
 from protocol.gateway import GatewayMessage, GetFigures, StopTaking
@@ -456,8 +456,10 @@ def grown(turn_log: TurnLog) -> Delta | None:
     text: list[str] = []
     thinking: list[str] = []
     for entry in turn_log.entries[turn_log.stored : end]:
-        if type(entry) is tuple:
-            (thinking if entry[0] else text).append(entry[1])
+        if isinstance(entry, Thought):
+            thinking.append(entry.text)
+        elif isinstance(entry, str):
+            text.append(entry)
     return Delta(
         conversation=turn_log.conversation,
         turn=turn_log.turn,

@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from actors import transcript
-from actors.turnlog import TurnLog
+from actors.turnlog import Thought, TurnLog
 from protocol.client import ToolExecution
 from protocol.watcher import ToolNotifications
 from protocol.writer import Event, HopEvent, ToolEnded, ToolStarted
 
-NOTHING = (False, "")  # an entry that holds a place
+NOTHING = ""  # an entry that holds a place
 
 
 def rebuilt(
@@ -38,7 +38,10 @@ def rebuilt(
             case HopEvent():
                 _show(log, shown)
                 log.hop, log.hop_start = event.hop, log.seq
-                log.entries += [piece for piece in ((True, event.thinking), (False, event.content)) if piece[1]]
+                if event.thinking:
+                    log.entries.append(Thought(event.thinking))
+                if event.content:
+                    log.entries.append(event.content)
             case ToolStarted():
                 started[event.call_id] = log.calls[event.call_id] = event
                 shown.append(transcript.tool_execution(turn, event, event.seq, "executing", notices))

@@ -51,6 +51,12 @@ class Lost(msgspec.Struct, frozen=True):
     reason: str
 
 
+class Thought(msgspec.Struct, frozen=True, gc=False):
+    """A piece of thinking."""
+
+    text: str
+
+
 class TurnLog:
     """One turn, from its first request to `turn_finished`.
 
@@ -91,8 +97,12 @@ class TurnLog:
         self.conversation = conversation
         self.turn = turn
         self.streaming = streaming
-        self.entries: list[tuple[bool, str] | bytes] = []
-        """(is_thinking, text), or whole frames as they go to sockets."""
+        self.entries: list[str | Thought | bytes] = []
+        """Text, thinking, or whole frames as they go to sockets.
+
+        Nothing that the garbage collector counts: of all that a delta makes only this stays. As pairs they had it
+        look for garbage many times a second, now and then for several milliseconds in which no delta went out.
+        """
         self.whole: dict[int, tuple[ServerFrame, ...]] = {}
         """What the whole frames say, by index, for readers of another dialect."""
         self.started: ServerFrame | None = None
@@ -143,7 +153,7 @@ class TurnLog:
 
     def add(self, text: str, *, thinking: bool = False) -> None:
         """Append a piece."""
-        self.entries.append((thinking, text))
+        self.entries.append(Thought(text) if thinking else text)
         self.unstored_chars += len(text)
 
     def add_frame(self, make: Callable[[int], ServerFrame], *before: ServerFrame) -> int:
@@ -181,11 +191,11 @@ class TurnLog:
 
     def text(self, start: int = 0) -> str:
         """The answer's text from that index on, joined."""
-        return "".join(e[1] for e in self.entries[start:] if type(e) is tuple and not e[0])
+        return "".join(e for e in self.entries[start:] if type(e) is str)
 
     def thinking(self, start: int = 0) -> str:
         """The reasoning from that index on, joined."""
-        return "".join(e[1] for e in self.entries[start:] if type(e) is tuple and e[0])
+        return "".join(e.text for e in self.entries[start:] if type(e) is Thought)
 
     def frames(self, start: int, *, text: bool = True, speaker: Speaker | None = None) -> tuple[bytes, int]:
         """What a reader at index `start` gets next: bytes of whole WebSocket frames, and its new index.
@@ -204,9 +214,11 @@ class TurnLog:
         if cached_start == start and cached_end == len(entries):
             return cached, cached_end
         end = start + 1
-        if end == len(entries) and self.streaming and type(entry := entries[start]) is tuple and entry[1]:
-            # one piece, as nearly always where readers keep up
-            out = frame_of(b'%b%d,"text":%b}' % (self._prefixes[entry[0]], end, _json_text(entry[1])))
+        entry = entries[start] if end == len(entries) and self.streaming else b""
+        piece = entry.text if isinstance(entry, Thought) else entry
+        if piece and isinstance(piece, str):  # one, as nearly always where readers keep up
+            prefix = self._prefixes[isinstance(entry, Thought)]
+            out = frame_of(b'%b%d,"text":%b}' % (prefix, end, _json_text(piece)))
         else:
             out, end = self._encode(start, text=self.streaming, speaker=None)
         self._cache = (start, end, out)
@@ -217,25 +229,25 @@ class TurnLog:
         index, total = start, len(entries)
         while index < total and size < MERGE_CHARS:
             entry = entries[index]
-            if type(entry) is bytes:
+            if isinstance(entry, bytes):
                 out.append(entry if speaker is None else spoken(speaker, *self.whole[index]))
                 size += len(entry)
                 index += 1
                 continue
-            kind, parts, chars = entry[0], [], 0
+            thinking, parts, chars = isinstance(entry, Thought), [], 0
             while index < total and chars < MERGE_CHARS:
                 entry = entries[index]
-                if type(entry) is not tuple or entry[0] != kind:
+                if isinstance(entry, bytes) or isinstance(entry, Thought) is not thinking:
                     break
-                parts.append(entry[1])
-                chars += len(entry[1])
+                parts.append(part := entry.text if isinstance(entry, Thought) else entry)
+                chars += len(part)
                 index += 1
             if not (text and chars):  # none: a place that is held
                 continue
             merged = parts[0] if len(parts) == 1 else "".join(parts)
             if speaker is None:
-                out.append(frame_of(b'%b%d,"text":%b}' % (self._prefixes[kind], index, _json_text(merged))))
+                out.append(frame_of(b'%b%d,"text":%b}' % (self._prefixes[thinking], index, _json_text(merged))))
             else:
-                out += map(frame_of, speaker.text(self.turn, merged, thinking=bool(kind)))
+                out += map(frame_of, speaker.text(self.turn, merged, thinking=thinking))
             size += chars
         return (out[0] if len(out) == 1 else b"".join(out)), index

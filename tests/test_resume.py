@@ -17,6 +17,7 @@ import pytest
 import trio
 
 from actors.store import Full, Storage, Unavailable
+from actors.turnlog import Thought
 from protocol.client import HISTORY_PAGE
 from protocol.writer import Append, BeginTurn, Closed, HopEvent, LoadHistory, UserEvent
 from tests.fakes import Script, Stall, ask_tools, say, think
@@ -48,12 +49,16 @@ async def answered(client: Client) -> list[Frame]:
     return await client.alive()
 
 
-def entries_of(s: Service, conversation: str) -> list[tuple[bool, str] | bytes]:
+def entries_of(s: Service, conversation: str) -> list[str | Thought | bytes]:
     return list(front_of(s).conversations[conversation].tail.entries)
 
 
-def text_after(entries: list[tuple[bool, str] | bytes], seq: int, *, thinking: bool = False) -> str:
-    return "".join(e[1] for e in entries[seq:] if isinstance(e, tuple) and e[0] is thinking)
+def text_after(entries: list[str | Thought | bytes], seq: int) -> str:
+    return "".join(e for e in entries[seq:] if isinstance(e, str))
+
+
+def thinking_after(entries: list[str | Thought | bytes], seq: int) -> str:
+    return "".join(e.text for e in entries[seq:] if isinstance(e, Thought))
 
 
 # Clients that come and go.
@@ -185,7 +190,7 @@ async def test_from_every_position_of_a_running_turn(tmp_path: Path) -> None:
                     assert message["message"] == "one two three four five six"
                     assert message["message"].endswith(text_of(frames))
                     assert text_of(frames) == text_after(entries_of(s, steady.conversation), place)
-                    assert text_of(frames, "thinking_delta") == text_after(entries, place, thinking=True)
+                    assert text_of(frames, "thinking_delta") == thinking_after(entries, place)
                     tools = [f["status"] for f in of_type(frames, "tool_execution")]
                     shown = [seq for seq, e in enumerate(entries, 1) if isinstance(e, bytes)]
                     assert tools == ["executing", "completed"][len([seq for seq in shown if seq <= place]) :]

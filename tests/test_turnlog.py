@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -288,3 +289,20 @@ def test_whatever_happens_to_the_ticks_the_store_has_the_text(rng: random.Random
 
 def _upto(log: TurnLog, index: int, *, thinking: bool) -> str:
     return "".join(entry[1] for entry in log.entries[:index] if isinstance(entry, tuple) and entry[0] is thinking)
+
+
+def test_what_streams_is_nothing_to_the_garbage_collector() -> None:
+    """It would stop everybody for milliseconds, many times a minute, to find that there is no garbage."""
+    log, index = TurnLog("c", 1), 0
+    pieces = [str(number) for number in range(3000)]
+    gc.collect()
+    gc.disable()
+    try:
+        before = gc.get_count()[0]
+        for number, piece in enumerate(pieces):
+            log.add(piece, thinking=number < 1000)
+            _, index = log.frames(index)
+        assert gc.get_count()[0] - before < 300
+    finally:
+        gc.enable()
+    assert index == 3000
