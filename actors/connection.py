@@ -222,7 +222,7 @@ class Talk:
                 log.info("socket %d: another front has it", socket.number)
             else:
                 code, reason = self._ending or _why(line.wire)
-                log.info("socket %d: closed with %d %s", socket.number, code, reason)
+                log.info("socket %d: closed with %s", socket.number, f"{code} {reason}" if reason else code)
                 await _say_goodbye(line.stream, line.outbox, line.wire, code, reason)
 
     async def _read(self) -> None:

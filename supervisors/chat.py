@@ -23,7 +23,7 @@ import trio
 from supervisors.chat_client import INTERRUPTED, Client
 from supervisors.chat_link import Unreachable
 from supervisors.chat_talk import Note
-from supervisors.chat_turn import Aside, Turn
+from supervisors.chat_turn import Aside, Frame, Turn
 
 FAILED = 1
 ENDPOINT = "/ws/chat"  # of a service that does not say another
@@ -116,7 +116,7 @@ async def ask_once(client: Client, message: str) -> None:
         for name, asked in talk.asked.items():
             if asked.turn is not None and name not in client.told:
                 client.told.add(name)
-                complain(f"{asked.tool_name} ({asked.server}) waits for approval; another client can give it")
+                complain(waiting(asked))
         turn = talk.to_show(mine=True)
         if turn is not None and len(turn.text) > written:
             text = turn.text[written:]
@@ -133,6 +133,15 @@ async def ask_once(client: Client, message: str) -> None:
             return
         else:
             await client.changes.wait()
+
+
+def waiting(asked: Frame) -> str:
+    """What the answer waits for, which nobody can give through a pipe; on one line, whatever a server wrote."""
+    if asked.type == "question":
+        text = f"{asked.server} asks: {asked.message} Another client can answer, in this conversation."
+    else:
+        text = f"{asked.tool_name} ({asked.server}) waits for approval; another client can give it"
+    return "".join(char if char.isprintable() else " " for char in text)
 
 
 async def _closed(client: Client, turn: Turn) -> int:

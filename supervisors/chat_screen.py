@@ -35,6 +35,7 @@ BAR = 20  # characters of a progress bar
 SHORT = 200  # characters of arguments and results that are shown
 MARKS = {"completed": ("✓", "green"), "failed": ("✗", RED), "denied": ("✗", RED), "cancelled": ("-", "yellow")}
 RUNNING = ("executing", "progress")
+AS_TEXT = {"html_inline": "text", "html_block": "code_block"}  # tags are part of what was said; rich leaves them out
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -58,7 +59,11 @@ def settled(text: str) -> int:
 
 def markdown(text: str) -> RenderableType:
     """Whole Markdown. Links are spelled out: a link's text may say another address than its target."""
-    return Trimmed(Markdown(text, hyperlinks=False, code_theme="ansi_dark"))
+    drawn = Markdown(text, hyperlinks=False, code_theme="ansi_dark")
+    for token in drawn.parsed:
+        for part in token.children or [token]:
+            part.type = AS_TEXT.get(part.type, part.type)
+    return Trimmed(drawn)
 
 
 def thought(text: str) -> Text:

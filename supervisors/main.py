@@ -273,7 +273,11 @@ def running_service(state: Path) -> tuple[str, int]:
     try:
         found = msgspec.json.decode((state / INSTANCE).read_bytes(), type=Instance)
     except (OSError, msgspec.MsgspecError) as error:
-        raise CannotStart(f"no service runs with the state directory {state} ({error})") from error
+        why = "" if isinstance(error, FileNotFoundError) else f" ({error})"
+        raise CannotStart(
+            f"no service runs with the state directory {state}{why}; start one with `actors-main`, "
+            "or name another with --state DIR"
+        ) from error
     try:
         os.kill(found.pid, 0)
     except PermissionError:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from supervisors.chat import waiting
 from supervisors.chat_questions import Form, value_of
 from supervisors.chat_turn import Frame
 
@@ -61,3 +62,10 @@ def test_values() -> None:
     assert value_of({"type": "string", "enum": ["1"]}, "other") == "other"  # for the service to refuse
     with pytest.raises(ValueError, match="y or n"):
         value_of({"type": "boolean"}, "perhaps")
+
+
+def test_through_a_pipe_it_is_said_what_the_answer_waits_for() -> None:
+    asked = Frame("question", question_id="q", server="demo", message="Who\x1b[2J\nare you?")
+    assert waiting(asked) == "demo asks: Who [2J are you? Another client can answer, in this conversation."
+    asked = Frame("approval_request", approval_id="a", server="demo", tool_name="add")
+    assert waiting(asked) == "add (demo) waits for approval; another client can give it"

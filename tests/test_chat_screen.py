@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 from rich.console import Console
 from rich.markdown import Markdown
 
-from supervisors.chat_screen import Screen, call_line, clean, exchange, progress, settled, short, usage_line
+from supervisors.chat_screen import (
+    Screen,
+    call_line,
+    clean,
+    exchange,
+    markdown,
+    progress,
+    settled,
+    short,
+    usage_line,
+)
 from supervisors.chat_turn import Call, Said, Trouble, Turn
 
 TEXT = """# Title
@@ -72,6 +82,22 @@ def test_what_is_settled_stays_as_it_is(cuts: list[int]) -> None:
     pieces.append(TEXT[done:])
     assert "".join(pieces) == TEXT
     assert [block for piece in pieces for block in blocks(piece)] == blocks(TEXT)
+
+
+def test_tags_are_shown_as_they_were_written() -> None:
+    text = "A <b>bold</b> word\n\n<div>\n  one\n</div>\n\n- <kbd>Ctrl</kbd>\n\n<!-- note -->\n\n<tag/> and &lt;\n"
+    page, out = screen()
+    page.console.print(markdown(text))
+    shown = [" ".join(line.split()) for line in out.getvalue().splitlines() if line.strip()]
+    assert shown == [
+        "A <b>bold</b> word",
+        "<div>",
+        "one",
+        "</div>",
+        "• <kbd>Ctrl</kbd>",
+        "<!-- note -->",
+        "<tag/> and <",
+    ]
 
 
 def test_nothing_settles_before_the_next_block_begins() -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
@@ -85,6 +86,7 @@ def parsed() -> Elements:
 
 
 SCRIPT = parsed().text["script"]
+STUB = Path(__file__).with_name("page_stub.js").read_text(encoding="utf-8")
 
 
 def test_the_script_is_valid(tmp_path: Path) -> None:
@@ -110,6 +112,55 @@ def test_the_contract_in_code_is_covered_too() -> None:
     assert served <= set(TYPES)
     sent = set(re.findall(r'\{type: "(\w+)"', SCRIPT))
     assert sent <= set(client.CAPABILITIES)
+
+
+def shown(tmp_path: Path, address: str, *frames: dict[str, Any]) -> dict[str, str]:
+    """What the page shows of each turn once these frames came, and its address then."""
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("no node on this machine to run the script with")
+    feed = f"for (const frame of {json.dumps(frames)}) {{ handlers[frame.type](frame); show(); }}\n"
+    told = "const texts = [...turns].map(([id, turn]) => [id, turn.item.textContent]);\n"
+    told += "console.log(JSON.stringify({...Object.fromEntries(texts), address: location.href}));\n"
+    file = tmp_path / "page.js"
+    file.write_text(STUB + SCRIPT + feed + told, encoding="utf-8")
+    done = subprocess.run([node, str(file), address], capture_output=True, text=True, check=False, timeout=20)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, str] = json.loads(done.stdout)
+    return found
+
+
+def welcome(conversation: str) -> dict[str, Any]:
+    return {"type": "welcome", "conversation_id": conversation}
+
+
+def said(turn: int, role: str, content: str, status: str) -> dict[str, Any]:
+    return {"turn": turn, "role": role, "content": content, "status": status}
+
+
+def test_a_turn_that_failed_says_so_live_and_when_it_is_read_again(tmp_path: Path) -> None:
+    error = {"error_code": "LLM_REJECTED", "error_message": "too long", "hint": "Say less."}
+    started = {"type": "turn_started", "turn": 1, "message": "hi"}
+    finished = {"type": "turn_finished", "turn": 1, "seq": 1, "outcome": "failed", "error": error}
+    live = shown(tmp_path, "http://localhost/", welcome("c"), started, finished)
+    assert live["1"] == "hitoo longSay less."
+    messages = [
+        said(1, "user", "hi", "failed"),
+        said(2, "user", "more", "stopped"),
+        said(2, "assistant", "a", "stopped"),
+    ]
+    page = {"type": "history", "conversation_id": "c", "messages": [*messages, said(3, "user", "ok", "complete")]}
+    again = shown(tmp_path, "http://localhost/", welcome("c"), page, page)
+    assert [again[turn] for turn in "123"] == ["hifailed", "moreastopped", "ok"]
+
+
+def test_an_address_that_names_a_conversation_follows_to_the_next(tmp_path: Path) -> None:
+    cleared = {"type": "session_cleared", "conversation_id": "d", "previous_conversation_id": "c"}
+    started = {"type": "turn_started", "turn": 1, "message": "hi"}
+    named = "http://localhost/?conversation=c"
+    assert shown(tmp_path, named, welcome("c"), cleared)["address"] == named  # it has no row yet
+    assert shown(tmp_path, named, welcome("c"), cleared, started)["address"] == "http://localhost/?conversation=d"
+    assert shown(tmp_path, "http://localhost/", welcome("c"), started)["address"] == "http://localhost/"
 
 
 def test_both_placeholders_are_where_the_server_fills_them_in() -> None:
