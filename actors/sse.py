@@ -36,13 +36,61 @@ class Decoder:
         limit: most bytes of one event.
     """
 
-    __slots__ = ("_after_cr", "_data", "_limit", "_name", "_parts", "_plain", "_size", "_started", "_waiting")
+    __slots__ = ("_limit", "_lines", "_started")
 
     def __init__(self, limit: int = MAX_EVENT) -> None:
         self._limit = limit
-        self._plain = True
-        """Nothing of an event or line waits for its rest."""
         self._started = False
+        self._lines: _Lines | None = None
+        """Once something came that is not plain."""
+
+    def feed(self, chunk: bytes) -> list[Event]:
+        """Take bytes, return the events that became whole by them.
+
+        Raises: EventTooLarge.
+        """
+        if (
+            (self._lines is None or self._lines.plain)
+            and chunk[:6] == b"data: "
+            and chunk[-2:] == b"\n\n"
+            and b"\r" not in chunk
+        ):
+            # Nearly always it is one event of one line, or some, and nothing else.
+            end = len(chunk) - 2
+            if end - 6 <= self._limit:
+                self._started = True
+                if chunk.find(b"\n") == end:
+                    return [Event(chunk[6:end])]
+                found = chunk[6:end].split(b"\n\ndata: ")
+                if chunk.count(b"\n") == 2 * len(found):
+                    return [Event(data) for data in found]
+        if self._lines is None:
+            self._lines = _Lines(self._limit, started=self._started)
+        return self._lines.feed(chunk)
+
+    def close(self) -> list[Event]:
+        """The stream ended: the last event, where it lacks only its blank line.
+
+        The standard drops such an event; providers are seen to end without the blank line. A torn one
+        is torn JSON and is noticed by who decodes it.
+        """
+        return self._lines.close() if self._lines is not None else []
+
+
+class _Lines:
+    """Any part of a stream, line by line.
+
+    Args:
+        started: its first line has come before.
+    """
+
+    __slots__ = ("_after_cr", "_data", "_limit", "_name", "_parts", "_size", "_started", "_waiting", "plain")
+
+    def __init__(self, limit: int, *, started: bool) -> None:
+        self._limit = limit
+        self._started = started
+        self.plain = False
+        """Nothing of an event or line waits for its rest."""
         self._after_cr = False
         # The beginning of a line whose end has not come, in the parts that came: joined once, so that a
         # large event in small parts costs linear time.
@@ -53,22 +101,9 @@ class Decoder:
         self._name = b""
 
     def feed(self, chunk: bytes) -> list[Event]:
-        """Take bytes, return the events that became whole by them.
-
-        Raises: EventTooLarge.
-        """
-        if self._plain and chunk[:6] == b"data: " and chunk[-2:] == b"\n\n" and b"\r" not in chunk:
-            # Nearly always it is one event of one line, or some, and nothing else.
-            end = len(chunk) - 2
-            if end - 6 <= self._limit:
-                self._started = True
-                if chunk.find(b"\n") == end:
-                    return [Event(chunk[6:end])]
-                found = chunk[6:end].split(b"\n\ndata: ")
-                if chunk.count(b"\n") == 2 * len(found):
-                    return [Event(data) for data in found]
+        """As `Decoder`'s."""
         events = self._feed(chunk)
-        self._plain = self._started and not (self._after_cr or self._parts or self._data or self._name)
+        self.plain = self._started and not (self._after_cr or self._parts or self._data or self._name)
         return events
 
     def _feed(self, chunk: bytes) -> list[Event]:
@@ -94,11 +129,7 @@ class Decoder:
         return self._read(lines)
 
     def close(self) -> list[Event]:
-        """The stream ended: the last event, where it lacks only its blank line.
-
-        The standard drops such an event; providers are seen to end without the blank line. A torn one
-        is torn JSON and is noticed by who decodes it.
-        """
+        """As `Decoder`'s."""
         line = b"".join(self._parts)
         self._parts.clear()
         return self._read([line, b""] if line else [b""])
