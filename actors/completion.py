@@ -41,6 +41,8 @@ since some providers send the same text in two."""
 NOT_OF_THE_MESSAGE = frozenset({"role", "index", "channel"})
 """Fields that describe a delta; sent back within a message, strict providers would refuse them."""
 
+MOST_STRINGS = 64  # that a text is kept in; one for each token would take ten times the memory of its letters
+
 NOT_DATA = frozenset({b"ping", b"heartbeat", b"keepalive", b"keep-alive"})
 """Names of events that say nothing but that the line is up."""
 
@@ -104,6 +106,29 @@ def request_body(request: Complete, provider: Provider) -> dict[str, Any]:
     return {key: value for key, value in body.items() if value is not None}
 
 
+class _Beside:
+    """What an answer has beside plain text."""
+
+    __slots__ = ("calls", "citations", "kept", "parts", "raw", "results")
+
+    def __init__(self) -> None:
+        self.calls = Calls()
+        self.kept: dict[str, list[str]] = {}
+        """Strings that came in pieces, by their fields."""
+        self.raw: dict[str, Any] = {}
+        """All else that came, by its field."""
+        self.parts: list[Any] | None = None
+        """The content, once it is not just text."""
+        self.citations = self.results = NONE
+
+    def keep(self, field: str, text: str) -> None:
+        """More of a field's string."""
+        strings = self.kept.setdefault(field, [])
+        strings.append(text)
+        if len(strings) >= MOST_STRINGS:
+            strings[:] = ["".join(strings)]
+
+
 class Completion:
     """What one answer amounts to so far.
 
@@ -115,13 +140,8 @@ class Completion:
 
     __slots__ = (
         "_any",
-        "_calls",
+        "_beside",
         "_choice",
-        "_citations",
-        "_kept",
-        "_parts",
-        "_raw",
-        "_results",
         "_streamed",
         "_text",
         "complete",
@@ -150,12 +170,10 @@ class Completion:
         """Events taken."""
         self.shown = False
         """A piece came out."""
-        self._calls = Calls()
+        self._beside: _Beside | None = None
+        """Once there is such."""
         self._text: list[str] = []
-        self._kept: dict[str, list[str]] = {}
-        self._raw: dict[str, Any] = {}
-        self._parts: list[Any] | None = None
-        self._citations = self._results = NONE
+        """What was said so far, as it came or joined."""
         self._choice = 0
         self._streamed = False
         self._any = False
@@ -181,9 +199,9 @@ class Completion:
         if chunk.usage:
             self.usage = chunk.usage
         if chunk.citations:
-            self._citations = chunk.citations
+            self._more.citations = chunk.citations
         if chunk.search_results:
-            self._results = chunk.search_results
+            self._more.results = chunk.search_results
         for choice in chunk.choices:
             if (choice.index != self._choice or not self._any) and self._not_ours(choice.index):
                 continue
@@ -200,7 +218,7 @@ class Completion:
             if delta.refusal:
                 self._refuse(delta.refusal, out)
             if delta.tool_calls:
-                self._calls.add(delta.tool_calls)
+                self._more.calls.add(delta.tool_calls)
             if choice.finish_reason:
                 self._finish(choice.finish_reason)
 
@@ -215,11 +233,12 @@ class Completion:
         """The answer as a whole, when its end has come. Raises Complaint: it broke off before."""
         if not self.complete:
             raise Complaint(Code.LLM_STREAM_BROKEN, "the answer broke off before its end", retry=True)
-        calls = self._calls.finish()
-        raw = {**{key: "".join(strings) for key, strings in self._kept.items()}, **self._raw}
-        if self._parts is not None:
+        beside = self._beside or _Beside()
+        calls = beside.calls.finish()
+        raw = {**{key: "".join(strings) for key, strings in beside.kept.items()}, **beside.raw}
+        if beside.parts is not None:
             # Content that is not just text goes back as it came.
-            raw["content"] = self._parts
+            raw["content"] = beside.parts
         given = raw.get("annotations")
         return Finished(
             request=self.request,
@@ -230,7 +249,7 @@ class Completion:
             raw=raw,
             annotations=[
                 *(item for item in (given if isinstance(given, list) else []) if isinstance(item, dict)),
-                *cited(self._citations, self._results),
+                *cited(beside.citations, beside.results),
             ],
             provider=self.provider,
         )
@@ -243,24 +262,32 @@ class Completion:
             self.complete = self.complete or self.ended
         return (index or 0) != self._choice
 
+    @property
+    def _more(self) -> _Beside:
+        if self._beside is None:
+            self._beside = _Beside()
+        return self._beside
+
     def _say(self, text: str, out: list[Piece]) -> None:
         self._text.append(text)
+        if len(self._text) >= MOST_STRINGS:
+            self._text = ["".join(self._text)]
         self.shown = True
-        if self._parts is not None:
-            append_part(self._parts, {"type": "text", "text": text})
+        if self._beside is not None and self._beside.parts is not None:
+            append_part(self._beside.parts, {"type": "text", "text": text})
         out.append(Text(self.request, text))
 
     def _refuse(self, text: str, out: list[Piece]) -> None:
         # Comes in place of content: who asked must read it. Kept too, since it goes back under its own name.
-        self._kept.setdefault("refusal", []).append(text)
+        self._more.keep("refusal", text)
         self.shown = True
         out.append(Text(self.request, text))
 
     def _reason(self, delta: Delta, out: list[Piece]) -> None:
         if delta.reasoning:
-            self._kept.setdefault("reasoning", []).append(delta.reasoning)
+            self._more.keep("reasoning", delta.reasoning)
         if delta.reasoning_content:
-            self._kept.setdefault("reasoning_content", []).append(delta.reasoning_content)
+            self._more.keep("reasoning_content", delta.reasoning_content)
         self._think(delta.reasoning or delta.reasoning_content or "", out)
 
     def _think(self, text: str, out: list[Piece]) -> None:
@@ -293,9 +320,9 @@ class Completion:
             self.model = model
         self._take_usage(chunk)
         if chunk.get("citations"):
-            self._citations = msgspec.Raw(msgspec.json.encode(chunk["citations"]))
+            self._more.citations = msgspec.Raw(msgspec.json.encode(chunk["citations"]))
         if chunk.get("search_results"):
-            self._results = msgspec.Raw(msgspec.json.encode(chunk["search_results"]))
+            self._more.results = msgspec.Raw(msgspec.json.encode(chunk["search_results"]))
         choices = chunk.get("choices")
         if not isinstance(choices, list):
             if choices is None and self._any is False and ("detail" in chunk or "message" in chunk):
@@ -342,9 +369,9 @@ class Completion:
             self._take_parts(content if isinstance(content, list) else [content], out, thinking=not shown)
         calls = fields.get("tool_calls")
         if isinstance(calls, list):
-            self._calls.add([call for call in calls if isinstance(call, dict)])
+            self._more.calls.add([call for call in calls if isinstance(call, dict)])
         elif isinstance(calls, dict):
-            self._calls.add([calls])
+            self._more.calls.add([calls])
         for key, value in fields.items():
             if key in REASONING or key in NOT_OF_THE_MESSAGE or key in {"content", "tool_calls"}:
                 continue
@@ -364,19 +391,20 @@ class Completion:
                 if text:
                     self._say(text, out)
                 continue
-            if self._parts is None:
-                self._parts = [{"type": "text", "text": "".join(self._text)}] if self._text else []
-            append_part(self._parts, part)
+            if (beside := self._more).parts is None:
+                beside.parts = [{"type": "text", "text": "".join(self._text)}] if self._text else []
+            append_part(beside.parts, part)
             if thinking and kind in {"thinking", "reasoning"} and (text := words(part)):
                 self._think(text, out)
 
     def _keep(self, key: str, value: Any) -> None:
-        if isinstance(value, str) and key not in self._raw:
-            self._kept.setdefault(key, []).append(value)
+        beside = self._more
+        if isinstance(value, str) and key not in beside.raw:
+            beside.keep(key, value)
             return
-        if key in self._kept:
-            self._raw[key] = "".join(self._kept.pop(key))
-        self._raw[key] = merged(self._raw.get(key), value)
+        if key in beside.kept:
+            beside.raw[key] = "".join(beside.kept.pop(key))
+        beside.raw[key] = merged(beside.raw.get(key), value)
 
 
 _MISSING: Any = object()
