@@ -11,7 +11,7 @@ import logging
 import math
 import random
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -23,7 +23,7 @@ from actors.outlet import Outlet
 from actors.provider import Client, Clients
 from actors.question import Question
 from actors.retry import delay_s
-from actors.sending import Sending, prepare
+from actors.sending import Sending, Sendings
 from actors.sse import MAX_EVENT, EventTooLarge
 from actors.upstream import Upstreams
 from actors.verdict import Complaint
@@ -34,11 +34,16 @@ from protocol.watcher import Llm, Provider
 log = logging.getLogger(__name__)
 
 
+RESTS = trio.CancelScope()
+"""In the place of the scope of a task where none answers a request, since its answer flows."""
+
+
 class Means(NamedTuple):
     """What all requests are answered with."""
 
     clients: Clients
     upstreams: Upstreams
+    sendings: Sendings
     backoff_s: float
     """The largest delay before the second try."""
     go_on: Callable[[Asking], None]
@@ -62,7 +67,6 @@ class Asking:
         "_place",
         "_provider",
         "_question",
-        "_rests",
         "_sendings",
         "_tried",
         "_until",
@@ -76,17 +80,17 @@ class Asking:
         self.number = request.request
         self.conversation = request.conversation
         self.scope = trio.CancelScope()
-        """Of the task that answers it, or of the next."""
+        """Of the task that answers it, while there is one."""
         self._question = Question(request, llm)
         self.outlet = outlet
         self._means = means
         self._completion = Completion(request.request, request.model)
-        self._sendings: list[Sending] = []
+        self._sendings: tuple[Sending, ...] = ()
         self._first: Provider | None = None
         """Who is asked first; None: nobody yet."""
         self._until = math.inf
         """When all of it is to be over, in trio's time."""
-        self._faults: list[Fault] = []
+        self._faults: tuple[Fault, ...] = ()
         """Of the providers before the present one."""
         self._place = 0
         self._provider: Provider | None = None
@@ -95,8 +99,6 @@ class Asking:
         self._tried = 0
         self._attempt: Attempt | None = None
         """Whose answer flows."""
-        self._rests = False
-        """So no task answers it."""
 
     @property
     def flows(self) -> bool:
@@ -106,20 +108,20 @@ class Asking:
     def rest(self) -> None:
         """It flows: the task that answered it ends."""
         cancelled = self.scope.cancel_called
-        self.scope, self._rests = trio.CancelScope(), True
+        self.scope = RESTS
         if cancelled:  # when nothing waited any more
             self.cancel()
 
     def cancel(self) -> None:
         """End it without a word."""
-        self.scope.cancel()
         if self._attempt is not None:
             self._attempt.stay()  # now: its task ends it in the next round of the loop only
         self._go_on()
+        self.scope.cancel()
 
     def _go_on(self) -> None:
-        if self._rests:
-            self._rests = False
+        if self.scope is RESTS:
+            self.scope = trio.CancelScope()
             self._means.go_on(self)
 
     async def answer(self) -> Finished | None:
@@ -157,7 +159,7 @@ class Asking:
             try:
                 return await self._tries(provider)
             except Complaint as complaint:
-                self._faults.append(complaint.fault(provider.name, self._redact))
+                self._faults += (complaint.fault(provider.name, self._redact),)
                 self._place += 1
                 last = self._completion.shown or self._place >= len(self._question.ways)
                 if last or (self._place == 1 and not complaint.elsewhere):
@@ -189,8 +191,7 @@ class Asking:
     async def _take(self, provider: Provider) -> Client:
         """Have all that asking it needs."""
         question = self._question
-        sending = prepare(provider)
-        self._sendings.append(sending)
+        self._sendings += (self._means.sendings.of(provider),)
         question.body = msgspec.json.encode(request_body(question.ways[self._place][1], provider))
         self._client = client = await self._means.clients.take(provider)
         self._provider, self._tried = provider, 0
@@ -243,7 +244,7 @@ class Asking:
         return delay_s(tried, complaint.after_s, luck, self._means.backoff_s)
 
 
-def _joined(faults: list[Fault]) -> Fault:
+def _joined(faults: Sequence[Fault]) -> Fault:
     """What the asked provider said, and after it what its fallbacks said."""
     first = faults[0].body
     return Fault(

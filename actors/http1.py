@@ -93,6 +93,9 @@ SPENT = h11.Connection(h11.CLIENT)
 SENT = ByteStream(b"")
 """In the place of what a request has sent."""
 
+OVER = httpcore.Request("POST", "http://localhost")
+"""In the place of a request whose answer flows: httpcore asks it for nothing but whether it is traced."""
+
 
 class Form:
     """What many requests have in common; made once.
@@ -187,9 +190,10 @@ class Connection(httpcore.AsyncHTTP11Connection):
             framing = Unsized()
         asked = request.form.closes if isinstance(request, Asked) else _closes(heads.said_in(request.headers))
         self._lasting = came.version == b"HTTP/1.1" and not (asked or _closes(said))
-        request.headers, request.stream = [], SENT  # httpcore keeps the request until its answer has ended
+        request.headers, request.stream = [], SENT  # one that has queued is kept until its answer has ended
         if isinstance(request, Asked):
             request.body = b""
+            response.stream = http11.HTTP11ConnectionByteStream(self, OVER)
         self._body = response.extensions["body"] = Body(wire, framing, came.early)
         self._h11_state = SPENT  # what it knows of this exchange is not needed while the body flows
         return response

@@ -6,6 +6,8 @@ fallback follows, and what was sent is let go of. Nothing here sends. Fails as `
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from actors.route import route
 from protocol.streamer import Complete
 from protocol.watcher import Llm, Provider
@@ -22,7 +24,7 @@ class Question:
 
     def __init__(self, request: Complete, llm: Llm) -> None:
         self._asked: tuple[Complete, Llm] | None = request, llm
-        self.ways: list[tuple[Provider, Complete]] = []
+        self.ways: Sequence[tuple[Provider, Complete]] = ()
         """The providers to be asked until one answers, each with the request in its form."""
         self.body = b""
         """As it is sent on the present way."""
@@ -34,4 +36,4 @@ class Question:
 
     def let_go(self) -> None:
         """It is not asked again."""
-        self.ways, self.body = [], b""
+        self.ways, self.body = (), b""

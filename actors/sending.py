@@ -1,8 +1,8 @@
 """What a request sends beside its body: the key and the configured headers, read when it is sent.
 
 They come from the environment and live in the request's `Sending`, which also knows how to take them out of a
-text, and as long as they stay the same in its client's `Form`. Nothing here sends. Fails with `Complaint`
-LLM_NOT_CONFIGURED where something is missing, or cannot be a header; what was found is never quoted.
+text, and as long as they stay the same in `Sendings` and the client's `Form`. Nothing here sends. Fails with
+`Complaint` LLM_NOT_CONFIGURED where something is missing, or cannot be a header; what was found is never quoted.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from urllib.parse import urlsplit
 
 import msgspec
@@ -42,6 +42,24 @@ class Sending(msgspec.Struct, frozen=True):
 
     def __repr__(self) -> str:
         return "<Sending>"
+
+
+class Sendings:
+    """What the requests to each provider send: one object for all that send the same."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, Sending] = {}
+
+    def of(self, provider: Provider) -> Sending:
+        """As `prepare`."""
+        sending = prepare(provider)
+        if (last := self._last.get(provider.name)) != sending or last is None:
+            last = self._last[provider.name] = sending
+        return last
+
+    def keep(self, names: Container[str]) -> None:
+        """Forget those of all other providers."""
+        self._last = {name: sending for name, sending in self._last.items() if name in names}
 
 
 def prepare(provider: Provider, environ: Mapping[str, str] = os.environ) -> Sending:

@@ -20,7 +20,7 @@ from actors.models import ModelLists
 from actors.outlet import Outlet, Outlets
 from actors.provider import Clients
 from actors.retry import BACKOFF_S
-from actors.sending import prepare
+from actors.sending import Sendings, prepare
 from actors.upstream import Upstreams
 from actors.verdict import Complaint
 from protocol.errors import Code, Fault
@@ -91,7 +91,10 @@ class Streamer:
         self._upstreams = Upstreams(self._report)
         self._models = ModelLists(clients)
         self._outlets = outlets
-        self._means = Means(clients, self._upstreams, float(ctx.args.get("backoff_s", BACKOFF_S)), self._go_on)
+        self._sendings = Sendings()
+        self._means = Means(
+            clients, self._upstreams, self._sendings, float(ctx.args.get("backoff_s", BACKOFF_S)), self._go_on
+        )
         self._running = self._done = self._failed = 0
         self._ended = trio.Event()
         """Set, and made anew, when a request has ended."""
@@ -136,6 +139,7 @@ class Streamer:
         """Requests begin with this from now on; running ones keep theirs."""
         before, self._snapshot = self._snapshot, snapshot
         self._upstreams.change(snapshot.llm.providers)
+        self._sendings.keep(snapshot.llm.providers)
         if _address(before.llm) != _address(snapshot.llm):
             self._warm()
         # Aside: closing connections may wait for their peers, and a Cancel behind this message must not.
