@@ -201,7 +201,9 @@ class Attempt:
         while True:
             try:
                 if self._begun and answer.flows:
-                    await trio.lowlevel.checkpoint()  # what was shown is on its way before the rest is seen to
+                    # What was shown goes on its way before the rest is seen to: the receiver runs in the next round.
+                    await trio.lowlevel.checkpoint()
+                    await trio.lowlevel.checkpoint()
                     return True
                 chunk = await answer.read_some()
             except Complaint:

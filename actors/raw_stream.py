@@ -13,7 +13,7 @@ import select
 import socket
 import ssl
 from collections.abc import Iterable
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from typing import Any
 
 import httpcore
@@ -73,21 +73,20 @@ class RawStream(httpcore.AsyncNetworkStream):
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """At most `max_bytes`; b"" at the end. Raises httpcore.ReadError, ReadTimeout."""
-        await trio.lowlevel.checkpoint_if_cancelled()
+        sock = self._sock
         try:
-            with suppress(*BLOCKED):
-                data = self._sock.recv(max_bytes)
-                await trio.lowlevel.cancel_shielded_checkpoint()
-                return data
-            # A scope only where there is something to wait for, and an end of it.
             with nullcontext() if timeout is None else trio.fail_after(timeout):
+                if isinstance(sock, ssl.SSLSocket) and sock.pending():  # of which the descriptor says nothing
+                    await trio.lowlevel.checkpoint()
+                else:
+                    await trio.lowlevel.wait_readable(sock)  # an answer is never there when it was just asked for
                 while True:
                     try:
-                        return self._sock.recv(max_bytes)
+                        return sock.recv(max_bytes)
                     except (BlockingIOError, ssl.SSLWantReadError):
-                        await trio.lowlevel.wait_readable(self._sock)
+                        await trio.lowlevel.wait_readable(sock)
                     except ssl.SSLWantWriteError:
-                        await trio.lowlevel.wait_writable(self._sock)
+                        await trio.lowlevel.wait_writable(sock)
         except trio.TooSlowError as error:
             raise httpcore.ReadTimeout from error
         except (OSError, trio.ClosedResourceError) as error:
@@ -97,11 +96,13 @@ class RawStream(httpcore.AsyncNetworkStream):
         """All of it; waits only where it is not taken at once. Raises httpcore.WriteError, WriteTimeout."""
         await trio.lowlevel.checkpoint_if_cancelled()
         try:
-            rest = memoryview(buffer)
-            with suppress(*BLOCKED):
-                rest = rest[self._sock.send(rest) :]
-            if not rest:
+            try:
+                sent = self._sock.send(buffer)
+            except BLOCKED:
+                sent = 0
+            if sent == len(buffer):
                 return
+            rest = memoryview(buffer)[sent:]
             with nullcontext() if timeout is None else trio.fail_after(timeout):
                 while rest:
                     try:

@@ -4,9 +4,8 @@
 driver crosses it, so a server database can take its place. `Storage` is the same for trio: one thread
 writes, one reads, and both are gone when it is closed. One owner per file, by a lock on `<file>.lock`.
 
-What can fail is one of four: `Busy` (another program holds the file), `Full` (the disk), `Unavailable` (any
-other trouble of the moment), `Fatal` (a restart cannot help; the text names the file and what to do).
-Whatever fails, nothing of that batch was written. A commit that has begun is never cancelled.
+What can fail is said in `actors.store_errors`. Whatever fails, nothing of that batch was written. A commit that has
+begun is never cancelled.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Container, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from typing import NamedTuple, Self
 
@@ -23,10 +22,11 @@ import apsw
 import trio
 
 from actors import operations, recovery, retention, rows
-from actors.database_file import Unusable, lock, make, size
+from actors.database_file import lock, make, size
 from actors.fence import Fence
 from actors.retention import Limits, Removed
-from actors.schema import Database, Unfit, inspect, migrate
+from actors.schema import Database, inspect, migrate
+from actors.store_errors import Errors, Fatal, Unavailable, translated
 from actors.store_thread import Thread
 from protocol.errors import Code, Fault
 from protocol.writer import Append, AppendDeltas, BeginTurn, Operation, Query, StartTurn
@@ -44,51 +44,27 @@ END = object()  # of an iterator
 log = logging.getLogger(__name__)
 
 
-class StoreError(Exception):
-    """The store could not do it; nothing of it was done. The text is for operators."""
+class _Transaction:
+    """A block that is done as a whole, or not at all."""
 
+    # For each commit: made of a generator it takes as long as a statement.
+    __slots__ = ("_begin", "_db")
 
-class Busy(StoreError):
-    """Another program holds the database; the same may succeed in a moment."""
+    def __init__(self, db: Database, begin: str) -> None:
+        self._db = db
+        self._begin = begin
 
+    def __enter__(self) -> None:
+        self._db.execute(self._begin)
 
-class Full(StoreError):
-    """No space is left; reading goes on."""
-
-
-class Unavailable(StoreError):
-    """The system below failed in another way that may pass."""
-
-
-class Fatal(StoreError):
-    """The file cannot be used; only an operator can help."""
-
-
-REMEDIES: dict[type[apsw.Error], str] = {
-    apsw.NotADBError: "is not a SQLite database. Nothing was changed. Put a backup in its place, "
-    "or move it away to start with an empty one.",
-    apsw.CorruptError: "is damaged. Nothing was changed. Put a backup in its place, or save what is readable "
-    "with `sqlite3 FILE .recover`; move the file away to start with an empty one.",
-    apsw.ReadOnlyError: "cannot be written. Check its owner and mode, and that the file system is not read-only.",
-    apsw.CantOpenError: "cannot be opened. Check that its directory is there and may be written.",
-    apsw.PermissionsError: "may not be used. Check its owner and mode.",
-}
-"""What an operator reads, after the file's name; these do not pass by themselves."""
-
-
-def _translated(error: apsw.Error, path: str) -> StoreError | None:
-    """The store's error for the driver's; None when it concerns only what was being written."""
-    code = getattr(error, "extendedresult", 0)
-    if isinstance(error, apsw.BusyError | apsw.LockedError | apsw.ProtocolError):
-        return Busy(f"{path} is held by another program ({error}).")
-    if isinstance(error, apsw.FullError) or code == apsw.SQLITE_IOERR_WRITE:
-        return Full(f"No space is left for {path}. Free some; nothing needs to be restarted.")
-    for kind, remedy in REMEDIES.items():
-        if isinstance(error, kind):
-            return Fatal(f"{path} {remedy}")
-    if isinstance(error, apsw.IOError | apsw.NoMemError | apsw.InterruptError | apsw.AbortError):
-        return Unavailable(f"{path}: {type(error).__name__}: {error}")
-    return None
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        try:
+            if error is None:
+                self._db.execute("COMMIT")
+        finally:
+            # Some failures (a full disk) have rolled back already.
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
 
 
 class Sizes(NamedTuple):
@@ -111,6 +87,7 @@ class Store:
         self, path: str, watch: Callable[[Database], None] = lambda _: None, fence: Fence | None = None
     ) -> None:
         self.path = path
+        self._errors = Errors(path)
         self._watch = watch
         self._fence = fence if fence is not None else Fence()
         self._lock: int | None = None
@@ -122,7 +99,7 @@ class Store:
 
     def open(self) -> None:
         """Lock, check and migrate the file, or make it. Raises: StoreError; `close` it then, too."""
-        with self._errors():
+        with self._errors:
             unclean = self.path != MEMORY and self._claim()
             db = self._writer = self._connect(apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE)
             inspect(db)  # before anything is written to a file that may not be ours
@@ -174,36 +151,12 @@ class Store:
         self._pages = pages
         return apsw.SQLITE_OK
 
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except Unfit as error:
-            raise Fatal(f"{self.path} {error}") from error
-        except Unusable as error:
-            raise Fatal(str(error)) from error
-        except apsw.Error as error:
-            translated = _translated(error, self.path)
-            raise translated or Unavailable(f"{self.path}: {type(error).__name__}: {error}") from error
-
     @property
     def db(self) -> Database:
         """The connection that writes. Raises: Unavailable."""
         if self._writer is None:
             raise Unavailable(f"{self.path} is closed")
         return self._writer
-
-    @contextmanager
-    def _transaction(self, db: Database, begin: str) -> Iterator[None]:
-        db.execute(begin)
-        try:
-            yield
-            db.execute("COMMIT")
-        except BaseException:
-            # Some failures (a full disk) have rolled back already.
-            if db.in_transaction:
-                db.execute("ROLLBACK")
-            raise
 
     def _clock(self) -> float:
         """The time; always later than at the last call and than what is stored, also when the clock goes back.
@@ -221,15 +174,15 @@ class Store:
         Raises: StoreError: none of it was done.
         """
         db = self.db
-        with self._errors():
+        with self._errors:
             try:
-                with self._transaction(db, "BEGIN IMMEDIATE"):
+                with _Transaction(db, "BEGIN IMMEDIATE"):
                     return [operations.apply(db, operation, self._clock(), self._fence) for operation in batch]
             except Exception as error:
-                if isinstance(error, apsw.Error) and _translated(error, self.path) is not None:
+                if isinstance(error, apsw.Error) and translated(error, self.path) is not None:
                     raise
                 # One of them cannot be stored: find out which, so that the others are.
-                with self._transaction(db, "BEGIN IMMEDIATE"):
+                with _Transaction(db, "BEGIN IMMEDIATE"):
                     return [self._apply_alone(db, operation) for operation in batch]
 
     def _apply_alone(self, db: Database, operation: Operation) -> object:
@@ -237,7 +190,7 @@ class Store:
         try:
             answer = operations.apply(db, operation, self._clock(), self._fence)
         except Exception as error:  # the boundary between one asker's data and everybody else's
-            if isinstance(error, apsw.Error) and _translated(error, self.path) is not None:
+            if isinstance(error, apsw.Error) and translated(error, self.path) is not None:
                 raise
             db.execute("ROLLBACK TO one")
             log.exception("one %s cannot be stored", type(operation).__name__)
@@ -248,9 +201,9 @@ class Store:
 
     def query(self, query: Query) -> object:
         """Answer one query from what is committed. Raises: Fault NOT_FOUND, StoreError."""
-        with self._errors():
+        with self._errors:
             db = self._reader or self.db
-            with self._transaction(db, "BEGIN"):
+            with _Transaction(db, "BEGIN"):
                 return operations.ask(db, query)
 
     def answers(self, queries: Sequence[Query]) -> list[object]:
@@ -267,14 +220,14 @@ class Store:
 
     def absent(self, conversations: Sequence[str]) -> list[str]:
         """Those ids that no conversation has. Raises: StoreError."""
-        with self._errors():
+        with self._errors:
             db = self._reader or self.db
-            with self._transaction(db, "BEGIN"):
+            with _Transaction(db, "BEGIN"):
                 return [name for name in conversations if rows.one(db, rows.FIND_CONVERSATION, name) is None]
 
     def recover(self) -> int:
         """Close the turns that ran when the last service, or a front of this one, died; answers how many."""
-        with self._errors(), self._transaction(self.db, "BEGIN IMMEDIATE"):
+        with self._errors, _Transaction(self.db, "BEGIN IMMEDIATE"):
             return recovery.recover(self.db, self._clock(), self._fence)
 
     def sweep(self, limits: Limits, live: Container[str], removed: Removed) -> Iterator[None]:
@@ -288,7 +241,7 @@ class Store:
         slices = retention.sweep(self.db, limits, live, self._clock, removed)
         more = True
         while more:
-            with self._errors(), self._transaction(self.db, "BEGIN IMMEDIATE"):
+            with self._errors, _Transaction(self.db, "BEGIN IMMEDIATE"):
                 more = next(slices, END) is not END
             if more:
                 yield

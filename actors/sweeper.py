@@ -14,7 +14,8 @@ import trio
 
 from actors import kept_results
 from actors.retention import Limits, Removed
-from actors.store import Fatal, Storage, StoreError
+from actors.store import Storage
+from actors.store_errors import Fatal, StoreError
 from protocol import watcher
 from protocol.spec import Context
 from protocol.writer import InUse

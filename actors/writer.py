@@ -14,7 +14,7 @@ start, not per restart of this actor, and a store in memory outlives a crash. Wh
 `run`, the id of this start of the service, and `living`, the ids of the fronts that live now (None: unknown, all
 of this run do): their turns are not recovered. Who dies later it hears from the root and from other fronts.
 
-What can fail: see `actors.store`. A full disk and what passes by itself is answered with a fault, and tried
+What can fail: see `actors.store_errors`. A full disk and what passes by itself is answered with a fault, and tried
 again with every batch; what only an operator can help parks the actor with a text that says how.
 """
 
@@ -31,7 +31,8 @@ import trio
 
 from actors import kept_results
 from actors.fence import Fence
-from actors.store import MEMORY, Busy, Fatal, Full, Storage, StoreError, Unavailable
+from actors.store import MEMORY, Storage
+from actors.store_errors import Busy, Fatal, Full, StoreError, Unavailable
 from actors.sweeper import Known, Sweeper
 from protocol.claim import gone
 from protocol.errors import Code, Fault

@@ -49,6 +49,7 @@ MCP_PROCESS = {
 IMPORTERS = {
     "apsw": {
         "actors/store.py",
+        "actors/store_errors.py",
         "actors/store_thread.py",
         "actors/schema.py",
         "actors/rows.py",

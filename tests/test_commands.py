@@ -10,7 +10,8 @@ import pytest
 import trio
 
 from actors.commands import LAST_TURN
-from actors.store import Storage, Unavailable
+from actors.store import Storage
+from actors.store_errors import Unavailable
 from protocol.client import HISTORY_PAGE, MAX_ID_CHARS, MAX_QUEUED, MAX_TEXT_CHARS
 from protocol.writer import BeginTurn, LoadHistory
 from tests.fakes import Script, Stall, say

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 import trio
 
-from actors.store import Full, Storage, Unavailable
+from actors.store import Storage
+from actors.store_errors import Full, Unavailable
 from actors.turnlog import Thought
 from protocol.client import HISTORY_PAGE
 from protocol.writer import Append, BeginTurn, Closed, HopEvent, LoadHistory, UserEvent

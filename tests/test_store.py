@@ -20,7 +20,8 @@ import trio.testing
 
 from actors import rows, store
 from actors.schema import MIGRATIONS, Database, migrate
-from actors.store import AT_ONCE, MEMORY, Busy, Fatal, Full, Storage, Store, Unavailable
+from actors.store import AT_ONCE, MEMORY, Storage, Store
+from actors.store_errors import Busy, Fatal, Full, Unavailable
 from protocol.errors import Code, Fault
 from protocol.writer import (
     Began,

@@ -8,7 +8,8 @@ from typing import Any
 import trio
 
 from actors.running_turn import RunningTurn
-from actors.store import Full, Storage
+from actors.store import Storage
+from actors.store_errors import Full
 from protocol.writer import Append, BeginTurn, LoadHistory
 from tests.fakes import Script, Stall, ask_tool, say
 from tests.service import LIGHT, front_of, service
