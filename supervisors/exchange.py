@@ -118,7 +118,8 @@ class Exchange:
         return None if peer.closed else RemoteInlet(peer, path)
 
     def relay(self, role: str) -> None:
-        """A process below this one, which knows no other: what it says to others and of its actors is passed on."""
+        """A process below this one, which knows no other: what it says to others and of its actors is passed on, and
+        what others tell of theirs is to it."""
         self._below.add(role)
 
     def inlet_at(self, role: str, path: str) -> Inlet:
@@ -261,6 +262,11 @@ class Exchange:
         self._greet(port)
         port.actors = {up.path: up.incarnation for up in hello.up}
         self._switch(peer, port)
+        if hello.role in self._below:
+            for known in self.peers.values():
+                if known.port is not None and known.role not in self._below:
+                    for path, incarnation in known.port.actors.items():
+                        port.tell(Told(Up(path, incarnation)))
 
     def _expected(self, port: Port, hello: Hello) -> Peer:
         if port.role:
@@ -290,10 +296,19 @@ class Exchange:
         else:
             port.actors.pop(event.path, None)
         peer = self.peers.get(port.role)
-        if peer is not None and peer.port is port and self._tree is not None:
-            self._tree.announce_abroad(event)
+        if peer is not None and peer.port is port:
+            self._announce(port.role, event)
         if port.role in self._below:
             self.told(event)
+
+    def _announce(self, role: str, event: Down | Up) -> None:
+        """An actor of that role ended or is ready: watchers here are told, and the processes below."""
+        if self._tree is not None:
+            self._tree.announce_abroad(event)
+        if role not in self._below:
+            for port in self.ports:
+                if port.greeted and port.role in self._below:
+                    port.tell(Told(event))
 
     def leaves(self, port: Port) -> None:
         """The peer takes no more mail there: ours waits for who has its role next, and nothing is down meanwhile."""
@@ -347,11 +362,9 @@ class Exchange:
         peer.switch(port)
         if before is not None:
             self._down(before)
-        if self._tree is not None:
-            for path, incarnation in port.actors.items() if port is not None else ():
-                self._tree.announce_abroad(Up(path, incarnation))
+        for path, incarnation in port.actors.items() if port is not None else ():
+            self._announce(peer.role, Up(path, incarnation))
 
     def _down(self, port: Port) -> None:
-        if self._tree is not None:
-            for path, incarnation in port.actors.items():
-                self._tree.announce_abroad(Down(path, incarnation, ENDED, None, parked=False))
+        for path, incarnation in port.actors.items():
+            self._announce(port.role, Down(path, incarnation, ENDED, None, parked=False))

@@ -304,3 +304,20 @@ async def test_two_trees_are_one_for_who_writes_watches_and_asks() -> None:
         Down("b/local", 1, "restarted by hand", 0, parked=False),
         Up("b/local", 2),
     ]
+
+
+async def test_a_process_below_another_is_told_of_the_actors_that_the_other_hears_of() -> None:
+    front, middle, below = house("f"), house("m"), house("b", place=lambda _: "m")
+    front.ready = [Up("f/gateway", 1)]
+    abroad(middle).relay("b")
+    gone: list[Down | Up] = [Down("f/gateway", 2, "its process ended", None, parked=False)]
+    async with joined(middle, front):
+        async with joined(middle, below):
+            await until(lambda: below.events == [Up("f/gateway", 1)])  # it came later, and hears of what was there
+            abroad(front).told(Up("f/gateway", 2))
+            await until(lambda: below.events[1:] == [Up("f/gateway", 2)])
+            for port in [*abroad(front).ports]:
+                port.close()
+            await until(lambda: below.events[2:] == gone)
+            async with joined(middle, front):
+                await until(lambda: below.events[3:] == [Up("f/gateway", 1)])

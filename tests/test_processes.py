@@ -171,6 +171,22 @@ async def a_front_dies_and_its_clients_go_on_at_the_other(f: Fleet) -> None:
             [whole] = of_type(closing, "assistant_message")
             assert whole["message"] == text_of(frames)
         await f.replaced(owner, pid)
+    await all_servers_are_offered_at(f, owner)
+
+
+async def all_servers_are_offered_at(f: Fleet, front: str) -> None:
+    """Also at a front that came after them, and also what lives in a process of its own."""
+    while True:
+        async with f.client("?conversation=new") as client:
+            await client.say("text")
+            if await f.owner(client.conversation) != front:
+                continue
+            for _ in range(200):
+                await client.send("list_tools")
+                if {"demo", "apart"} <= {tool["server"] for tool in (await client.until("tools"))[-1]["tools"]}:
+                    return
+                await trio.sleep(0.05)  # it has only just come
+            raise AssertionError(f"{front} does not know what is offered")
 
 
 async def all_are_replaced_under_load_and_no_turn_is_lost(f: Fleet) -> None:
@@ -187,6 +203,7 @@ async def all_are_replaced_under_load_and_no_turn_is_lost(f: Fleet) -> None:
     after = await f.processes()
     assert set(after) - {"apart"} == {"store", "llm", "mcp", "front3", "front4"}
     assert not {node.pid for node in after.values()} & {*before.values()}
+    await all_servers_are_offered_at(f, "front3")
     for one in talks:
         assert len(one.acknowledged) == len(one.outcomes)
         assert {*one.outcomes.values()} == {"completed"}
