@@ -16,7 +16,7 @@ from actors import context_window, message_content, transcript
 from actors.annotations import annotations_of
 from actors.catalogue import Merged
 from actors.turnlog import TurnLog
-from actors.usage import added, priced
+from actors.usage import NOTHING_USED, added, priced
 from protocol.client import LeftOut, ToolExecution, TurnFinished, TurnStarted, error_frame
 from protocol.errors import Fault, FaultBody
 from protocol.mcp_server import ToolOutcome
@@ -81,7 +81,7 @@ class RunningTurn:
         it has sent beside the text may go back."""
         asked = self.provider
         self.model = asked.model if asked is not None else ""
-        self.usage: dict[str, Any] = {}
+        self.usage = NOTHING_USED
         """Summed over the hops."""
         for event in events:
             if isinstance(event, HopEvent):

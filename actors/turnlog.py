@@ -15,14 +15,20 @@ this file refuses to know: sockets, storage, what a turn does next.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import msgspec
 
 from actors.dialect import Speaker
+from actors.usage import NOTHING_USED
 from protocol.client import ServerFrame, encode
 from protocol.streamer import Failed, Finished
 from protocol.writer import ToolStarted
+
+DELTAS = (
+    b'{"type":"assistant_delta","turn":%d,"seq":%d,"text":%b}',
+    b'{"type":"thinking_delta","turn":%d,"seq":%d,"text":%b}',
+)
+"""Frames with text, and with thinking."""
 
 MERGE_CHARS = 32_768  # of text in one merged frame: keeps frames small for a reader that is far behind
 
@@ -68,7 +74,6 @@ class TurnLog:
 
     __slots__ = (
         "_cache",
-        "_prefixes",
         "aside",
         "asked",
         "attached",
@@ -124,7 +129,7 @@ class TurnLog:
         """The streamer's request that fills this log now; 0: none."""
         self.calls: dict[str, ToolStarted] = {}
         """Tool calls that have begun and not ended, by call id."""
-        self.aside: dict[str, Any] = {}
+        self.aside = NOTHING_USED
         """What was used by requests to the model that its tools have made."""
         self.tools_ran = False
         self.stored = 0
@@ -135,10 +140,6 @@ class TurnLog:
         """Characters of text since then."""
         self.marked = False
         """Where several fronts run: the store is told that something of it was shown."""
-        self._prefixes = (
-            f'{{"type":"assistant_delta","turn":{turn},"seq":'.encode(),
-            f'{{"type":"thinking_delta","turn":{turn},"seq":'.encode(),
-        )
         self._cache: tuple[int, int, bytes] = (0, 0, b"")
 
     @property
@@ -217,8 +218,7 @@ class TurnLog:
         entry = entries[start] if end == len(entries) and self.streaming else b""
         piece = entry.text if isinstance(entry, Thought) else entry
         if piece and isinstance(piece, str):  # one, as nearly always where readers keep up
-            prefix = self._prefixes[isinstance(entry, Thought)]
-            out = frame_of(b'%b%d,"text":%b}' % (prefix, end, _json_text(piece)))
+            out = frame_of(DELTAS[isinstance(entry, Thought)] % (self.turn, end, _json_text(piece)))
         else:
             out, end = self._encode(start, text=self.streaming, speaker=None)
         self._cache = (start, end, out)
@@ -246,7 +246,7 @@ class TurnLog:
                 continue
             merged = parts[0] if len(parts) == 1 else "".join(parts)
             if speaker is None:
-                out.append(frame_of(b'%b%d,"text":%b}' % (self._prefixes[thinking], index, _json_text(merged))))
+                out.append(frame_of(DELTAS[thinking] % (self.turn, index, _json_text(merged))))
             else:
                 out += map(frame_of, speaker.text(self.turn, merged, thinking=thinking))
             size += chars

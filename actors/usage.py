@@ -8,6 +8,7 @@ operator's currency; where none are, a `cost` of the provider's own stays.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from protocol.watcher import PriceOptions
@@ -35,6 +36,9 @@ PLACES: dict[str, tuple[tuple[str, ...], ...]] = {
 
 `input` has those in `cached` in it, `output` those in `reasoning`.
 """
+
+
+NOTHING_USED: Mapping[str, Any] = MappingProxyType({})
 
 
 def added(total: Mapping[str, Any], usage: Mapping[str, Any] | None) -> dict[str, Any]:
