@@ -112,7 +112,7 @@ class _Beside:
     __slots__ = ("calls", "citations", "kept", "parts", "raw", "results")
 
     def __init__(self) -> None:
-        self.calls = Calls()
+        self.calls: Calls | None = None
         self.kept: dict[str, list[str]] = {}
         """Strings that came in pieces, by their fields."""
         self.raw: dict[str, Any] = {}
@@ -120,6 +120,12 @@ class _Beside:
         self.parts: list[Any] | None = None
         """The content, once it is not just text."""
         self.citations = self.results = NONE
+
+    def call(self, deltas: list[dict[str, Any]]) -> None:
+        """The `tool_calls` of one delta or message."""
+        if self.calls is None:
+            self.calls = Calls()
+        self.calls.add(deltas)
 
     def keep(self, field: str, text: str) -> None:
         """More of a field's string."""
@@ -218,7 +224,7 @@ class Completion:
             if delta.refusal:
                 self._refuse(delta.refusal, out)
             if delta.tool_calls:
-                self._more.calls.add(delta.tool_calls)
+                self._more.call(delta.tool_calls)
             if choice.finish_reason:
                 self._finish(choice.finish_reason)
 
@@ -234,7 +240,7 @@ class Completion:
         if not self.complete:
             raise Complaint(Code.LLM_STREAM_BROKEN, "the answer broke off before its end", retry=True)
         beside = self._beside or _Beside()
-        calls = beside.calls.finish()
+        calls = beside.calls.finish() if beside.calls is not None else []
         raw = {**{key: "".join(strings) for key, strings in beside.kept.items()}, **beside.raw}
         if beside.parts is not None:
             # Content that is not just text goes back as it came.
@@ -369,9 +375,9 @@ class Completion:
             self._take_parts(content if isinstance(content, list) else [content], out, thinking=not shown)
         calls = fields.get("tool_calls")
         if isinstance(calls, list):
-            self._more.calls.add([call for call in calls if isinstance(call, dict)])
+            self._more.call([call for call in calls if isinstance(call, dict)])
         elif isinstance(calls, dict):
-            self._more.calls.add([calls])
+            self._more.call([calls])
         for key, value in fields.items():
             if key in REASONING or key in NOT_OF_THE_MESSAGE or key in {"content", "tool_calls"}:
                 continue
