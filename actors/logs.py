@@ -22,9 +22,9 @@ log = logging.getLogger(__name__)
 
 
 async def run(box: Mailbox[LogsMessage], ctx: Context) -> None:
-    """The actor. Raises Gone."""
+    """The actor. `address` of its arguments is what it is called by other processes. Raises Gone."""
     ctx.ready()  # nobody waits for a log that is there already
-    await ctx.ref(WATCHER).send(Subscribe(to=ctx.path))
+    await ctx.ref(WATCHER).send(Subscribe(to=ctx.args.get("address", ctx.path)))
     before: Logging | None = None
     async for message in box:
         match message:

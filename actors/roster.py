@@ -90,5 +90,5 @@ def apply(snapshot: Snapshot, ctx: Context) -> None:
             apart = ctx.args.get("apart")
             if server.isolate and apart is None:
                 log.warning("MCP server %r is to be isolated, and shares the only process that there is", name)
-            ctx.start_child(GROUP, apart(place) if server.isolate and apart is not None else place)
+            ctx.start_child(GROUP, apart(place, snapshot) if server.isolate and apart is not None else place)
     ctx.report(servers=len(known))

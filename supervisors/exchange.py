@@ -68,7 +68,7 @@ class Exchange:
         addresses: Unix socket by role, of those that we may connect to. May be replaced later.
         place: the role that has a path; default: its first word.
         vocabulary: union of the messages that are understood; None: the product's.
-        homely: paths that every process has for itself; nobody is told of them.
+        homely: paths that every process has for itself; nobody is told of them. Others call them ROLE//PATH.
     """
 
     def __init__(
@@ -242,6 +242,11 @@ class Exchange:
 
     def house(self, path: str) -> Inlet | None:
         """A mailbox of this process; where there are processes below it, which know no others, of any."""
+        role, _, homely = path.partition("//")
+        if homely and role in self._below:
+            return self.inlet_at(role, path)
+        if homely in self._homely and role == self.role:
+            path = homely
         found = self._tree.house(path) if self._tree is not None else None
         return self.inlet(path) if found is None and self._below else found
 

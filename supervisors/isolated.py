@@ -22,7 +22,7 @@ import msgspec
 
 from protocol.mail import NUDGE, Gone, Inlet, Mailbox, Overloaded, Reply
 from protocol.spec import Child, Context, Group, Intensity, KeepContext, OnLimit
-from protocol.watcher import Connection, McpServer
+from protocol.watcher import Connection, McpServer, Snapshot
 from supervisors.exchange import Exchange
 from supervisors.plan import Plan
 from supervisors.process import Seat, spell
@@ -34,14 +34,20 @@ RSS_LIMIT = 2048 * 2**20
 GRACE_S = 15.0  # more than its server gets
 
 
-def apart(exchange: Exchange) -> Callable[[Child], Child]:
-    """Makes the place of a server's actor one of a stand-in for it; given to the roster."""
+def apart(exchange: Exchange) -> Callable[[Child, Snapshot], Child]:
+    """Makes the place of a server's actor one of a stand-in for it, in a process that logs by that configuration until
+    it follows the watcher itself; given to the roster."""
 
-    def moved(place: Child) -> Child:
+    def moved(place: Child, snapshot: Snapshot) -> Child:
         role = role_of(place.name)
         args = {name: msgspec.to_builtins(value) for name, value in place.args.items()}
         plan = Plan(
-            role=role, make="supervisors.isolated:part", args=args, place="supervisors.isolated:parent", grace_s=GRACE_S
+            role=role,
+            make="supervisors.isolated:part",
+            args=args,
+            place="supervisors.isolated:parent",
+            grace_s=GRACE_S,
+            snapshot=lambda: snapshot,
         )
         return dataclasses.replace(
             place,
@@ -74,7 +80,7 @@ def part(role: str, args: Mapping[str, Any]) -> Group:
     server = msgspec.convert(args["server"], McpServer)
     connection = msgspec.convert(args["connection"], Connection)
     child = cast(Callable[..., Child], importlib.import_module("actors.server_child").child)
-    return Group(role, (logs(), Group(PARENT, (child(server, connection, **given),))))
+    return Group(role, (logs(role), Group(PARENT, (child(server, connection, **given),))))
 
 
 @asynccontextmanager

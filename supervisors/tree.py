@@ -68,12 +68,12 @@ def part(role: str, args: Args) -> Group:
             own = servers(args.get("roster", {}))
         case _:
             own = (front(role, args["gateway"]),)
-    return Group(role, (logs(), *own))
+    return Group(role, (logs(role), *own))
 
 
 def role_of(path: str) -> str:
     """The role of the process that has that path, `root` for the root's own."""
-    first = path.partition("/")[0]
+    first = path.partition("/")[0].partition("-")[0]  # what is below a process is reached through it: mcp-NAME
     return "root" if first in ROOT else MOVED.get(first, first)
 
 
@@ -93,9 +93,10 @@ def head(watcher: Args, reporter: Args) -> tuple[Child, Child]:
     )
 
 
-def logs() -> Child:
-    """Of each process."""
-    return Child("logs", "actors.logs:run", redeliver=True, on_limit=OnLimit.PARK, park_s=60.0)
+def logs(role: str = "") -> Child:
+    """Of each process; the root's has no role. Whoever tells them all of something needs an address of each."""
+    args = {"address": f"{role}//logs"} if role else {}
+    return Child("logs", "actors.logs:run", redeliver=True, on_limit=OnLimit.PARK, park_s=60.0, args=args)
 
 
 def store(writer: Args) -> Group:

@@ -45,12 +45,16 @@ class Node:
     state: str
     pid: int
     restarts: int
+    facts: Mapping[str, Any]
     children: list[Node] = field(default_factory=list)
 
     @classmethod
     def of(cls, raw: Mapping[str, Any]) -> Node:
         children = [cls.of(child) for child in raw["children"]]
-        return cls(raw["path"], raw["name"], raw["kind"], raw["state"], raw["pid"], raw["restarts"], children)
+        return cls(
+            **{name: raw[name] for name in ("path", "name", "kind", "state", "pid", "restarts", "facts")},
+            children=children,
+        )
 
     def all(self) -> list[Node]:
         return [self, *(node for child in self.children for node in child.all())]

@@ -314,6 +314,12 @@ async def test_a_process_below_another_is_told_of_the_actors_that_the_other_hear
     async with joined(middle, front):
         async with joined(middle, below):
             await until(lambda: below.events == [Up("f/gateway", 1)])  # it came later, and hears of what was there
+            own = below.boxes["logs"] = below.box("logs")  # every process has one, so others say whose is meant
+            inlet = abroad(middle).house("b//logs")
+            assert inlet is not None
+            assert inlet.put(Note(1))
+            await until(lambda: own.depth == 1)
+            assert abroad(below).house("b//logs") is own
             abroad(front).told(Up("f/gateway", 2))
             await until(lambda: below.events[1:] == [Up("f/gateway", 2)])
             for port in [*abroad(front).ports]:

@@ -36,3 +36,5 @@ def test_paths_belong_to_roles() -> None:
     roles = {"watcher": "root", "door": "root", "roster": "mcp", "mcp/a": "mcp", "store/writer": "store"}
     assert {path: role_of(path) for path in roles} == roles
     assert role_of("front2/sessions/x") == "front2"
+    assert role_of("front2//logs") == "front2"
+    assert role_of("mcp-demo-1a2b3c//logs") == "mcp", "what is below a process is reached through it"

@@ -87,9 +87,23 @@ async def are_shown_and_share_the_configuration(f: Fleet) -> None:
         settings = yaml.safe_load(path.read_text())
         settings["chat"].setdefault("websocket", {})["endpoint"] = "/ws/chat"
         settings["chat"]["service"]["max_tool_hops"] = 3
+        settings["logging"] = {"level": "ERROR"}
         path.write_text(yaml.safe_dump(settings))
         await client.until("config_changed")
         assert (await client.say("text"))[-1]["outcome"] == "completed"
+        await all_log_at(f, "ERROR")
+        settings["logging"] = {"level": "INFO"}
+        path.write_text(yaml.safe_dump(settings))
+        await all_log_at(f, "INFO")
+
+
+async def all_log_at(f: Fleet, level: str) -> None:
+    """Every process follows the configuration."""
+    while True:
+        levels = [node.facts.get("level") for node in (await f.status()).all() if node.path == "logs"]
+        if levels == [level] * 7:  # the root, five roles, and the server that has a process of its own
+            return
+        await trio.sleep(0.05)  # an edit counts within a second
 
 
 async def what_a_server_asks_is_answered_at_another_front(f: Fleet) -> None:
