@@ -32,6 +32,8 @@ def route(request: Complete, llm: Llm) -> list[tuple[Provider, Complete]]:
             hint=f"Set llm.active to one of: {', '.join(sorted(llm.providers))}; {LOCAL}",
         )
     found = [(llm.providers[name], request)]
+    if not llm.fallbacks:
+        return found
     # A turn that a fallback answered stays with it; if it fails too, the active one has its second chance.
     order = [llm.active, *llm.fallbacks] if name in llm.fallbacks else llm.fallbacks
     others = dict.fromkeys(other for other in order if other != name and other in llm.providers)

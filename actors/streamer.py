@@ -50,20 +50,8 @@ async def run(box: Mailbox[StreamerMessage], ctx: Context) -> None:
             streamer = Streamer(ctx, nursery, clients, outlets, snapshot)
             reading = trio.CancelScope()
             nursery.start_soon(clients.read, reading)
-            async for message in box:
-                match message:
-                    case Complete():
-                        streamer.begin(message)
-                    case Cancel(to, request):
-                        streamer.cancel(to, request)
-                    case ListModels():
-                        nursery.start_soon(streamer.list_models, message, box, box.reply_slot)
-                    case Configured(newer):
-                        streamer.configure(newer)
-                    case Down(path, retry_in_ms=None, parked=False):
-                        streamer.abandon(path)
-                    case _:
-                        pass  # a nudge: nothing here waits for one
+            nursery.start_soon(streamer.serve, box)
+            await streamer.over.wait()
             streamer.cool()
             await streamer.finish(LAST_S)
             reading.cancel()
@@ -96,14 +84,42 @@ class Streamer:
             clients, self._upstreams, self._sendings, float(ctx.args.get("backoff_s", BACKOFF_S)), self._go_on
         )
         self._running = self._done = self._failed = 0
+        self.over = trio.Event()
+        """Set when no mail comes any more."""
         self._ended = trio.Event()
         """Set, and made anew, when a request has ended."""
         self._warming = trio.CancelScope()
         self._warm()
         self._report()
 
-    def begin(self, request: Complete) -> None:
-        """Start a request; one that runs under the same number is cancelled first."""
+    async def serve(self, box: Mailbox[StreamerMessage]) -> None:
+        """Take the mail, to its end, or up to a request that comes alone.
+
+        That one is answered here, and another task takes the mail: its own would begin a round of the loop later.
+        """
+        async for message in box:
+            match message:
+                case Complete():
+                    asking = self._begin(message)
+                    if not box.depth:
+                        self._nursery.start_soon(self.serve, box)
+                        await self._answer(asking)
+                        return
+                    self._go_on(asking)
+                case Cancel(to, request):
+                    self.cancel(to, request)
+                case ListModels():
+                    self._nursery.start_soon(self.list_models, message, box, box.reply_slot)
+                case Configured(newer):
+                    self.configure(newer)
+                case Down(path, retry_in_ms=None, parked=False):
+                    self.abandon(path)
+                case _:
+                    pass  # a nudge: nothing here waits for one
+        self.over.set()
+
+    def _begin(self, request: Complete) -> Asking:
+        """A request; one that runs under the same number is cancelled first."""
         self.cancel(request.to, request.request)
         outlet = self._outlets.get(request.to)
         if outlet is None:
@@ -115,7 +131,7 @@ class Streamer:
         outlet.requests[request.request] = asking
         self._running += 1
         self._ctx.report(running=self._running)
-        self._go_on(asking)
+        return asking
 
     def _go_on(self, asking: Asking) -> None:
         self._nursery.start_soon(self._answer, asking, name=f"request {asking.number}")

@@ -86,9 +86,9 @@ def _settle(messages: list[dict[str, Any]], waiting: dict[str, None]) -> None:
 
 
 def _assistant(event: HopEvent, provider: str) -> dict[str, Any]:
-    message: dict[str, Any] = dict(event.raw) if event.provider == provider else {}
-    message["role"] = "assistant"
-    message.setdefault("content", event.content)  # the provider's own form of it, where that was no plain text
+    raw = event.raw if event.provider == provider else {}
+    # the provider's own form of the content, where that was no plain text
+    message: dict[str, Any] = {"content": event.content, **raw, "role": "assistant"}
     if event.tool_calls:
         message["tool_calls"] = [
             {

@@ -356,7 +356,10 @@ class Incarnation(Kept):
 
 def merged(before: Mapping[str, Fact], facts: Mapping[str, Fact | None]) -> Mapping[str, Fact]:
     """Facts, with those of the same name replaced; None removes one."""
-    return {name: fact for name, fact in {**before, **facts}.items() if fact is not None}
+    both = {**before, **facts}
+    if None in facts.values():
+        both = {name: fact for name, fact in both.items() if fact is not None}
+    return cast(Mapping[str, Fact], both)  # there is no None in it any more
 
 
 async def resolve(name: object) -> object:
