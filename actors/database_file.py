@@ -11,6 +11,8 @@ import fcntl
 import os
 from contextlib import suppress
 
+ROOM_BYTES = 2**20  # free space with which writing is tried again after a full disk
+
 
 class Unusable(Exception):
     """The file cannot be had; says why and what to do."""
@@ -63,3 +65,12 @@ def size(path: str) -> int:
 def _unwritable(path: str, error: OSError) -> str:
     reason = "its directory is a file" if isinstance(error, FileExistsError) else error.strerror
     return f"{path} cannot be opened for writing: {reason}. Check its directory, or name another db_path."
+
+
+def has_room(path: str) -> bool:
+    """Whether there may be space to write there, as far as the file system says: quotas it does not count."""
+    try:
+        found = os.statvfs(os.path.dirname(path))
+    except OSError:  # the database will say what is wrong
+        return True
+    return found.f_bavail * found.f_frsize >= ROOM_BYTES

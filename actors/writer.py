@@ -29,7 +29,7 @@ from typing import cast, get_args
 import msgspec
 import trio
 
-from actors import kept_results
+from actors import database_file, kept_results
 from actors.fence import Fence
 from actors.store import MEMORY, Storage
 from actors.store_errors import Busy, Fatal, Full, StoreError, Unavailable
@@ -255,7 +255,9 @@ class Writer:
     async def _expire(self) -> None:
         while True:
             await trio.sleep(DUE_S)
-            if time.time() >= self._due:
+            # After trouble nobody may send anything more: who balances load takes a service that is not ready out.
+            again = self._trouble and database_file.has_room(self._storage.store.path)
+            if again or time.time() >= self._due:
                 self._ctx.ref(self._ctx.path).offer(ExpirePending())
 
     async def _commit(self, operations: Sequence[Operation]) -> Sequence[object]:

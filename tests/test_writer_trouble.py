@@ -13,6 +13,7 @@ import pytest
 import trio
 import trio.testing
 
+from actors.database_file import has_room
 from actors.store import Store
 from protocol.errors import Code, Fault
 from protocol.mail import Gone, Ref
@@ -114,6 +115,46 @@ async def test_a_full_disk_is_said_and_passes(
         assert tree.state(PATH) is Status.RUNNING
     assert caplog.text.count("No space is left") == 1, "said once, not per message"
     assert "can be written again" in caplog.text
+
+
+async def test_a_disk_that_has_room_again_is_found_without_a_message(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+    made: list[apsw.Connection] = []
+    looks: list[str] = []
+    room = False
+
+    def look(path: str) -> bool:
+        looks.append(path)
+        return room
+
+    monkeypatch.setattr(apsw, "connection_hooks", [made.append])
+    monkeypatch.setattr("actors.writer.DUE_S", 0.01)
+    monkeypatch.setattr("actors.database_file.has_room", look)
+    async with writing(tmp_path / "chat.db") as tree:
+        writer: Ref[Any] = tree.ref(PATH)
+        await writer.ask(begin(), within=WITHIN)
+        while facts(tree)["operations"] == 1:  # noqa: ASYNC110 - its first look at what is due, which tells nobody
+            await trio.sleep(0.01)
+        made[0].pragma("max_page_count", int(made[0].pragma("page_count")) + 2)
+        with pytest.raises(Fault):
+            await writer.ask(append("x" * 100_000), within=WITHIN)
+        while len(looks) < 3:  # noqa: ASYNC110 - it looks by itself
+            await trio.sleep(0.01)
+        assert "No space is left" in str(facts(tree)["trouble"])
+        made[0].pragma("max_page_count", 1_000_000)
+        room = True
+        while "trouble" in facts(tree):  # noqa: ASYNC110 - as above
+            await trio.sleep(0.01)
+        assert set(looks) == {str(tmp_path / "chat.db")}
+
+
+def test_room_is_what_the_file_system_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert has_room(str(tmp_path / "chat.db"))
+    assert has_room("/nowhere/at/all/chat.db")  # the database will say what is wrong
+    monkeypatch.setattr("actors.database_file.ROOM_BYTES", 2**80)
+    assert not has_room(str(tmp_path / "chat.db"))
 
 
 async def test_another_programs_lock_is_waited_out_or_said(
