@@ -135,18 +135,18 @@ async def test_a_disk_that_has_room_again_is_found_without_a_message(
     async with writing(tmp_path / "chat.db") as tree:
         writer: Ref[Any] = tree.ref(PATH)
         await writer.ask(begin(), within=WITHIN)
-        while facts(tree)["operations"] == 1:  # noqa: ASYNC110 - its first look at what is due, which tells nobody
-            await trio.sleep(0.01)
+        while facts(tree)["operations"] == 1:  # noqa: ASYNC110 - see below
+            await trio.sleep(0.01)  # for its first look at what is due, which tells nobody
         made[0].pragma("max_page_count", int(made[0].pragma("page_count")) + 2)
         with pytest.raises(Fault):
             await writer.ask(append("x" * 100_000), within=WITHIN)
-        while len(looks) < 3:  # noqa: ASYNC110 - it looks by itself
-            await trio.sleep(0.01)
+        while len(looks) < 3:  # noqa: ASYNC110 - see below
+            await trio.sleep(0.01)  # it looks by itself, and tells nobody
         assert "No space is left" in str(facts(tree)["trouble"])
         made[0].pragma("max_page_count", 1_000_000)
         room = True
-        while "trouble" in facts(tree):  # noqa: ASYNC110 - as above
-            await trio.sleep(0.01)
+        while "trouble" in facts(tree):  # noqa: ASYNC110 - see below
+            await trio.sleep(0.01)  # as above
         assert set(looks) == {str(tmp_path / "chat.db")}
 
 
