@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from actors.parts import add_text
 from protocol.streamer import ToolCall
 
 _ID_ALPHABET = string.ascii_letters + string.digits
@@ -66,7 +67,7 @@ class Calls:
             arguments = function.get("arguments")
             if isinstance(arguments, str):
                 if arguments:
-                    call.arguments.append(arguments)
+                    add_text(call.arguments, arguments)
             elif arguments is not None:
                 call.arguments.append(msgspec.json.encode(arguments).decode())
             for key, value in delta.items():

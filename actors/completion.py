@@ -18,7 +18,7 @@ import msgspec
 
 from actors.calls import Calls
 from actors.citations import NONE, cited
-from actors.parts import append_part, merged, words
+from actors.parts import MOST_STRINGS, add_text, append_part, merged, words
 from actors.sse import Event
 from actors.verdict import Complaint, of_error
 from protocol.errors import Code
@@ -40,8 +40,6 @@ since some providers send the same text in two."""
 
 NOT_OF_THE_MESSAGE = frozenset({"role", "index", "channel"})
 """Fields that describe a delta; sent back within a message, strict providers would refuse them."""
-
-MOST_STRINGS = 64  # that a text is kept in; one for each token would take ten times the memory of its letters
 
 NOT_DATA = frozenset({b"ping", b"heartbeat", b"keepalive", b"keep-alive"})
 """Names of events that say nothing but that the line is up."""
@@ -129,10 +127,7 @@ class _Beside:
 
     def keep(self, field: str, text: str) -> None:
         """More of a field's string."""
-        strings = self.kept.setdefault(field, [])
-        strings.append(text)
-        if len(strings) >= MOST_STRINGS:
-            strings[:] = ["".join(strings)]
+        add_text(self.kept.setdefault(field, []), text)
 
 
 class Completion:
@@ -276,7 +271,7 @@ class Completion:
 
     def _say(self, text: str, out: list[Piece]) -> None:
         self._text.append(text)
-        if len(self._text) >= MOST_STRINGS:
+        if len(self._text) >= MOST_STRINGS:  # as `add_text`, without the call for each token
             self._text = ["".join(self._text)]
         self.shown = True
         if self._beside is not None and self._beside.parts is not None:

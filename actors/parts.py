@@ -9,6 +9,15 @@ from __future__ import annotations
 
 from typing import Any
 
+MOST_STRINGS = 64  # that a text is kept in; one for each token would take six times the memory of its letters
+
+
+def add_text(strings: list[str], text: str) -> None:
+    """More of a text that is kept in strings, to be joined."""
+    strings.append(text)
+    if len(strings) >= MOST_STRINGS:
+        strings[:] = ["".join(strings)]
+
 
 def words(value: Any) -> str:
     """The readable text of a reasoning value: a string, a part, or a list of them; empty if encrypted."""

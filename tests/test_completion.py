@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import tracemalloc
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -599,3 +600,45 @@ def test_the_body_offers_our_tools_beside_the_providers_own() -> None:
     ours, own = {"type": "function", "function": {"name": "f"}}, {"type": "web_search"}
     assert sent(ask(tools=[ours]), provider())["tools"] == [ours]
     assert sent(ask(tools=[ours]), provider({"tools": [own]}))["tools"] == [own, ours]
+
+
+@pytest.mark.parametrize("field", ["content", "reasoning", "reasoning_content", "refusal"])
+def test_a_long_answer_keeps_little_more_than_its_letters(field: str) -> None:
+    events = [Event(json.dumps(delta(**{field: f"word {number:5} "})).encode()) for number in range(4000)]
+    completion, out = Completion(7, "asked-model"), list[Piece]()
+    for event in events[:1000]:  # what is made once is made
+        completion.take(event, out)
+    out.clear()
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for event in events[1000:]:
+            completion.take(event, out)
+            out.clear()
+        grown = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    letters = 3000 * len("word 12345 ")
+    assert grown < 1.5 * letters  # each as a string of its own would be 6.5 times as much
+
+
+def test_long_arguments_keep_little_more_than_their_letters() -> None:
+    begun = delta(tool_calls=[{"index": 0, "id": "c", "function": {"name": "write", "arguments": '{"text": "'}}])
+    more = Event(json.dumps(delta(tool_calls=[{"index": 0, "function": {"arguments": "some words "}}])).encode())
+    completion, out = Completion(7, "asked-model"), list[Piece]()
+    completion.take(Event(json.dumps(begun).encode()), out)
+    tracemalloc.start()
+    try:
+        for _ in range(3000):
+            completion.take(more, out)
+        kept = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert kept < 1.5 * 3000 * len("some words ")
+
+
+def test_text_that_was_joined_stands_whole_before_the_parts_behind_it() -> None:
+    words = [f"word {number} " for number in range(1000)]
+    image = {"type": "image_url", "image_url": {"url": "data:,"}}
+    _, finished = answer(*(delta(content=word) for word in words), delta(content=[image]), STOP)
+    assert finished.raw["content"] == [{"type": "text", "text": "".join(words)}, image]
