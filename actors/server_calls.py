@@ -242,7 +242,8 @@ class Calls:
     async def _check(self, message: CallTool) -> None:
         checks: Any = await trio.to_thread.run_sync(importlib.import_module, "actors.schema_check")
         if why := checks.mismatch(self.tools[message.tool].schema, message.arguments):
-            raise Fault(Code.INVALID_MESSAGE, f"The arguments do not fit the tool's schema: {why}.")
+            text = f"The arguments do not fit the tool's schema: {why}."
+            raise Fault(Code.INVALID_MESSAGE, text, hint="Compare them with its schema in list_tools.")
 
     def _progress(self, message: CallTool, call: _Call, done: float, total: float | None, text: str) -> None:
         call.clock.heard()

@@ -217,14 +217,13 @@ class Kept:
 
     def _say_who_answers(self, files: Snapshot, new: Snapshot) -> None:
         """Tell once that the provider has no key, as soon as it is known whether a model on this machine steps in."""
-        line = missing_key(files)
-        if line and new.llm.active != files.llm.active:
-            line += "; until then the small model on this machine answers"
-        if new.llm.loading or line == self._unanswered:
+        missing = missing_key(files)
+        if new.llm.loading or missing == self._unanswered:
             return
-        self._unanswered = line
-        if line:
-            log.warning("%s", line)
+        self._unanswered = missing
+        if missing:
+            stands_in = new.llm.active != files.llm.active
+            log.warning("%s%s", missing, "; until then the small model on this machine answers" if stands_in else "")
 
     def _offer(self, path: str, pause: float = POLL_S) -> None:
         if self.snapshot is None or self._ctx.ref(path).offer(Configured(self.snapshot)):

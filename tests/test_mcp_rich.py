@@ -101,6 +101,7 @@ async def results(at: House, state: Path) -> None:
     with pytest.raises(Fault, match=r"do not fit the tool's schema: 0 is less than the minimum") as caught:
         await use(at, "film", check=True, size=0)
     assert caught.value.code is Code.INVALID_MESSAGE
+    assert "list_tools" in caught.value.body.hint
     assert (await use(at, "film", check=True, size=1)).ok
 
 

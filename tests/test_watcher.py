@@ -206,6 +206,11 @@ async def test_who_answers_without_a_key_is_logged_once(
         assert said() == [stands_in]
         watcher.offer(SetLocalModel(None))
         await watched.until(lambda snapshot: snapshot.llm.active == "openrouter")
+        assert said() == [stands_in]  # that the model ended is told by whoever ran it
+        watched.write('llm: {active: mine, providers: {mine: {base_url: "http://127.0.0.1", model: m}}}')
+        await watched.until(lambda snapshot: snapshot.llm.active == "mine")
+        watched.write("{}")
+        await watched.until(lambda snapshot: snapshot.llm.active == "openrouter")
         assert said() == [stands_in, missing]
 
 
