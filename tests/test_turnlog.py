@@ -20,7 +20,7 @@ from actors.front import Conversation, Front
 from actors.gateway import Gateway, grown
 from actors.server_asks import ServerAsks
 from actors.store import MEMORY
-from actors.turnlog import Lost, TurnLog, frame_of
+from actors.turnlog import Lost, Thought, TurnLog, frame_of
 from protocol.client import ErrorFrame, ToolExecution, TurnFinished
 from protocol.errors import Code, Fault
 from protocol.mail import Gone, TooSlow
@@ -288,7 +288,9 @@ def test_whatever_happens_to_the_ticks_the_store_has_the_text(rng: random.Random
 
 
 def _upto(log: TurnLog, index: int, *, thinking: bool) -> str:
-    return "".join(entry[1] for entry in log.entries[:index] if isinstance(entry, tuple) and entry[0] is thinking)
+    if thinking:
+        return "".join(entry.text for entry in log.entries[:index] if isinstance(entry, Thought))
+    return "".join(entry for entry in log.entries[:index] if isinstance(entry, str))
 
 
 def test_what_streams_is_nothing_to_the_garbage_collector() -> None:
