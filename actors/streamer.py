@@ -91,6 +91,7 @@ class Streamer:
         self._warming = trio.CancelScope()
         self._warm()
         self._report()
+        ctx.report_live(lambda: {"running": self._running, "done": self._done, "failed": self._failed})
 
     async def serve(self, box: Mailbox[StreamerMessage]) -> None:
         """Take the mail, to its end, or up to a request that comes alone.
@@ -130,7 +131,6 @@ class Streamer:
         asking = Asking(request, llm, outlet, self._means)
         outlet.requests[request.request] = asking
         self._running += 1
-        self._ctx.report(running=self._running)
         return asking
 
     def _go_on(self, asking: Asking) -> None:
@@ -239,14 +239,10 @@ class Streamer:
                 extra={"conversation": asking.conversation},
             )
             self._ctx.report(last_error=f"{out.fault.code}: {out.fault.text}")
-        self._report()
 
     def _report(self) -> None:
         self._ctx.report(
             configured=self._snapshot.version,
-            running=self._running,
-            done=self._done,
-            failed=self._failed,
             providers=len(self._snapshot.llm.providers),
             clients=len(self._clients),
             waiting=self._upstreams.waiting() or None,

@@ -141,6 +141,7 @@ class Writer:
         self._sweeper = Sweeper(storage, kept.known, ctx)
         self._commits = 0
         self._done = 0
+        self._last_s = 0.0  # the last commit
         self._trouble = ""
         self._due = 0.0  # when something runs out of time, in Unix time; 0: not known yet
 
@@ -153,6 +154,7 @@ class Writer:
                 # Before anything else is written: a turn that begins now must not look like one that was cut off.
                 await self._commit([])
                 self._ctx.report(file=self._storage.store.path)
+                self._ctx.report_live(self._facts)
                 self._ctx.ready()
                 self._ctx.ref("watcher").offer(Subscribe(to=self._ctx.path))
                 if self._kept.fence.run:
@@ -277,15 +279,18 @@ class Writer:
         if operations:
             self._commits += 1
             self._done += len(operations)
-        sizes = self._storage.store.sizes()
-        self._ctx.report(
-            commits=self._commits,
-            operations=self._done,
-            last_commit_ms=round((trio.current_time() - began) * 1000, 1),
-            file_bytes=sizes.file,
-            log_bytes=sizes.log,
-        )
+        self._last_s = trio.current_time() - began
         return answers
+
+    def _facts(self) -> dict[str, float]:
+        sizes = self._storage.store.sizes()
+        return {
+            "commits": self._commits,
+            "operations": self._done,
+            "last_commit_ms": round(self._last_s * 1000, 1),
+            "file_bytes": sizes.file,
+            "log_bytes": sizes.log,
+        }
 
     async def _try(self, operations: Sequence[Operation]) -> Sequence[object]:
         for tries_left in reversed(range(BUSY_TRIES)):

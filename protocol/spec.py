@@ -236,6 +236,13 @@ class Context(Protocol):
         """Facts for the status tree; replaces those of the same name; None removes one."""
         ...
 
+    def report_live(self, facts: Callable[[], Mapping[str, str | int | float | bool]]) -> None:
+        """Facts that change too often to be reported each time: whoever looks at the status tree asks for them.
+
+        They win over those of `report`. It must not wait or raise.
+        """
+        ...
+
     def start_child(self, group: str, child: Child) -> None:
         """Add a child to a dynamic group; nothing happens if one of that name is there and not stopped."""
         ...

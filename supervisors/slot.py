@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
@@ -54,6 +54,7 @@ class Slot(Member):
         "facts",
         "kept_facts",
         "leaving",
+        "live",
     )
 
     spec: Child
@@ -64,6 +65,8 @@ class Slot(Member):
         self.box: Mailbox[Any] = Mailbox(path, spec.mailbox)
         self.box.redeliver = spec.redeliver
         self.facts = self.kept_facts = NO_FACTS
+        self.live: Callable[[], Mapping[str, Fact]] | None = None
+        """Gives more facts, those of this moment."""
         self.leaving = False
         """It is being stopped for good, or is stopped."""
         self.after: Slot | None = None
@@ -81,6 +84,7 @@ class Slot(Member):
         self.gated = self.leaving = self._asked = self._cancelled = False
         self.began_at = trio.current_time()
         self.facts = NO_FACTS
+        self.live = None
         self.box.open()
         self.box.on_idle = self.ready
         self._ended = None
@@ -214,6 +218,11 @@ class Slot(Member):
         if self._actor is None:
             self._actor = cast(Actor, await resolve(self.spec.run))
         return self._actor
+
+    @property
+    def known(self) -> dict[str, Fact]:
+        """All facts, as they are now."""
+        return {**self.kept_facts, **self.facts, **(self.live() if self.live is not None else NO_FACTS)}
 
     @property
     def kept(self) -> object:
@@ -352,6 +361,11 @@ class Incarnation(Kept):
         """Facts for the status tree, until the end of this incarnation; None removes one."""
         if not self.over:
             self._slot.facts = merged(self._slot.facts, facts)
+
+    def report_live(self, facts: Callable[[], Mapping[str, Fact]]) -> None:
+        """Facts of the moment in which somebody looks, until the end of this incarnation."""
+        if not self.over:
+            self._slot.live = facts
 
 
 def merged(before: Mapping[str, Fact], facts: Mapping[str, Fact | None]) -> Mapping[str, Fact]:

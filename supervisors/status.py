@@ -165,7 +165,7 @@ def of_member(member: Member) -> Node:
     if isinstance(member, Branch):
         return msgspec.structs.replace(node, children=_of_members(member))
     if isinstance(member, Slot):
-        return msgspec.structs.replace(node, mailbox=_mail(member), facts={**member.kept_facts, **member.facts})
+        return msgspec.structs.replace(node, mailbox=_mail(member), facts=member.known)
     return node
 
 

@@ -215,7 +215,7 @@ async def work(group: Group, exchange: Exchange, control: socket.socket, listene
 
 async def quiet(tree: Tree) -> None:
     """Wait until no actor says that something runs."""
-    while any(slot.facts.get("running") for slot in tree.slots.values()):  # noqa: ASYNC110 - facts are for people
+    while any(slot.known.get("running") for slot in tree.slots.values()):  # noqa: ASYNC110 - facts are for people
         await trio.sleep(QUIET_S)
 
 

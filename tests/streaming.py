@@ -136,7 +136,7 @@ class Harness:
 
     def facts(self) -> dict[str, Any]:
         """What status shows of the streamer."""
-        return dict(self.tree.slots["llm/streamer"].facts)
+        return self.tree.slots["llm/streamer"].known
 
 
 @asynccontextmanager

@@ -35,6 +35,32 @@ async def missing(box: Mailbox[Any], ctx: Context) -> None:
     raise Parked("command `npx` not found: install Node.js or change servers_config.json")
 
 
+async def counting(box: Mailbox[Any], ctx: Context) -> None:
+    asked = 0
+
+    def facts() -> dict[str, str | int | float | bool]:
+        nonlocal asked
+        asked += 1
+        return {"asked": asked, "both": "live"}
+
+    ctx.report(both="reported", incarnation=ctx.incarnation)
+    if ctx.incarnation == 1:
+        ctx.report_live(facts)
+    async for _ in box:
+        raise ValueError
+
+
+@pytest.mark.autojump
+async def test_facts_of_the_moment_are_asked_for_by_who_looks_until_the_actor_ends() -> None:
+    async with running(Group("root", (Child("busy", counting),))) as tree:
+        looks = [tree.status().children[0].facts for _ in range(2)]
+        tree.ref("busy").offer(Do("end"))
+        await trio.testing.wait_all_tasks_blocked()
+        after = tree.status().children[0].facts
+    assert looks == [{"asked": n, "both": "live", "incarnation": 1} for n in (1, 2)]
+    assert after == {"both": "reported", "incarnation": 2}
+
+
 @pytest.mark.autojump
 async def test_the_tree_shows_live_numbers() -> None:
     spec = Group("root", (Group("store", (Child("writer", actor),)), Child("mcp", missing, park_s=120)))
