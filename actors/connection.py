@@ -120,7 +120,7 @@ async def _entry(front: Front, stream: trio.SocketStream, head: Head, passed: Pa
     entry = Entry(
         wanted=head.query.get("conversation", ""),
         dialect=head.query.get("dialect", ""),
-        head=head.raw if front.handover is not None else b"",
+        head=head.brief(handshake.KEPT) if front.handover is not None else b"",
         answer=b"" if begun else await handshake.answered(key),
         early=early,
         settled=settled,

@@ -45,7 +45,8 @@ class Passed(msgspec.Struct, frozen=True):
     """What goes with a connection."""
 
     head: bytes
-    """The request that it began with; of one that is no WebSocket yet, every byte that was read (`Head.raw`)."""
+    """Of the request that it began with what is needed (`Head.brief`); of one that is no WebSocket yet, every byte
+    that was read (`Head.raw`)."""
     conversation: str
     """Where its client wants to be."""
     unknown: FaultBody | None = None

@@ -20,6 +20,8 @@ from actors.http import BadRequest, Head
 
 WEBSOCKET_VERSION = "13"  # the only one there is: RFC 6455
 UPGRADE_REQUIRED = 426
+KEPT = frozenset({"host", "sec-websocket-key", "sec-websocket-version"})
+"""Headers that another front wants to see where it takes a WebSocket over; browsers send five times as much."""
 KEY_BYTES = 16  # of Sec-WebSocket-Key, decoded
 HEAD_END = re.compile(rb"\n\r?\n")
 HANDSHAKE = (

@@ -64,6 +64,18 @@ async def test_a_head_says_what_was_asked() -> None:
     assert head.raw == UPGRADE
 
 
+async def test_a_brief_head_says_the_same_but_for_other_headers() -> None:
+    whole = await read(UPGRADE + b"early")
+    assert whole is not None
+    brief = whole.brief({"host", "upgrade", "sec-websocket-protocol", "absent"})
+    assert len(brief) < len(UPGRADE)
+    head = await read(brief)
+    assert head is not None
+    assert (head.method, head.target, head.version) == (whole.method, whole.target, whole.version)
+    assert [name for name, _ in head.headers] == ["host", "upgrade", "sec-websocket-protocol"]
+    assert all(head.header(name) == whole.header(name) for name, _ in head.headers)
+
+
 async def test_every_split_gives_the_same_head() -> None:
     for cut in range(1, len(UPGRADE)):
         head = await read(UPGRADE[:cut], UPGRADE[cut:])
