@@ -39,6 +39,7 @@ log = logging.getLogger("supervisors.main")
 
 EXIT_CANNOT_START = 1
 LOCK = "service.lock"
+MOST_FRONTS = 256  # each takes 40 MB and more; a mistake is to be found before the memory is gone
 WATCH_S = 1.0  # between two looks of `status --watch`
 CLEAR = "\x1b[H\x1b[2J"  # the cursor home, the screen empty
 STATUS_S = 5.0  # for a running service to answer `status`
@@ -119,18 +120,21 @@ def run_options(to: argparse.ArgumentParser) -> None:
     to.add_argument("--inline", action="store_true", help="everything in one process")
     to.add_argument(
         "--fronts",
-        type=positive,
+        type=number_of_fronts,
         default=os.cpu_count() or 1,
         metavar="N",
         help="processes that clients are spread over (default: one per core)",
     )
 
 
-def positive(text: str) -> int:
-    """A number from 1 on."""
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
+def number_of_fronts(text: str) -> int:
+    """What `--fronts` may be. Raises ArgumentTypeError."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if not 1 <= number <= MOST_FRONTS:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {MOST_FRONTS} (got {text[:20]!r})")
     return number
 
 

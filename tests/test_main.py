@@ -23,6 +23,7 @@ from websockets.exceptions import ConnectionClosed
 
 from protocol.mail import Mailbox
 from protocol.spec import Child, Context, Group
+from supervisors.main import parser
 from supervisors.service import Stop, live
 from supervisors.systemd import Manager
 from tests.fakes import FakeProvider, Script, Stall, fail, say
@@ -386,6 +387,15 @@ async def test_the_local_model_ends_with_a_service_that_is_killed(tmp_path: Path
         p.signal(signal.SIGKILL)
         await p.ended()
         await p.nothing_left()
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "257", "100000", "many", ""])
+def test_a_number_of_fronts_that_cannot_be_meant_is_refused(number: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as refusal:
+        parser().parse_args([f"--fronts={number}"])
+    assert refusal.value.code == 2
+    assert f"argument --fronts: must be a whole number from 1 to 256 (got {number!r})" in capsys.readouterr().err
+    assert parser().parse_args(["--fronts", "256"]).fronts == 256
 
 
 # What a stranger reads.
