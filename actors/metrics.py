@@ -32,7 +32,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "mailbox_taken_total": ("counter", "Messages that an actor has taken."),
     "mailbox_refused_total": ("counter", "Messages that were not taken because the mailbox was full."),
     "process_resident_memory_bytes": ("gauge", "Memory of a process."),
-    "process_loop_lag_seconds": ("gauge", "Longest stretch in which a process did not look at I/O, lately."),
+    "process_loop_lag_seconds": ("gauge", "How late a process came to what was due, at worst, lately."),
     "process_dead_letters_total": ("counter", "Messages to addresses that nobody has."),
     "store_commits_total": ("counter", "Transactions of the store since its writer began."),
     "store_operations_total": ("counter", "Operations in them."),

@@ -8,7 +8,6 @@ is read from /proc and simply missing elsewhere.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC
 from pathlib import Path
@@ -25,7 +24,8 @@ from supervisors.slot import Slot
 if TYPE_CHECKING:
     from supervisors.supervisor import Tree
 
-LAG_WINDOW_S = 10.0  # the longest stretch of the last one to two windows is reported
+LAG_WINDOW_S = 10.0  # the worst of the last one to two windows is reported
+BEAT_S = 0.2  # between two looks: a stretch of busy loop that is longer is seen for certain, a shorter one by chance
 WORDS = {
     Status.PLANNED: "planned",
     Status.STARTING: "starting",
@@ -97,35 +97,39 @@ class Node(msgspec.Struct, frozen=True):
     rss_bytes: int | None = None
     """Memory of the process; on the root of a process only."""
     loop_lag_ms: float | None = None
-    """Longest stretch in which the loop did not look at I/O, lately; on the root of a process only."""
+    """How late the loop came to what was due, at worst, lately; on the root of a process only."""
     dead_letters: int | None = None
     """Messages to addresses that nobody has; on the root of a process only."""
     answers: bool = True
     """False: a process that runs and did not say in time how its parts are."""
 
 
-class LoopLag(trio.abc.Instrument):
-    """Measures how long the loop is busy between two looks at I/O: what a waiting socket or timer waits."""
+class LoopLag:
+    """How late the loop comes to what is due, looked at once in a while: what a socket waits that has something then.
+
+    An instrument of trio's sees each round of the loop, and takes a fifth of a short one.
+    """
 
     def __init__(self) -> None:
-        self._since = self._window = time.perf_counter()
+        self._window = trio.current_time()
         self._worst = self._worst_before = 0.0
 
-    def after_io_wait(self, timeout: float) -> None:
-        """The loop begins to run tasks."""
-        self._since = time.perf_counter()
+    async def run(self) -> None:
+        """Look, until cancelled."""
+        while True:
+            due = trio.current_time() + BEAT_S
+            await trio.sleep_until(due)
+            self.came(due, trio.current_time())
 
-    def before_io_wait(self, timeout: float) -> None:
-        """The loop is done with them."""
-        now = time.perf_counter()
-        if now - self._since > self._worst:  # not `max`: it is here several times for each delta of a lone stream
-            self._worst = now - self._since
+    def came(self, due: float, now: float) -> None:
+        """What was due then was come to now."""
+        self._worst = max(self._worst, now - due)
         if now - self._window > LAG_WINDOW_S:
             self._window, self._worst, self._worst_before = now, 0.0, self._worst
 
     @property
     def worst_ms(self) -> float:
-        """The longest stretch of the last one to two windows, milliseconds."""
+        """The worst of the last one to two windows, milliseconds; the system's own rounding is up to one of them."""
         return round(max(self._worst, self._worst_before) * 1000, 3)
 
 

@@ -248,15 +248,14 @@ class Tree:
     @trio.lowlevel.enable_ki_protection
     async def live(self) -> None:
         """Run the tree until `finish` was called, shielded."""
-        trio.lowlevel.add_instrument(self.lag)
-        try:
-            with trio.CancelScope(shield=True):
+        with trio.CancelScope(shield=True):
+            async with trio.open_nursery() as measuring:
+                measuring.start_soon(self.lag.run)
                 async with trio.open_nursery() as self.nursery:
                     self._root.begin()
                     await self._stop.wait()
                     await self._root.end(final=True)
-        finally:
-            trio.lowlevel.remove_instrument(self.lag)
+                measuring.cancel_scope.cancel()
 
     async def started(self) -> None:
         """Wait until every child is ready, parked or done. Raises Escalated if the root gives up before."""

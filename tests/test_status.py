@@ -12,7 +12,7 @@ import trio.testing
 
 from protocol.mail import Gone, Mailbox, Request
 from protocol.spec import Child, Context, Group, Parked
-from supervisors.status import MOST_SHOWN, PROCESSES, LoopLag, Mail, Node, age, render, with_processes
+from supervisors.status import BEAT_S, MOST_SHOWN, PROCESSES, LoopLag, Mail, Node, age, render, with_processes
 from supervisors.supervisor import running
 
 
@@ -178,15 +178,26 @@ def test_ages(seconds: float, text: str) -> None:
     assert age(seconds) == text
 
 
-def test_loop_lag_keeps_the_worst_stretch() -> None:
-    lag = LoopLag()
+async def test_loop_lag_is_the_worst_of_the_last_windows() -> None:
+    lag, now = LoopLag(), trio.current_time()
     assert lag.worst_ms == 0
-    lag.after_io_wait(0)
-    total = sum(range(20_000))
-    lag.before_io_wait(0)
-    worst = lag.worst_ms
-    assert total
-    assert worst > 0
-    lag.after_io_wait(0)
-    lag.before_io_wait(0)
-    assert lag.worst_ms == worst
+    lag.came(now + 1, now + 1.25)
+    lag.came(now + 2, now + 2)
+    assert lag.worst_ms == 250
+    lag.came(now + 11, now + 11.125)  # the first window is over
+    lag.came(now + 12, now + 12)
+    assert lag.worst_ms == 250
+    lag.came(now + 22, now + 22)
+    assert lag.worst_ms == 0
+
+
+@pytest.mark.autojump
+async def test_a_loop_that_is_busy_for_long_is_seen() -> None:
+    clock = trio.lowlevel.current_clock()
+    assert isinstance(clock, trio.testing.MockClock)
+    async with running(Group("root", ())) as tree:
+        await trio.sleep(10 * BEAT_S)
+        assert tree.lag.worst_ms == 0
+        clock.jump(5 * BEAT_S)  # as if a task had taken as long
+        await trio.sleep(BEAT_S)
+        assert tree.lag.worst_ms >= 4 * BEAT_S * 1000
