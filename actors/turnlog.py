@@ -4,6 +4,7 @@ Theory of operation. A turn's log is an append-only list of entries; an entry's 
 Entries are pieces of text and thinking, and whole frames (tool_execution, the closing frames). All who
 want to know are *readers with a position*: sockets, the delta tick that stores what grew, and the session.
 A slow reader is simply behind, and what it then gets is merged (`frames`); nothing is queued for anybody.
+What the store has, and most readers have had, is kept as longer texts (`Run`), under the same indexes.
 Logs of one conversation are linked by `next`, so a reader that is turns behind still misses nothing; a log
 that no reader needs is freed with its last reference.
 
@@ -14,7 +15,8 @@ this file refuses to know: sockets, storage, what a turn does next.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import msgspec
 
@@ -31,6 +33,9 @@ DELTAS = (
 """Frames with text, and with thinking."""
 
 MERGE_CHARS = 32_768  # of text in one merged frame: keeps frames small for a reader that is far behind
+
+JOINED = 128  # pieces that are kept as one text
+LARGE = 64  # characters of a piece that is kept by itself: it takes little more than its letters
 
 _json_text = msgspec.json.Encoder().encode
 
@@ -63,6 +68,27 @@ class Thought(msgspec.Struct, frozen=True, gc=False):
     text: str
 
 
+class Run(msgspec.Struct, frozen=True, gc=False):
+    """JOINED pieces of one kind; the entry of each. A string for each takes six times the memory of its letters."""
+
+    first: int
+    """Index of the first of them."""
+    text: str
+    """Of all."""
+    sizes: bytes
+    """Of each."""
+    thinking: bool
+
+    @property
+    def end(self) -> int:
+        """Index behind the last of them."""
+        return self.first + len(self.sizes)
+
+    def since(self, index: int) -> str:
+        """The text of the piece at that index, and of those behind it."""
+        return self.text[sum(self.sizes[: index - self.first]) :]
+
+
 class TurnLog:
     """One turn, from its first request to `turn_finished`.
 
@@ -74,6 +100,7 @@ class TurnLog:
 
     __slots__ = (
         "_cache",
+        "_joined",
         "aside",
         "asked",
         "attached",
@@ -102,7 +129,7 @@ class TurnLog:
         self.conversation = conversation
         self.turn = turn
         self.streaming = streaming
-        self.entries: list[str | Thought | bytes] = []
+        self.entries: list[str | Thought | Run | bytes] = []
         """Text, thinking, or whole frames as they go to sockets.
 
         Nothing that the garbage collector counts: of all that a delta makes only this stays. As pairs they had it
@@ -141,6 +168,8 @@ class TurnLog:
         self.marked = False
         """Where several fronts run: the store is told that something of it was shown."""
         self._cache: tuple[int, int, bytes] = (0, 0, b"")
+        self._joined = 0
+        """Index up to which entries were looked at whether they can be joined; the store has them."""
 
     @property
     def seq(self) -> int:
@@ -184,6 +213,18 @@ class TurnLog:
         """The store has everything up to there, and with it so many more characters of the running hop."""
         self.stored = max(self.stored, seq)
         self.unstored_chars = max(0, self.unstored_chars - chars)
+        while self.stored - self._joined >= JOINED:
+            self._join(self._joined)
+            self._joined += JOINED
+
+    def _join(self, first: int) -> None:
+        entries: list[Any] = self.entries[first : first + JOINED]
+        if (kinds := set(map(type, entries))) in ({str}, {Thought}):
+            texts: list[str] = [entry.text for entry in entries] if Thought in kinds else entries
+            sizes = [*map(len, texts)]
+            if max(sizes) < LARGE:
+                run = Run(first, "".join(texts), bytes(sizes), Thought in kinds)
+                self.entries[first : first + JOINED] = [run] * JOINED
 
     def stop_filling(self) -> None:
         """Nothing of the running request counts from now on."""
@@ -192,11 +233,20 @@ class TurnLog:
 
     def text(self, start: int = 0) -> str:
         """The answer's text from that index on, joined."""
-        return "".join(e for e in self.entries[start:] if type(e) is str)
+        return "".join(self._said(start, thinking=False))
 
     def thinking(self, start: int = 0) -> str:
         """The reasoning from that index on, joined."""
-        return "".join(e.text for e in self.entries[start:] if type(e) is Thought)
+        return "".join(self._said(start, thinking=True))
+
+    def _said(self, index: int, *, thinking: bool) -> Iterator[str]:
+        while index < len(self.entries):
+            entry = self.entries[index]
+            if not isinstance(entry, bytes) and _thinks(entry) is thinking:
+                text, index = _piece(entry, index)
+                yield text
+            else:
+                index = entry.end if isinstance(entry, Run) else index + 1
 
     def frames(self, start: int, *, text: bool = True, speaker: Speaker | None = None) -> tuple[bytes, int]:
         """What a reader at index `start` gets next: bytes of whole WebSocket frames, and its new index.
@@ -234,14 +284,14 @@ class TurnLog:
                 size += len(entry)
                 index += 1
                 continue
-            thinking, parts, chars = isinstance(entry, Thought), [], 0
+            thinking, parts, chars = _thinks(entry), [], 0
             while index < total and chars < MERGE_CHARS:
                 entry = entries[index]
-                if isinstance(entry, bytes) or isinstance(entry, Thought) is not thinking:
+                if isinstance(entry, bytes) or _thinks(entry) is not thinking:
                     break
-                parts.append(part := entry.text if isinstance(entry, Thought) else entry)
+                part, index = _piece(entry, index)
+                parts.append(part)
                 chars += len(part)
-                index += 1
             if not (text and chars):  # none: a place that is held
                 continue
             merged = parts[0] if len(parts) == 1 else "".join(parts)
@@ -251,3 +301,14 @@ class TurnLog:
                 out += map(frame_of, speaker.text(self.turn, merged, thinking=thinking))
             size += chars
         return (out[0] if len(out) == 1 else b"".join(out)), index
+
+
+def _thinks(entry: str | Thought | Run) -> bool:
+    return entry.thinking if isinstance(entry, Run) else isinstance(entry, Thought)
+
+
+def _piece(entry: str | Thought | Run, index: int) -> tuple[str, int]:
+    """The text at that index, of as much as is kept as one, and the index behind it."""
+    if isinstance(entry, Run):
+        return entry.since(index), entry.end
+    return (entry.text if isinstance(entry, Thought) else entry), index + 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -36,9 +37,9 @@ ENTRIES = st.lists(st.tuples(st.sampled_from(["text", "text", "thinking", "frame
 
 
 @contextmanager
-def merging(chars: int) -> Iterator[None]:
-    """With so many characters in one merged frame."""
-    with patch.object(turnlog, "MERGE_CHARS", chars):
+def merging(chars: int, joined: int = turnlog.JOINED) -> Iterator[None]:
+    """With so many characters in one merged frame, and so many pieces kept as one text."""
+    with patch.object(turnlog, "MERGE_CHARS", chars), patch.object(turnlog, "JOINED", joined):
         yield
 
 
@@ -95,19 +96,24 @@ class Reader:
     speeds=st.lists(st.integers(0, 4), min_size=2, max_size=4),
     streaming=st.booleans(),
     chars=st.integers(1, 30),
+    stored=st.integers(0, 5),
+    joined=st.integers(1, 4),
+    late_at=st.integers(0, 40),
 )
 def test_readers_at_any_speed_get_everything_once(
-    entries: list[Entry], speeds: list[int], streaming: bool, chars: int
+    entries: list[Entry], speeds: list[int], streaming: bool, chars: int, stored: int, joined: int, late_at: int
 ) -> None:
     log = TurnLog("c", 7, streaming=streaming)
     readers = [Reader(log) for _ in speeds] + [Reader(log, text=False)]
-    with merging(chars):
+    with merging(chars, joined):
         for step, entry in enumerate(entries):
             add(log, entry)
+            if stored and step % stored == 0:
+                log.was_stored(log.seq, 0)
             for reader, speed in zip(readers, [*speeds, 2], strict=True):
                 if speed and step % speed == 0:
                     reader.read()
-        late = [Reader(log, start) for start in {0, len(entries) // 2, len(entries)}]
+        late = [Reader(log, start) for start in {0, min(late_at, len(entries)), len(entries)}]
         for reader in [*readers, *late]:
             reader.finish()
             reader.check(entries)
@@ -118,6 +124,35 @@ def test_readers_at_any_speed_get_everything_once(
             assert all("".join(f["text"] for f in r.frames if f["type"] == name) == whole for r in readers[:-1])
     assert log.text() == "".join(text for kind, text in entries if kind == "text")
     assert log.thinking() == "".join(text for kind, text in entries if kind == "thinking")
+    assert log.text(late_at) == "".join(text for kind, text in entries[late_at:] if kind == "text")
+    assert log.thinking(late_at) == "".join(text for kind, text in entries[late_at:] if kind == "thinking")
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+def test_what_is_stored_of_a_long_answer_takes_little_more_than_its_letters(thinking: bool) -> None:
+    log, index = TurnLog("c", 1), 0
+    tracemalloc.start()
+    try:
+        for number in range(6000):
+            log.add(f"word {number:5} ", thinking=thinking)
+            _, index = log.frames(index)
+            if number % 10 == 0:
+                log.was_stored(log.seq, 0)
+        kept = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert kept < 2.5 * 6000 * len("word 12345 ")  # as strings they would be three times as much
+    assert len((log.thinking() if thinking else log.text()).split()) == 12_000
+
+
+def test_large_pieces_are_kept_by_themselves() -> None:
+    """A reader that is far behind gets frames that are no larger for it."""
+    log = TurnLog("c", 1)
+    for _ in range(2 * turnlog.JOINED):
+        log.add("x" * turnlog.LARGE)
+    log.was_stored(log.seq, 0)
+    with merging(1):
+        assert log.frames(0)[1] == 1
 
 
 def test_a_shared_encoding_is_used_for_its_range_only() -> None:
