@@ -90,8 +90,7 @@ class Streamer:
         """Set, and made anew, when a request has ended."""
         self._warming = trio.CancelScope()
         self._warm()
-        self._report()
-        ctx.report_live(lambda: {"running": self._running, "done": self._done, "failed": self._failed})
+        ctx.report_live(self._facts)
 
     async def serve(self, box: Mailbox[StreamerMessage]) -> None:
         """Take the mail, to its end, or up to a request that comes alone.
@@ -240,14 +239,18 @@ class Streamer:
             )
             self._ctx.report(last_error=f"{out.fault.code}: {out.fault.text}")
 
+    def _facts(self) -> dict[str, int]:
+        return {
+            "configured": self._snapshot.version,
+            "running": self._running,
+            "done": self._done,
+            "failed": self._failed,
+            "providers": len(self._snapshot.llm.providers),
+            "clients": len(self._clients),
+        }
+
     def _report(self) -> None:
-        self._ctx.report(
-            configured=self._snapshot.version,
-            providers=len(self._snapshot.llm.providers),
-            clients=len(self._clients),
-            waiting=self._upstreams.waiting() or None,
-            resting=self._upstreams.resting() or None,
-        )
+        self._ctx.report(waiting=self._upstreams.waiting() or None, resting=self._upstreams.resting() or None)
 
 
 def _address(llm: Llm) -> tuple[str, ClientOptions] | None:

@@ -17,6 +17,7 @@ from protocol.errors import Code
 from protocol.spec import Down, Status
 from protocol.streamer import Failed, Piece, Text, Thinking
 from protocol.watcher import Configured
+from supervisors import status
 from tests.fakes import (
     Asked,
     Cut,
@@ -317,6 +318,7 @@ async def test_the_same_number_again_replaces_the_running_request() -> None:
 
 async def test_a_receiver_that_does_not_take_stops_the_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outlet, "MOST_WAITING", 50)
+    monkeypatch.setattr(status, "BEAT_S", 100.0)  # else something moves all the time
     word = "x" * 10_000
     script = say(*[word] * 2000)  # 20 MB: more than the sockets hold
     async with FakeProvider(script) as upstream:
