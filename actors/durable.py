@@ -38,7 +38,7 @@ def has_moved(error: Exception) -> bool:
 
 async def insist(writer: Ref[Any], *appends: Append) -> None:
     """Store them in order, however long the store is away, within reason: an outcome must not be lost."""
-    give_up, waiting = trio.current_time() + INSIST_S, list(appends)
+    give_up, waiting, level = trio.current_time() + INSIST_S, list(appends), logging.WARNING
     while waiting and trio.current_time() < give_up:
         append = waiting[0]
         try:
@@ -46,10 +46,13 @@ async def insist(writer: Ref[Any], *appends: Append) -> None:
         except (MailError, Fault) as error:
             if has_moved(error):
                 return  # whose it is now has closed the turn
-            log.warning("turn %d of %s is not stored yet: %s", append.turn, append.conversation, error)
+            log.log(level, "turn %d of %s is not stored yet: %s", append.turn, append.conversation, error)
+            level = logging.DEBUG  # said once: with thousands of conversations the log would be full of it
             await trio.sleep(PAUSE_S)
         else:
             waiting.pop(0)
+    if not waiting:
+        log.info("turn %d of %s is stored now", appends[-1].turn, appends[-1].conversation)
     for append in waiting:
         log.error("turn %d of %s could not be stored: %s is given up", append.turn, append.conversation, append.key)
 

@@ -69,6 +69,6 @@ class Inlet(Protocol):
 class Directory(Protocol):
     """Where references find mailboxes by path."""
 
-    def mailbox(self, path: str) -> Inlet | None:
-        """The mailbox of a slot, or None (counted as a dead letter) when there is no such slot."""
+    def mailbox(self, path: str, *, letter: bool = True) -> Inlet | None:
+        """The mailbox of a slot, or None when there is no such slot: a dead letter, if there is one for it."""
         ...

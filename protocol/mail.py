@@ -293,16 +293,16 @@ class Ref(Generic[M]):
         self._directory = directory
         self._box: Inlet | None = None
 
-    def _find(self) -> Inlet | None:
+    def _find(self, *, letter: bool = True) -> Inlet | None:
         # A retired slot's path may be taken again by a new slot: look again when the cached one is closed.
         if self._box is None or self._box.closed:
-            self._box = self._directory.mailbox(self.path)
+            self._box = self._directory.mailbox(self.path, letter=letter)
         return self._box
 
     @property
     def there(self) -> bool:
         """Somebody takes mail at it."""
-        box = self._find()
+        box = self._find(letter=False)
         return box is not None and not box.closed
 
     def offer(self, message: M) -> bool:

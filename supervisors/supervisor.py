@@ -84,13 +84,13 @@ class Tree:
         """A reference to any address; it may come and go."""
         return Ref(self, path)
 
-    def mailbox(self, path: str) -> Inlet | None:
-        """The mailbox of a slot, here or abroad; None, counted as a dead letter, when there is no such slot."""
+    def mailbox(self, path: str, *, letter: bool = True) -> Inlet | None:
+        """The mailbox of a slot, here or abroad; None when there is no such slot: a dead letter, if one is for it."""
         slot = self.slots.get(path)
         if slot is not None:
             return slot.box
         inlet = self.abroad.inlet(path) if self.abroad is not None else None
-        if inlet is None:
+        if inlet is None and letter:
             self.dead_letters += 1
         return inlet
 

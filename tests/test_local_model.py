@@ -104,7 +104,7 @@ class World:
         self.error: Exception | None = None
         self._changed = trio.Event()
 
-    def mailbox(self, path: str) -> Mailbox[Any] | None:
+    def mailbox(self, path: str, *, letter: bool = True) -> Mailbox[Any] | None:
         return self.watcher if path == "watcher" else None
 
     def ref(self, path: str) -> Ref[Any]:

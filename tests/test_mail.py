@@ -27,8 +27,8 @@ class Post:
         self.boxes = {box.path: box for box in boxes}
         self.dead = 0
 
-    def mailbox(self, path: str) -> Mailbox[Any] | None:
-        if path not in self.boxes:
+    def mailbox(self, path: str, *, letter: bool = True) -> Mailbox[Any] | None:
+        if letter and path not in self.boxes:
             self.dead += 1
         return self.boxes.get(path)
 

@@ -763,6 +763,8 @@ async def test_stop_child_drains_frees_the_path_and_tells_nobody() -> None:
         ref.offer(1)
         ref.offer(2)
         await tree.stop_child("d/x")
+        assert not ref.there
+        assert tree.dead_letters == 0, "to look is no letter"
         assert seen == [Up("d/x", 1), 1, 2]
         assert not ref.offer(3)
         assert tree.dead_letters == 1

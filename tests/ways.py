@@ -59,9 +59,9 @@ class House:
         self.boxes[path] = Mailbox(path, limit)
         return self.boxes[path]
 
-    def mailbox(self, path: str) -> Inlet | None:
+    def mailbox(self, path: str, *, letter: bool = True) -> Inlet | None:
         inlet = self.boxes.get(path) or (self.abroad.inlet(path) if self.abroad is not None else None)
-        self.dead += inlet is None
+        self.dead += letter and inlet is None
         return inlet
 
     def house(self, path: str) -> Mailbox[Any] | None:
