@@ -287,9 +287,12 @@ class TurnLog:
             thinking, parts, chars = _thinks(entry), [], 0
             while index < total and chars < MERGE_CHARS:
                 entry = entries[index]
-                if isinstance(entry, bytes) or _thinks(entry) is not thinking:
+                if type(entry) is str and not thinking:  # as most are
+                    part, index = entry, index + 1
+                elif isinstance(entry, bytes) or _thinks(entry) is not thinking:
                     break
-                part, index = _piece(entry, index)
+                else:
+                    part, index = _piece(entry, index)
                 parts.append(part)
                 chars += len(part)
             if not (text and chars):  # none: a place that is held
