@@ -26,11 +26,9 @@ from protocol.client import ServerFrame, encode
 from protocol.streamer import Failed, Finished
 from protocol.writer import ToolStarted
 
-DELTAS = (
-    b'{"type":"assistant_delta","turn":%d,"seq":%d,"text":%b}',
-    b'{"type":"thinking_delta","turn":%d,"seq":%d,"text":%b}',
-)
-"""Frames with text, and with thinking."""
+SAID = b'{"type":"assistant_delta","turn":%d,"seq":%d,"text":%b}'
+THOUGHT = b'{"type":"thinking_delta","turn":%d,"seq":%d,"text":%b}'
+"""Frames with a piece of text, or of thinking."""
 
 MERGE_CHARS = 32_768  # of text in one merged frame: keeps frames small for a reader that is far behind
 
@@ -266,9 +264,10 @@ class TurnLog:
             return cached, cached_end
         end = start + 1
         entry = entries[start] if end == len(entries) and self.streaming else b""
-        piece = entry.text if isinstance(entry, Thought) else entry
-        if piece and isinstance(piece, str):  # one, as nearly always where readers keep up
-            out = frame_of(DELTAS[isinstance(entry, Thought)] % (self.turn, end, _json_text(piece)))
+        if type(entry) is str and entry:  # one piece, as nearly always where readers keep up
+            out = frame_of(SAID % (self.turn, end, _json_text(entry)))
+        elif type(entry) is Thought and entry.text:
+            out = frame_of(THOUGHT % (self.turn, end, _json_text(entry.text)))
         else:
             out, end = self._encode(start, text=self.streaming, speaker=None)
         self._cache = (start, end, out)
@@ -299,7 +298,7 @@ class TurnLog:
                 continue
             merged = parts[0] if len(parts) == 1 else "".join(parts)
             if speaker is None:
-                out.append(frame_of(DELTAS[thinking] % (self.turn, index, _json_text(merged))))
+                out.append(frame_of((THOUGHT if thinking else SAID) % (self.turn, index, _json_text(merged))))
             else:
                 out += map(frame_of, speaker.text(self.turn, merged, thinking=thinking))
             size += chars
