@@ -28,6 +28,8 @@ class Thread:
     def __init__(self, name: str) -> None:
         self._controller = apsw.aio.Trio(thread_name=name)
         self._alone = threading.Lock()
+        self._bare: Database | None = None
+        """Was used in another thread last: its statements cannot be cancelled."""
 
     async def run(self, call: Callable[[], T]) -> T:
         """Run it there. Cancelled: a statement that runs is aborted, one that waits is never begun."""
@@ -36,6 +38,9 @@ class Thread:
 
     def _run(self, call: Callable[[], T]) -> T:
         with self._alone:
+            if (db := self._bare) is not None:
+                self._bare = None
+                self.adopt(db)
             return call()
 
     def here(self, db: Database, call: Callable[[], T]) -> T | None:
@@ -43,10 +48,11 @@ class Thread:
         if not self._alone.acquire(blocking=False):
             return None
         try:
-            db.set_progress_handler(None, id=self._controller)  # it asks which call of the thread that is
+            if self._bare is None:
+                self._bare = db
+                db.set_progress_handler(None, id=self._controller)  # it asks which call of the thread that is
             return call()
         finally:
-            self.adopt(db)
             self._alone.release()
 
     async def finish(self, call: Callable[[], T]) -> T:

@@ -10,8 +10,10 @@ import shutil
 import stat
 import subprocess
 import threading
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import apsw
 import pytest
@@ -366,5 +368,27 @@ async def test_what_a_turn_stores_in_memory_is_committed_at_once_unless_the_thre
             go_on.set()
         mine = threading.get_ident()
         assert [ident == mine for ident in committing] == [True, False, False]
+    finally:
+        await storage.aclose()
+
+
+async def test_a_query_can_be_ended_after_a_commit_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
+    queries: dict[str, Callable[[Store], object]] = {
+        "quick": lambda self: self.db.execute("SELECT 1").get,
+        "endless": lambda self: self.db.execute(endless).get,
+    }
+    monkeypatch.setattr(Store, "query", lambda self, name: queries[name](self))
+    storage = await Storage.open(MEMORY)
+    ask: Any = storage.query
+    try:
+        for turn in (1, 2):
+            await storage.commit([begin(2 * turn)])
+            await storage.commit([begin(2 * turn + 1)])
+            assert await ask("quick", 5.0) == 1
+            await storage.commit([begin(100 + turn)])
+            with pytest.raises(Unavailable, match="took longer"):
+                await ask("endless", 0.01)
+        assert await ask("quick", 5.0) == 1
     finally:
         await storage.aclose()
