@@ -113,6 +113,7 @@ class Life:
                 nursery.start_soon(self._oversee)
                 await self.process.ended()
                 self._gone.set()
+                self._dismiss()
                 with trio.move_on_after(LAST_WORDS_S):
                     await self._read.wait()
                 nursery.cancel_scope.cancel()
@@ -144,8 +145,8 @@ class Life:
     async def _ask(
         self, question: Callable[[int], Report | Restart], within: float
     ) -> trio.Event | Node | PartState | None:
-        """The answer; None where none can be asked, an event where none came."""
-        if self._port is None or not self._ready.is_set():
+        """The answer; None where none can be asked, or it ends meanwhile; an event where none came."""
+        if self._port is None or not self.well:
             return None
         self._last_report += 1
         number, came = self._last_report, trio.Event()
@@ -154,6 +155,13 @@ class Life:
         with trio.move_on_after(within):
             await came.wait()
         return self._reports.pop(number)
+
+    def _dismiss(self) -> None:
+        """It has ended: whoever asked it something gets no answer."""
+        for number, came in self._reports.items():
+            if isinstance(came, trio.Event):
+                self._reports[number] = None
+                came.set()
 
     def control(self, port: Port, item: ControlItem) -> None:
         """One item from the process."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,25 @@ def command_of(pid: int) -> list[str]:
 async def ended(tree: Tree, role: str, lives: int) -> None:
     """Wait until the process runs in a later incarnation than that."""
     await tree.reached(f"processes/{role}", Status.RUNNING, incarnation=lives + 1)
+
+
+async def test_whoever_asks_a_process_that_ends_does_not_wait_for_it() -> None:
+    async with root(plan("w")) as tree, trio.open_nursery() as nursery:
+        there = life(tree, "w")
+        os.kill(there.process.pid, signal.SIGSTOP)
+
+        async def ask(question: Callable[[], Awaitable[object]]) -> None:
+            assert await question() is None
+            answered.append(True)
+
+        answered: list[bool] = []
+        nursery.start_soon(ask, lambda: there.report(math.inf))
+        nursery.start_soon(ask, lambda: there.restart("w/toy", math.inf))
+        await trio.testing.wait_all_tasks_blocked()
+        assert not answered
+        os.kill(there.process.pid, signal.SIGKILL)
+    assert answered == [True, True]
+    assert await there.report(math.inf) is None
 
 
 async def test_it_answers_is_killed_is_back_and_stops_in_order(tmp_path: Path) -> None:
