@@ -7,9 +7,11 @@ way. The lock file itself stays: removing it would let two owners lock two diffe
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from contextlib import suppress
+from tempfile import TemporaryFile
 
 ROOM_BYTES = 2**20  # free space with which writing is tried again after a full disk
 
@@ -68,9 +70,10 @@ def _unwritable(path: str, error: OSError) -> str:
 
 
 def has_room(path: str) -> bool:
-    """Whether there may be space to write there, as far as the file system says: quotas it does not count."""
+    """Whether there is space for so much more in its directory. Takes it for a moment: a quota shows in no figure."""
     try:
-        found = os.statvfs(os.path.dirname(path))
-    except OSError:  # the database will say what is wrong
-        return True
-    return found.f_bavail * found.f_frsize >= ROOM_BYTES
+        with TemporaryFile(dir=os.path.dirname(path)) as room:
+            os.posix_fallocate(room.fileno(), 0, ROOM_BYTES)
+    except OSError as error:
+        return error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # else the database will say what is wrong
+    return True

@@ -22,7 +22,7 @@ import apsw
 import trio
 
 from actors import operations, recovery, retention, rows
-from actors.database_file import lock, make, size
+from actors.database_file import has_room, lock, make, size
 from actors.fence import Fence
 from actors.retention import Limits, Removed
 from actors.schema import Database, inspect, migrate
@@ -95,6 +95,8 @@ class Store:
         self._reader: Database | None = None
         self._now = 0.0
         self._pages = 0
+        self.wrote = False
+        """The last commit wrote something."""
         self._next_checkpoint = CHECKPOINT_PAGES
 
     def open(self) -> None:
@@ -174,16 +176,19 @@ class Store:
         Raises: StoreError: none of it was done.
         """
         db = self.db
+        before = db.total_changes()
         with self._errors:
             try:
                 with _Transaction(db, "BEGIN IMMEDIATE"):
-                    return [operations.apply(db, operation, self._clock(), self._fence) for operation in batch]
+                    answers = [operations.apply(db, operation, self._clock(), self._fence) for operation in batch]
             except Exception as error:
                 if isinstance(error, apsw.Error) and translated(error, self.path) is not None:
                     raise
                 # One of them cannot be stored: find out which, so that the others are.
                 with _Transaction(db, "BEGIN IMMEDIATE"):
-                    return [self._apply_alone(db, operation) for operation in batch]
+                    answers = [self._apply_alone(db, operation) for operation in batch]
+        self.wrote = db.total_changes() > before
+        return answers
 
     def _apply_alone(self, db: Database, operation: Operation) -> object:
         db.execute("SAVEPOINT one")
@@ -260,6 +265,14 @@ class Store:
             log.warning("%s: the log could not be moved into the file yet: %s", self.path, error)
         self._next_checkpoint = self._pages + CHECKPOINT_PAGES  # until `_grown` sees that the log began anew
 
+    def probe(self) -> bool:
+        """Write a page, and change nothing by it; False: there is no room for it. Raises: StoreError."""
+        if self.path != MEMORY and not has_room(self.path):
+            return False
+        with self._errors, _Transaction(self.db, "BEGIN IMMEDIATE"):
+            self.db.pragma("user_version", self.db.pragma("user_version"))
+        return True
+
     def sizes(self) -> Sizes:
         """Bytes of the file and of its log."""
         if self.path == MEMORY:
@@ -316,6 +329,10 @@ class Storage:
         """`Store.checkpoint` if one is due."""
         if self.store.checkpoint_due:
             await self._writing.finish(self.store.checkpoint)
+
+    async def probe(self) -> bool:
+        """`Store.probe`."""
+        return await self._writing.finish(self.store.probe)
 
     async def recover(self) -> int:
         """`Store.recover`."""

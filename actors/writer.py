@@ -29,7 +29,7 @@ from typing import cast, get_args
 import msgspec
 import trio
 
-from actors import database_file, kept_results
+from actors import kept_results
 from actors.fence import Fence
 from actors.store import MEMORY, Storage
 from actors.store_errors import Busy, Fatal, Full, StoreError, Unavailable
@@ -257,10 +257,22 @@ class Writer:
     async def _expire(self) -> None:
         while True:
             await trio.sleep(DUE_S)
-            # After trouble nobody may send anything more: who balances load takes a service that is not ready out.
-            again = self._trouble and database_file.has_room(self._storage.store.path)
-            if again or time.time() >= self._due:
+            if self._trouble:
+                await self._probe()
+            if time.time() >= self._due:
                 self._ctx.ref(self._ctx.path).offer(ExpirePending())
+
+    async def _probe(self) -> None:
+        """See whether it works again: nobody may send anything more, as the service is not ready. Raises: Fatal."""
+        try:
+            works = await self._storage.probe()
+        except Fatal:
+            raise
+        except StoreError as error:
+            log.debug("still: %s", error)
+        else:
+            if works:
+                self._note("")
 
     async def _commit(self, operations: Sequence[Operation]) -> Sequence[object]:
         """One answer each. Raises: Fatal."""
@@ -275,7 +287,8 @@ class Writer:
         except StoreError as error:
             self._note(str(error))
             return [Fault(Code.STORAGE_UNAVAILABLE) for _ in operations]
-        self._note("")
+        if self._storage.store.wrote:  # nothing can be written to a full disk as well
+            self._note("")
         if operations:
             self._commits += 1
             self._done += len(operations)

@@ -17,6 +17,7 @@ from actors.database_file import has_room
 from actors.store import Store
 from protocol.errors import Code, Fault
 from protocol.mail import Gone, Ref
+from protocol.pending import ExpirePending
 from protocol.spec import Status
 from protocol.writer import (
     Began,
@@ -131,7 +132,7 @@ async def test_a_disk_that_has_room_again_is_found_without_a_message(
 
     monkeypatch.setattr(apsw, "connection_hooks", [made.append])
     monkeypatch.setattr("actors.writer.DUE_S", 0.01)
-    monkeypatch.setattr("actors.database_file.has_room", look)
+    monkeypatch.setattr("actors.store.has_room", look)
     async with writing(tmp_path / "chat.db") as tree:
         writer: Ref[Any] = tree.ref(PATH)
         await writer.ask(begin(), within=WITHIN)
@@ -142,6 +143,7 @@ async def test_a_disk_that_has_room_again_is_found_without_a_message(
             await writer.ask(append("x" * 100_000), within=WITHIN)
         while len(looks) < 3:  # noqa: ASYNC110 - see below
             await trio.sleep(0.01)  # it looks by itself, and tells nobody
+        await writer.ask(ExpirePending(), within=WITHIN)  # which writes nothing, as nothing is due
         assert "No space is left" in str(facts(tree)["trouble"])
         made[0].pragma("max_page_count", 1_000_000)
         room = True
@@ -153,8 +155,9 @@ async def test_a_disk_that_has_room_again_is_found_without_a_message(
 def test_room_is_what_the_file_system_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert has_room(str(tmp_path / "chat.db"))
     assert has_room("/nowhere/at/all/chat.db")  # the database will say what is wrong
-    monkeypatch.setattr("actors.database_file.ROOM_BYTES", 2**80)
+    monkeypatch.setattr("actors.database_file.ROOM_BYTES", 2**62)
     assert not has_room(str(tmp_path / "chat.db"))
+    assert not list(tmp_path.iterdir())
 
 
 async def test_another_programs_lock_is_waited_out_or_said(
