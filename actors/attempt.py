@@ -221,8 +221,7 @@ class Attempt:
             outlet.push()
             if outlet.full:
                 await self._room(silence)
-            if not (self._begun and answer.flows):  # else nobody waits here any more
-                silence.deadline = self._deadline
+            silence.deadline = self._deadline
         self._close()
         if not completion.events and head:
             words = head.decode("utf-8", "replace")

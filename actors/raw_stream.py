@@ -69,6 +69,8 @@ class RawStream(httpcore.AsyncNetworkStream):
 
     async def wait(self) -> None:
         """Wait until there may be something. Raises trio.ClosedResourceError."""
+        if self._sock.fileno() < 0:  # trio would take the number for one that is waited for, for ever
+            raise trio.ClosedResourceError("it is closed")
         await trio.lowlevel.wait_readable(self._sock)
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
@@ -79,7 +81,7 @@ class RawStream(httpcore.AsyncNetworkStream):
                 if isinstance(sock, ssl.SSLSocket) and sock.pending():  # of which the descriptor says nothing
                     await trio.lowlevel.checkpoint()
                 else:
-                    await trio.lowlevel.wait_readable(sock)  # an answer is never there when it was just asked for
+                    await self.wait()  # an answer is never there when it was just asked for
                 while True:
                     try:
                         return sock.recv(max_bytes)

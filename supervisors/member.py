@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar, cast
 
@@ -164,11 +165,18 @@ def outcome_of(error: Exception | None) -> Outcome:
     """How an incarnation ended, from what it raised."""
     if error is None:
         return Outcome.DONE
-    if isinstance(error, Parked):
-        return Outcome.HOPELESS if error.retry else Outcome.REFUSED
-    if isinstance(error, ExceptionGroup) and error.subgroup(Parked) is not None:
-        return Outcome.HOPELESS
-    return Outcome.FAILED
+    parked = list(_parked(error))
+    if not parked:
+        return Outcome.FAILED
+    return Outcome.HOPELESS if all(one.retry for one in parked) else Outcome.REFUSED
+
+
+def _parked(error: Exception) -> Iterator[Parked]:
+    if isinstance(error, ExceptionGroup):
+        for inner in error.exceptions:
+            yield from _parked(inner)
+    elif isinstance(error, Parked):
+        yield error
 
 
 def consequence(decision: Decision, group: str) -> str:

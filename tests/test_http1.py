@@ -65,6 +65,16 @@ async def polling() -> AsyncIterator[Poller]:
     poller.close()
 
 
+async def test_who_reads_what_is_closed_is_told_so_each_time() -> None:
+    async with body() as (answer, _):
+        answer.wire.close()
+        for _ in range(2):
+            with pytest.raises(httpcore.ReadError):
+                await answer.wire.read(1)
+            with pytest.raises(trio.ClosedResourceError):
+                await answer.wire.wait()
+
+
 async def test_an_end_that_comes_with_the_last_of_the_body_is_one() -> None:
     async with polling() as poller, body() as (answer, peer), trio.open_nursery() as nursery:
         came = Kept()

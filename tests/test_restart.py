@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.spec import Backoff, Child, Group, Intensity, OnLimit, Restart, Strategy
+from protocol.spec import Backoff, Child, Group, Intensity, OnLimit, Parked, Restart, Strategy
+from supervisors.member import outcome_of
 from supervisors.restart import Decision, Outcome, Past, Policy, Verdict, decide, delay, together
 
 INF = float("inf")
@@ -24,6 +25,22 @@ def judge(
     mail: bool = False,
 ) -> Decision:
     return decide(policy, past or Past(), outcome, now=now, ready_s=ready_s, mail=mail, rng=random.Random(1))
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (None, Outcome.DONE),
+        (ValueError(), Outcome.FAILED),
+        (Parked(), Outcome.HOPELESS),
+        (Parked(retry=False), Outcome.REFUSED),
+        (ExceptionGroup("", [ValueError(), Parked()]), Outcome.HOPELESS),
+        (ExceptionGroup("", [ValueError(), ExceptionGroup("", [Parked(retry=False)])]), Outcome.REFUSED),
+        (ExceptionGroup("", [ValueError(), OSError()]), Outcome.FAILED),
+    ],
+)
+def test_how_an_incarnation_ended_is_what_it_raised(error: Exception | None, outcome: Outcome) -> None:
+    assert outcome_of(error) is outcome
 
 
 @pytest.mark.parametrize(
