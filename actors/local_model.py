@@ -25,6 +25,7 @@ import msgspec
 import trio
 
 from actors.last_words import telling_first
+from actors.provider_key import has_key
 from protocol.local_model import LocalModelMessage
 from protocol.mail import Gone, Mailbox, Ref
 from protocol.spec import Context, Parked, Up
@@ -102,7 +103,7 @@ async def run(box: Mailbox[LocalModelMessage], ctx: Context) -> None:
 def wanted(snapshot: Snapshot, environment: Mapping[str, str]) -> bool:
     """Whether the active provider cannot be used for want of a key."""
     provider = snapshot.llm.providers.get(snapshot.llm.active)
-    return provider is not None and provider.api_key_env is not None and not environment.get(provider.api_key_env)
+    return provider is not None and not has_key(provider, environment)
 
 
 async def _tell(watcher: Ref[WatcherMessage], message: WatcherMessage) -> None:

@@ -6,8 +6,14 @@ Beside whoever reads a snapshot: fronts tell it in `/readyz`, the watcher in the
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
-from protocol.watcher import Snapshot
+from protocol.watcher import Provider, Snapshot
+
+
+def has_key(provider: Provider, environment: Mapping[str, str] = os.environ) -> bool:
+    """Its key is there, or it needs none."""
+    return provider.api_key_env is None or bool(environment.get(provider.api_key_env))
 
 
 def missing_key(snapshot: Snapshot) -> str:
@@ -15,6 +21,6 @@ def missing_key(snapshot: Snapshot) -> str:
     provider = snapshot.llm.providers.get(snapshot.llm.active)
     if provider is None:
         return f"llm.active names {snapshot.llm.active!r}, which is not among llm.providers"
-    if provider.api_key_env is not None and not os.environ.get(provider.api_key_env):
+    if not has_key(provider):
         return f"the provider {provider.name!r} has no key: set {provider.api_key_env} in the environment or .env"
     return ""

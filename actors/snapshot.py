@@ -16,6 +16,7 @@ import msgspec
 
 from actors.checks import Checked
 from actors.llm_settings import ProviderSettings
+from actors.provider_key import has_key
 from actors.servers_file import Servers
 from actors.settings import PoolSettings, Settings
 from actors.trees import Tree
@@ -161,8 +162,7 @@ def with_model_loading(snapshot: Snapshot, environment: Mapping[str, str]) -> Sn
 
 def _has_key(llm: Llm, environment: Mapping[str, str]) -> bool:
     """The active provider or a fallback has its key, or needs none."""
-    asked = [llm.providers[name] for name in (llm.active, *llm.fallbacks)]
-    return any(one.api_key_env is None or environment.get(one.api_key_env) for one in asked)
+    return any(has_key(llm.providers[name], environment) for name in (llm.active, *llm.fallbacks))
 
 
 def _provider(name: str, written: ProviderSettings, pool: PoolSettings) -> Provider:

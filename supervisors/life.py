@@ -158,10 +158,15 @@ class Life:
 
     def _dismiss(self) -> None:
         """It has ended: whoever asked it something gets no answer."""
-        for number, came in self._reports.items():
-            if isinstance(came, trio.Event):
-                self._reports[number] = None
-                came.set()
+        for number in self._reports:
+            self._answered(number, None)
+
+    def _answered(self, number: int, answer: Node | PartState | None) -> None:
+        """Give it to whoever asked that; nobody, where he waits no more."""
+        came = self._reports.get(number)
+        if isinstance(came, trio.Event):
+            self._reports[number] = answer
+            came.set()
 
     def control(self, port: Port, item: ControlItem) -> None:
         """One item from the process."""
@@ -173,15 +178,9 @@ class Life:
                 self.pulse = item
                 self._felt(self)
             case Reported(id=number, node=node):
-                came = self._reports.get(number)
-                if isinstance(came, trio.Event):
-                    self._reports[number] = msgspec.msgpack.decode(node, type=Node)
-                    came.set()
+                self._answered(number, msgspec.msgpack.decode(node, type=Node))
             case Restarted(id=number, part=part):
-                came = self._reports.get(number)
-                if isinstance(came, trio.Event):
-                    self._reports[number] = part
-                    came.set()
+                self._answered(number, part)
             case Failed(reason=reason):
                 self._said = reason
             case _:

@@ -131,11 +131,18 @@ def leaf(error: E) -> E:
     return error
 
 
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """The errors of a group and of those within it; the error itself where it is none."""
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from leaves(inner)
+    else:
+        yield error
+
+
 def cancelled(error: BaseException) -> bool:
     """It is a cancellation, and nothing else."""
-    return isinstance(error, trio.Cancelled) or (
-        isinstance(error, BaseExceptionGroup) and all(map(cancelled, error.exceptions))
-    )
+    return all(isinstance(one, trio.Cancelled) for one in leaves(error))
 
 
 def describe(error: BaseException) -> str:
@@ -155,28 +162,17 @@ def explained(error: BaseException) -> bool:
 
     Anything else may be a mistake in the code, and needs its traceback.
     """
-    error = leaf(error)
-    if isinstance(error, BaseExceptionGroup):
-        return all(explained(inner) for inner in error.exceptions)
-    return type(error).__module__.partition(".")[0] in OURS
+    return all(type(one).__module__.partition(".")[0] in OURS for one in leaves(error))
 
 
 def outcome_of(error: Exception | None) -> Outcome:
     """How an incarnation ended, from what it raised."""
     if error is None:
         return Outcome.DONE
-    parked = list(_parked(error))
+    parked = [one for one in leaves(error) if isinstance(one, Parked)]
     if not parked:
         return Outcome.FAILED
     return Outcome.HOPELESS if all(one.retry for one in parked) else Outcome.REFUSED
-
-
-def _parked(error: Exception) -> Iterator[Parked]:
-    if isinstance(error, ExceptionGroup):
-        for inner in error.exceptions:
-            yield from _parked(inner)
-    elif isinstance(error, Parked):
-        yield error
 
 
 def consequence(decision: Decision, group: str) -> str:
